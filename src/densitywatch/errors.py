@@ -1,0 +1,37 @@
+"""The errors a user meets: one sentence each, saying what is wrong, where, and what to do."""
+
+
+class DensitywatchError(Exception):
+    """A failure with a one-sentence message; the command line prints it and exits with 1."""
+
+    exit_code = 1
+
+
+class ParamsError(DensitywatchError):
+    """params.yaml, or what was typed, cannot be used; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class DataError(DensitywatchError):
+    """Data is missing, unreachable, altered or unreadable."""
+
+
+class ValidationFailed(DensitywatchError):
+    """An expectation on the data does not hold."""
+
+
+class ModelError(DensitywatchError):
+    """A model cannot be found, loaded, or asked for what it does not offer."""
+
+
+class TrainingDiverged(DensitywatchError):
+    """The loss became NaN or infinite; the last good checkpoint is kept."""
+
+
+class RegistryError(DensitywatchError):
+    """The model registry cannot be reached or has no such model, version or alias."""
+
+
+class GateRejected(DensitywatchError):
+    """A candidate did not pass the promotion gate."""

@@ -1,0 +1,140 @@
+"""One file a model; `MODELS` maps a kind to its class, and a model's folder holds `model.safetensors`.
+
+A model file `<kind>.py` defines `Settings` (a frozen pydantic model) and names its class in `MODEL`. The class is made by
+`MODEL(settings, channels, size, classes)` (`classes` = number of labels, 0 where there are none) and offers what it can do
+and nothing more:
+
+    loss(x, labels) -> (scalar to minimise, dict of scalars to log)     likelihood and reconstruction models
+    generator_loss(n, labels), discriminator_loss(x, labels)             adversarial models
+    log_prob(x, labels=None) -> (B,) nats     log_prob_map(x, labels=None) -> (B, H, W) nats     exact densities
+    elbo(x), importance_bound(x, samples)     bounds, (B,) nats
+    sample(n, labels=None, generator=None) -> uint8 (n, C, H, W)
+    encode(x) -> (B, D)     decode(z) -> uint8     reconstruct(x) -> uint8
+
+Images are uint8 (B, C, H, W) at every public boundary.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from densitywatch.errors import ModelError
+from densitywatch.params import ModelBlock, first_problem, model_settings
+
+WEIGHTS = "model.safetensors"
+FORMAT = "1"
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MODELS":
+        return find_models()
+    raise AttributeError(f"module 'densitywatch.models' has no attribute {name!r}")
+
+
+def find_models() -> dict[str, type[nn.Module]]:
+    """Every model by its kind: the files of this folder that name a `MODEL`."""
+    found = {}
+    for file in pkgutil.iter_modules(__path__):
+        module = importlib.import_module(f"{__name__}.{file.name}")
+        if hasattr(module, "MODEL"):
+            found[file.name] = module.MODEL
+    return found
+
+
+def build_model(block: ModelBlock, *, channels: int, size: int, classes: int) -> nn.Module:
+    """A freshly initialised model of a params block; initial weights follow torch's global seed."""
+    settings = model_settings(block)
+    module = importlib.import_module(f"{__name__}.{block.kind}")
+    model: nn.Module = module.MODEL(settings, channels=channels, size=size, classes=classes)
+    return model
+
+
+def save_model(
+    model: nn.Module, folder: Path | str, *, kind: str, class_names: tuple[str, ...], about: Mapping[str, Any]
+) -> Path:
+    """Write `folder/model.safetensors`, whole or not at all; all that `load_model` needs stands in its header.
+
+    `about` is what a reader should know beside the settings: data digest, steps, validation figure.
+    """
+    header = {
+        "kind": kind,
+        "settings": model.settings.model_dump(mode="json"),
+        "channels": model.channels,
+        "size": model.size,
+        "class_names": list(class_names),
+        **about,
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / WEIGHTS
+    beside = folder / f".{WEIGHTS}.{os.getpid()}"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    # one key only: safetensors writes several in an order that changes from run to run, and the bytes must not
+    safetensors.torch.save_file(
+        tensors, beside, metadata={"densitywatch": json.dumps({"format": FORMAT, **header}, sort_keys=True)}
+    )
+    os.replace(beside, target)
+    return target
+
+
+def read_header(folder: Path | str) -> dict[str, Any]:
+    """The header of a model's folder: kind, settings, channels, size, class_names and what training noted.
+
+    Raises ModelError when the file is missing, not whole, or no densitywatch model.
+    """
+    path = Path(folder) / WEIGHTS
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such model; train it with `dvc repro train@{Path(folder).name}`") from None
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ModelError(f"{path}: not a whole safetensors file ({error}); train or download it again") from None
+    try:
+        header: dict[str, Any] = json.loads(metadata["densitywatch"])
+    except (KeyError, ValueError):
+        raise ModelError(f"{path}: has no densitywatch header; this file was not written by densitywatch") from None
+    if header.get("format") != FORMAT:
+        raise ModelError(f"{path}: format {header.get('format')!r} is not the {FORMAT!r} this version reads")
+    return header
+
+
+def load_model_folder(folder: Path | str) -> nn.Module:
+    """The model in `folder`, in eval mode on the CPU, with `class_names` and `header` as attributes.
+
+    Raises ModelError when the folder holds no whole model or its weights do not fit its settings.
+    """
+    header = read_header(folder)
+    try:
+        block_kind = str(header["kind"])
+        if not block_kind.isidentifier():
+            raise ModelError(f"{folder}: '{block_kind}' is no model kind")
+        module = importlib.import_module(f"{__name__}.{block_kind}")
+        model: nn.Module = module.MODEL(
+            module.Settings.model_validate(header["settings"]),
+            channels=header["channels"],
+            size=header["size"],
+            classes=len(header["class_names"]),
+        )
+        weights: dict[str, Tensor] = safetensors.torch.load_file(Path(folder) / WEIGHTS)
+        model.load_state_dict(weights)
+    except ModuleNotFoundError:
+        raise ModelError(f"{folder}: kind '{header['kind']}' is not among this version's models") from None
+    except ValidationError as error:
+        raise ModelError(f"{folder}: settings.{first_problem(error)}") from None
+    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
+        raise ModelError(f"{folder}: weights and settings do not fit: {' '.join(str(error).split())[:300]}") from None
+    model.class_names = tuple(header["class_names"])
+    model.header = header
+    return model.eval()

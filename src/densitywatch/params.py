@@ -1,0 +1,231 @@
+"""params.yaml as frozen, typed values; anything unknown, missing or out of range is one sentence naming the key."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from densitywatch.errors import ParamsError
+
+
+class Block(BaseModel):
+    """A frozen block of params.yaml that refuses keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataParams(Block):
+    """What to fetch and how to prepare it."""
+
+    source: Literal["fashion_mnist", "mnist", "photos", "folder"]
+    address: str | None = None
+    """Only for `source: folder`: a local folder or any fsspec address such as s3://bucket/images."""
+    size: int = Field(ge=4, le=1024)
+    channels: Literal[1, 3]
+    resize: Literal["crop", "pad", "stretch"] = "crop"
+    limit: int | None = Field(default=None, ge=8)
+    """At most this many images of the training part and of the test part; null takes all."""
+    validation: float = Field(gt=0, lt=1)
+    calibration: float = Field(gt=0, lt=1)
+    test: float = Field(gt=0, lt=1)
+    """Shares of the images; `test` counts only for sources without a test part of their own."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DataParams:
+        if (self.source == "folder") != (self.address is not None):
+            raise ValueError("address must be given for source: folder, and only for it")
+        if self.validation + self.calibration + self.test >= 1:
+            raise ValueError("validation + calibration + test must leave images to train on (sum below 1)")
+        return self
+
+
+class ExpectationParams(Block):
+    """The limits of the Great Expectations suite on the manifest."""
+
+    min_images: int = Field(ge=1)
+    max_duplicate_share: float = Field(ge=0, le=1)
+    max_flat_share: float = Field(ge=0, le=1)
+    min_label_share: float = Field(ge=0, le=1)
+    """Each label's share of the images, relative to an even share: 0.5 lets a class be half its even share."""
+    mean_intensity: tuple[float, float]
+    """The dataset's mean pixel value (0 to 255) lies between these."""
+
+
+class DeviceParams(Block):
+    """Where and how computation runs; passed to Lightning Fabric."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = "auto"
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    channels_last: bool = True
+    compile: Literal["auto", True, False] = "auto"
+    """auto: torch.compile where a C++ compiler (CPU) or Triton (CUDA) is found, the eager form elsewhere."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; null takes the machine's cores. Part of what makes two runs bit-identical."""
+
+
+class TrainingParams(Block):
+    """One model's training; the defaults are those of every model that does not say otherwise."""
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, lt=10)
+    discriminator_learning_rate: float | None = Field(default=None, gt=0, lt=10)
+    """Only for adversarial models: the second time scale; null takes learning_rate."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    final_learning_rate: float = Field(default=0.0, ge=0, le=1)
+    """The cosine's end, as a share of learning_rate."""
+    gradient_clip: float | None = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    evaluate_every: int = Field(default=500, ge=1)
+    checkpoint_every: int = Field(default=250, ge=1)
+    validation_images: int | None = Field(default=2000, ge=1)
+    """How many validation images choose the best checkpoint; null takes all."""
+
+
+class ModelBlock(Block):
+    """One model: `kind` names the file in densitywatch/models, `settings` are that file's own."""
+
+    kind: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    settings: dict[str, Any] = Field(default_factory=dict)
+    training: TrainingParams
+
+
+class EvaluateParams(Block):
+    test_images: int | None = Field(default=None, ge=1)
+    """At most this many test images; null takes all."""
+    batch_size: int = Field(ge=1)
+    importance_samples: int = Field(ge=1)
+    importance_images: int | None = Field(default=None, ge=1)
+    sample_images: int = Field(ge=1)
+    """How many images each model draws for its sample grid."""
+
+
+class DetectorParams(Block):
+    """The outlier detector: what it is made of and how loud it may be."""
+
+    members: tuple[str, ...] = Field(min_length=1)
+    """Names of functions in densitywatch/outliers/scores.py."""
+    declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
+    """Transformations of the world that count as outliers; none by default."""
+    false_discovery_rate: float = Field(gt=0, lt=1)
+    false_alarm_rate: float = Field(gt=0, lt=1)
+    batch_size: int = Field(ge=1)
+
+
+class InboxParams(Block):
+    """Where incoming batches arrive (one folder a batch) and where results go."""
+
+    address: str
+    results: str
+    settle_seconds: float = Field(ge=0)
+    """A batch without a _SUCCESS marker is left alone until its newest file is this old."""
+    cron: str
+
+
+class MlflowParams(Block):
+    tracking_uri: str
+    """Where runs and the registry live; the environment variable MLFLOW_TRACKING_URI goes before it."""
+    experiment: str = Field(min_length=1)
+
+
+class GateParams(Block):
+    """What a candidate must meet, beside the champion on the same validation images, to be promoted."""
+
+    images: int = Field(ge=1)
+    tolerance: float = Field(ge=0)
+    """How much worse, relatively, a candidate may be and still pass; 0 asks it to be at least as good."""
+
+
+class Params(Block):
+    """The whole of params.yaml."""
+
+    seed: int = Field(ge=0, lt=2**31)
+    data: DataParams
+    expectations: ExpectationParams
+    device: DeviceParams
+    models: dict[str, ModelBlock] = Field(min_length=1)
+    evaluate: EvaluateParams
+    detector: DetectorParams
+    inbox: InboxParams
+    mlflow: MlflowParams
+    gate: GateParams
+
+    @field_validator("models")
+    @classmethod
+    def _names(cls, models: dict[str, ModelBlock]) -> dict[str, ModelBlock]:
+        for name in models:
+            if not name.isidentifier() or name != name.lower() or name == "detector":
+                raise ValueError(f"'{name}' is no model name: use lower-case letters, digits and underscores")
+        return models
+
+
+def load_params(path: Path | str = "params.yaml", *, check_models: bool = True) -> Params:
+    """Read and check `path`.
+
+    `check_models` also checks each model's settings, for which the model files (and so torch) are imported; verbs
+    that touch no model leave it out to start sooner.
+
+    Raises ParamsError: one sentence naming the key that is unknown, missing, of a wrong type or out of range.
+    """
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path}: no such file; run from the project's top folder or pass --params") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise ParamsError(f"{path}: expected a mapping of blocks such as `data:` and `models:`")
+    try:
+        params = Params.model_validate(raw)
+    except ValidationError as error:
+        raise ParamsError(f"{path}: {first_problem(error)}") from None
+    if check_models:
+        for name, block in params.models.items():
+            try:
+                model_settings(block)
+            except ParamsError as error:
+                raise ParamsError(f"{path}: models.{name}.{error}") from None
+    return params
+
+
+def model_settings(block: ModelBlock) -> BaseModel:
+    """The block's settings, checked by the `Settings` of the model file that its kind names.
+
+    Raises ParamsError when there is no such file or a setting does not fit.
+    """
+    module = f"densitywatch.models.{block.kind}"
+    try:
+        settings_type = importlib.import_module(module).Settings
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ParamsError(f"kind: '{block.kind}' has no file in densitywatch/models") from None
+    except AttributeError:
+        raise ParamsError(f"kind: '{block.kind}' is no model: its file has no Settings") from None
+    try:
+        settings: BaseModel = settings_type.model_validate(block.settings)
+    except ValidationError as error:
+        raise ParamsError(f"settings.{first_problem(error)}") from None
+    return settings
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints as `key: what is wrong`, in one line."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key; remove it or correct its spelling"
+    if problem["type"] == "missing":
+        return f"{key}: missing; add it"
+    message = " ".join(problem["msg"].removeprefix("Value error, ").split())
+    given = problem.get("input")
+    shown = f" (given: {given!r:.80})" if isinstance(given, str | int | float | bool | type(None)) else ""
+    return f"{key}: {message[0].lower() + message[1:]}{shown}" if key else message
