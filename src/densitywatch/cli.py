@@ -1,0 +1,278 @@
+"""`densitywatch VERB`: what dvc.yaml runs and what people type.
+
+Exit codes: 0 done, 1 a failure named in one line on stderr, 2 wrong usage. Each verb imports what it needs when it
+runs, so `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from densitywatch import __version__, environment
+from densitywatch.errors import DensitywatchError, ParamsError
+
+if TYPE_CHECKING:
+    from densitywatch.params import Params
+
+app = typer.Typer(
+    name="densitywatch",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+
+Name = Annotated[str, typer.Argument(help="A model's name: a key under `models:` in params.yaml.")]
+
+
+def main() -> None:
+    """The console script: runs a verb and turns what fails into one line and an exit code."""
+    environment.settle(os.environ)
+    try:
+        app(prog_name="densitywatch")
+    except DensitywatchError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # the reader of a pipe went away, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(1)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}{_ADVICE.get(error.errno or 0, '')}", 1)
+
+
+_ADVICE = {
+    errno.ENOSPC: "; free some space and run the same command again",
+    errno.EACCES: "; give this user the right to read and write there",
+}
+
+
+def _fail(sentence: str, code: int) -> None:
+    print(f"densitywatch: {' '.join(sentence.split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(value: bool) -> None:
+    if value:
+        print(f"densitywatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback(
+    epilog="Examples:\n\n\b\n  densitywatch doctor\n  densitywatch train vae\n"
+    "  densitywatch score my/images --out my/results\n  dvc repro      # every stage that is not up to date"
+)
+def options(
+    context: typer.Context,
+    params: Annotated[Path, typer.Option(help="The file with every knob.")] = Path("params.yaml"),
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Train generative image models, compare them in the same units, and put them on watch for outliers.
+
+    Run from the project's top folder. `make run` does everything; these are its steps.
+    """
+    context.obj = params
+
+
+def _load(context: typer.Context, *, check_models: bool = False) -> tuple[Params, Path]:
+    """The params and the project's top folder (where the command was typed)."""
+    from densitywatch.params import load_params
+
+    return load_params(context.obj, check_models=check_models), Path.cwd()
+
+
+def _load_for(context: typer.Context, name: str, *also: str) -> tuple[Params, Path]:
+    params, root = _load(context, check_models=True)
+    if name not in params.models and name not in also:
+        known = ", ".join([*params.models, *also])
+        raise ParamsError(f"no model '{name}' in {context.obj}; there is: {known}")
+    return params, root
+
+
+@app.command()
+def fetch(
+    context: typer.Context,
+    panel: Annotated[bool, typer.Option("--panel", help="Fetch the foreign images of the benchmark instead.")] = False,
+) -> None:
+    """Download the dataset and verify it byte for byte."""
+    from densitywatch.data import sources
+
+    params, root = _load(context)
+    if panel:
+        sources.fetch_panel(params, root)
+    else:
+        sources.fetch(params, root)
+
+
+@app.command()
+def prepare(context: typer.Context) -> None:
+    """Turn data/raw into arrays by split and a manifest."""
+    from densitywatch.data import prepare as module
+
+    module.prepare(*_load(context))
+
+
+@app.command()
+def validate(context: typer.Context) -> None:
+    """Check the manifest against the expectations."""
+    from densitywatch.data import expectations
+
+    expectations.validate(*_load(context))
+
+
+@app.command("demo-batch")
+def demo_batch(context: typer.Context) -> None:
+    """Write data/inbox/demo, a batch with outliers in it."""
+    from densitywatch.data import demo
+
+    demo.make_demo_batch(*_load(context))
+
+
+@app.command(epilog="Example: densitywatch train pixelcnn")
+def train(context: typer.Context, model: Name) -> None:
+    """Train a model into models/MODEL.
+
+    Started again after a kill, it goes on where it was.
+    """
+    params, root = _load_for(context, model)
+    from densitywatch.training import train_model
+
+    train_model(model, params, root)
+
+
+@app.command(epilog="Example: densitywatch evaluate pixelcnn")
+def evaluate(context: typer.Context, model: Name) -> None:
+    """Write metrics/MODEL.json and reports/models/MODEL."""
+    params, root = _load_for(context, model)
+    from densitywatch.evaluation import evaluate_model
+
+    evaluate_model(model, params, root)
+
+
+@app.command()
+def calibrate(context: typer.Context) -> None:
+    """Fit the outlier detector and calibrate its p-values."""
+    from densitywatch.outliers import detector
+
+    detector.calibrate(*_load(context, check_models=True))
+
+
+@app.command()
+def benchmark(context: typer.Context) -> None:
+    """Measure the detector: metrics/outliers.json."""
+    from densitywatch.outliers import benchmark as module
+
+    module.benchmark(*_load(context, check_models=True))
+
+
+@app.command()
+def report(context: typer.Context) -> None:
+    """Write reports/index.html, one page that shows it all."""
+    from densitywatch.evaluation.report import write_report
+
+    write_report(*_load(context, check_models=True))
+
+
+Registered = Annotated[str | None, typer.Argument(help="A model of params.yaml, or `detector`.", show_default=False)]
+
+
+@app.command(epilog="Examples: densitywatch register vae; densitywatch register --all")
+def register(
+    context: typer.Context,
+    model: Registered = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every model of params.yaml and the detector.")] = False,
+) -> None:
+    """Put a trained model into the registry as challenger."""
+    if (model is None) != all_:
+        raise ParamsError("name one model, or pass --all: densitywatch register MODEL | --all")
+    params, root = _load(context, check_models=True) if model is None else _load_for(context, model, "detector")
+    from densitywatch import registry
+
+    for name in [*params.models, "detector"] if model is None else [model]:
+        print(f"{name}: {registry.register(name, params, root)}")
+
+
+@app.command(epilog="Example: densitywatch promote pixelcnn")
+def promote(context: typer.Context, model: Name) -> None:
+    """Make the challenger champion if it passes the gate.
+
+    Challenger and champion are compared on the same images, now.
+    """
+    params, root = _load_for(context, model, "detector")
+    from densitywatch import registry
+
+    print(f"{model}: {registry.promote(model, params, root)}")
+
+
+@app.command(epilog="Example: densitywatch rollback pixelcnn")
+def rollback(context: typer.Context, model: Name) -> None:
+    """Make the champion of before champion again."""
+    params, root = _load_for(context, model, "detector")
+    from densitywatch import registry
+
+    print(f"{model}: {registry.rollback(model, params, root)}")
+
+
+@app.command(epilog="Example: densitywatch score my/images --out my/results")
+def score(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(help="A folder of images.")],
+    out: Annotated[Path | None, typer.Option(help="Where results go; by default data/outliers/<name>.")] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
+    ] = None,
+) -> None:
+    """Say which images of SOURCE do not belong.
+
+    Writes scores.parquet, summary.json and report.html.
+    """
+    params, root = _load(context, check_models=False)
+    from densitywatch.outliers import batch
+
+    folder = out or root / params.inbox.results / Path(source.rstrip("/")).name
+    summary = batch.score_source(source, params, root, folder, detector=detector)
+    _show(summary)
+    print(f"results: {folder}")
+
+
+@app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
+def profile(name: Annotated[str, typer.Argument(help="The name of a file in profiles/.")]) -> None:
+    """Lay profiles/NAME.yaml over params.yaml.
+
+    `git checkout params.yaml` takes it back.
+    """
+    from densitywatch.profiles import apply_profile
+
+    changed = apply_profile(name, Path.cwd())
+    print(f"params.yaml: set {', '.join(changed)}" if changed else f"params.yaml: already as profile {name} says")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and what it lacks.
+
+    Exits with 1 when `make run` could not work.
+    """
+    from densitywatch.doctor import diagnose
+
+    findings = diagnose(Path.cwd())
+    for finding in findings:
+        print(f"{'ok  ' if finding.ok else 'LACK' if finding.needed else 'note'}  {finding.name}: {finding.detail}")
+    if any(finding.needed and not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for key, value in summary.items():
+        if isinstance(value, str | int | float | bool):
+            print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()
