@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import pkgutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,6 +29,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
+from densitywatch.files import whole_file
 from densitywatch.params import ModelBlock, first_problem, model_settings
 
 WEIGHTS = "model.safetensors"
@@ -75,16 +75,12 @@ def save_model(
         "class_names": list(class_names),
         **about,
     }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    target = folder / WEIGHTS
-    beside = folder / f".{WEIGHTS}.{os.getpid()}"
+    target = Path(folder) / WEIGHTS
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # one key only: safetensors writes several in an order that changes from run to run, and the bytes must not
-    safetensors.torch.save_file(
-        tensors, beside, metadata={"densitywatch": json.dumps({"format": FORMAT, **header}, sort_keys=True)}
-    )
-    os.replace(beside, target)
+    metadata = {"densitywatch": json.dumps({"format": FORMAT, **header}, sort_keys=True)}
+    with whole_file(target) as beside:
+        safetensors.torch.save_file(tensors, beside, metadata=metadata)
     return target
 
 

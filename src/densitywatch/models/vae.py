@@ -1,0 +1,163 @@
+"""Variational autoencoder (Kingma & Welling 2014) with diagonal Gaussians and a likelihood of the 8-bit image.
+
+    log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))        the ELBO: reconstruction and KL, logged apart
+    log p(x) >= log mean_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x)    the importance-weighted bound (Burda et al. 2016)
+
+What differs from the paper: a convolutional encoder and decoder, and p(x|z) is a discrete distribution over 0..255 for
+every sub-pixel (layers.PixelHead), so its bounds stand in one table with the exact densities.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densitywatch.models.layers import PixelHead, bits_per_dim, scale_images
+
+
+class Settings(BaseModel):
+    """`params.yaml`: models.<name>.settings for kind vae."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    channels: int = Field(default=32, ge=4)
+    latent: int = Field(default=32, ge=1)
+    head: Literal["softmax", "logistic_mixture"] = "logistic_mixture"
+    components: int = Field(default=5, ge=1)
+    colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
+
+
+def diagonal_gaussian_log_prob(z: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Nats of z (..., D) under N(mean, diag(exp(log_variance))), summed over D."""
+    return -0.5 * (log_variance + (z - mean) ** 2 / log_variance.exp() + math.log(2 * math.pi)).sum(-1)
+
+
+def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """KL(N(mean, diag(exp(log_variance))) || N(0, I)) in nats, summed over the last axis."""
+    return 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).sum(-1)
+
+
+def half(size: int) -> int:
+    return (size + 1) // 2
+
+
+class VAE(nn.Module):
+    """Bounds on log p(x) of uint8 images (B, C, H, W), and a latent space z of (B, latent) to walk in."""
+
+    def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
+        c = settings.channels
+        self.sizes = (half(half(size)), half(size), size)
+        smallest = 2 * c * self.sizes[0] ** 2
+        self.encoder = nn.Sequential(
+            nn.Conv2d(channels, c, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(smallest, 256),
+            nn.SiLU(),
+            nn.Linear(256, 2 * settings.latent),
+        )
+        self.decoder_in = nn.Sequential(
+            nn.Linear(settings.latent, 256), nn.SiLU(), nn.Linear(256, smallest), nn.SiLU()
+        )
+        self.decoder_convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(2 * c, 2 * c, 3, padding=1),
+                nn.Conv2d(2 * c, c, 3, padding=1),
+                nn.Conv2d(c, c, 3, padding=1),
+            ]
+        )
+        self.head = PixelHead(
+            c, channels, kind=settings.head, components=settings.components, colour_order=settings.colour_order
+        )
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of q(z|x), each (B, latent)."""
+        image = scale_images(x, self.head.hidden.weight.dtype).contiguous(memory_format=torch.channels_last)
+        mean, log_variance = self.encoder(image).float().chunk(2, 1)
+        return mean, log_variance.clamp(-12.0, 8.0)
+
+    def decoder_features(self, z: Tensor) -> Tensor:
+        """What the head draws pixels from, (B, F, H, W)."""
+        h = self.decoder_in(z).view(len(z), -1, self.sizes[0], self.sizes[0])
+        h = h.contiguous(memory_format=torch.channels_last)
+        for size, convolution in zip(self.sizes, self.decoder_convolutions, strict=True):
+            if h.shape[-1] != size:
+                h = F.interpolate(h, size=(size, size), mode="nearest")
+            h = F.silu(convolution(h))
+        return h
+
+    def conditional_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
+        """log p(x|z), (B,) nats."""
+        return self.head.log_prob(self.decoder_features(z), x).sum((1, 2, 3))
+
+    def elbo_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(reconstruction, KL), each (B,) nats, with one z of torch's global generator; ELBO = reconstruction - KL."""
+        mean, log_variance = self.posterior(x)
+        z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        return self.conditional_log_prob(x, z), kl_to_standard_normal(mean, log_variance)
+
+    def elbo(self, x: Tensor) -> Tensor:
+        """A lower bound on log p(x), (B,) nats."""
+        reconstruction, kl = self.elbo_terms(x)
+        return reconstruction - kl
+
+    def importance_bound(self, x: Tensor, samples: int = 64) -> Tensor:
+        """The importance-weighted lower bound on log p(x), (B,) nats; tighter with more samples."""
+        mean, log_variance = self.posterior(x)
+        weights = []
+        for _ in range(samples):
+            z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+            prior = diagonal_gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
+            weights.append(
+                self.conditional_log_prob(x, z) + prior - diagonal_gaussian_log_prob(z, mean, log_variance)
+            )
+        return torch.logsumexp(torch.stack(weights), 0) - math.log(samples)
+
+    def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the ELBO in bits per dimension, to minimise; its two terms are logged apart."""
+        dimensions = x[0].numel()
+        reconstruction, kl = self.elbo_terms(x)
+        loss = bits_per_dim(reconstruction - kl, dimensions).mean()
+        return loss, {
+            "elbo_bits_per_dim": loss.detach(),
+            "reconstruction_bits_per_dim": bits_per_dim(reconstruction.detach(), dimensions).mean(),
+            "kl_bits_per_dim": -bits_per_dim(kl.detach(), dimensions).mean(),
+        }
+
+    def encode(self, x: Tensor) -> Tensor:
+        """The mean of q(z|x), (B, latent)."""
+        return self.posterior(x)[0]
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """The expected image of p(x|z), uint8; colours in sequence, each given the ones before it."""
+        features = self.decoder_features(z)
+        x = torch.zeros(len(z), self.channels, self.size, self.size, dtype=torch.uint8, device=z.device)
+        values = torch.arange(256, device=z.device, dtype=features.dtype).view(1, 256, 1, 1)
+        for k, colour in enumerate(self.head.sequence):
+            x[:, colour] = (self.head.table(features, x, k).exp() * values).sum(1).round().to(torch.uint8)
+        return x
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """The expected image given the mean of q(z|x), uint8."""
+        return self.decode(self.encode(x))
+
+    @torch.no_grad()
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n images, uint8 (n, C, H, W): the expected image for z drawn from the prior."""
+        z = torch.randn(n, self.settings.latent, generator=generator)
+        return self.decode(z.to(self.head.hidden.weight.device))
+
+
+MODEL = VAE

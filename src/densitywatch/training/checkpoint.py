@@ -1,0 +1,75 @@
+"""The state of a training run in one safetensors file, from which it goes on bit for bit; nothing here is a pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from densitywatch.files import whole_file
+
+STATE = "state.safetensors"
+
+
+@dataclass
+class Progress:
+    """What a run must remember beside its tensors."""
+
+    step: int = 0
+    best_step: int = 0
+    best_validation: float | None = None
+    seconds: float = 0.0
+    run_id: str | None = None
+    history: list[dict[str, float]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def optimizer_tensors(optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
+    """The moments of every optimiser by name, `optimizer/<name>/<parameter index>/<key>`."""
+    return {
+        f"optimizer/{name}/{index}/{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, optimizer in optimizers.items()
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+    }
+
+
+def restore_optimizers(optimizers: dict[str, Optimizer], tensors: dict[str, Tensor]) -> None:
+    for name, optimizer in optimizers.items():
+        whole = optimizer.state_dict()
+        state: dict[int, dict[str, Tensor]] = {}
+        prefix = f"optimizer/{name}/"
+        for key, tensor in tensors.items():
+            if key.startswith(prefix):
+                index, item = key.removeprefix(prefix).split("/")
+                state.setdefault(int(index), {})[item] = tensor
+        optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
+
+
+def save_state(folder: Path, identity: str, tensors: dict[str, Tensor], progress: Progress) -> None:
+    """Write the state whole or not at all: a run killed while writing finds the state before."""
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"identity": identity, "progress": json.dumps(vars(progress))}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file(folder / STATE) as beside:
+        safetensors.torch.save_file(contiguous, beside, metadata=metadata)
+
+
+def load_state(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
+    """The state in `folder`, or None when there is none, it is unreadable, or it is of another run (other params or data)."""
+    path = folder / STATE
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata: dict[str, Any] = file.metadata() or {}
+            if metadata.get("identity") != identity:
+                return None
+            return {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(metadata["progress"]))  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError):
+        return None

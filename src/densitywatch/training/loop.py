@@ -1,0 +1,164 @@
+"""The one training loop: likelihood and adversarial models differ by the step they are given."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densitywatch.data import Split
+from densitywatch.errors import TrainingDiverged
+from densitywatch.params import TrainingParams
+from densitywatch.progress import track
+from densitywatch.training.checkpoint import Progress, load_state, optimizer_tensors, restore_optimizers, save_state
+from densitywatch.training.steps import likelihood_step, make_optimizers, schedule, set_learning_rate
+
+Log = Callable[[int, dict[str, float]], None]
+
+
+def train(
+    fabric: Any,
+    model: nn.Module,
+    images: Split,
+    validation: Split,
+    training: TrainingParams,
+    *,
+    name: str,
+    seed: int,
+    folder: Path,
+    identity: str,
+    compiled: bool = False,
+    log: Log | None = None,
+    progress: Progress | None = None,
+) -> tuple[nn.Module, Progress]:
+    """Train `model` and return the EMA weights of its best checkpoint by validation, with what happened on the way.
+
+    The state goes to `folder` every `checkpoint_every` steps. A run that finds a state of the same `identity` goes on from
+    it and ends with the weights of a run never stopped, bit for bit: batches and random numbers follow from (seed, step).
+
+    Raises TrainingDiverged when the loss is NaN or infinite; the state of the last checkpoint stays.
+    """
+    ema = copy.deepcopy(model)
+    best = copy.deepcopy(model)
+    optimizers = make_optimizers(model, training)
+    progress = progress or Progress()
+    step_function: Any = likelihood_step
+    if "discriminator" in optimizers:
+        from densitywatch.training.adversarial import adversarial_step
+
+        step_function = adversarial_step
+
+    if (found := load_state(folder, identity)) is not None:
+        tensors, progress = found
+        for part, prefix in ((model, "model/"), (ema, "ema/"), (best, "best/")):
+            part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        restore_optimizers(optimizers, tensors)
+
+    if compiled and hasattr(model, "loss"):
+        model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[assignment]
+    trained = fabric.setup_module(model)
+    for method in ("loss", "generator_loss", "discriminator_loss"):
+        if hasattr(model, method):
+            trained.mark_forward_method(method)
+    optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
+    ema, best = ema.to(fabric.device), best.to(fabric.device)
+
+    since, started = progress.seconds, time.monotonic()
+    for step in track(range(progress.step, training.steps), f"train {name}", training.steps - progress.step):
+        x, labels = batch(images, step, training.batch_size, seed, fabric)
+        torch.manual_seed(seed_of(seed, step, fabric.global_rank))
+        set_learning_rate(optimizers, schedule(step, training))
+        logs = step_function(fabric, trained, optimizers, x, labels, training)
+        stop_if_diverged(name, logs, step, training, folder)
+        update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
+
+        last = step + 1 == training.steps
+        if last or (step + 1) % training.evaluate_every == 0:
+            row = {"step": float(step + 1), **{f"train_{key}": float(value) for key, value in logs.items()}}
+            row |= {f"validation_{key}": value for key, value in validate(ema, validation, training, seed, fabric).items()}
+            # a game has no loss that says which checkpoint is best, so the last one stands
+            figure = row.get("validation_loss", -float(step))
+            if progress.best_validation is None or figure <= progress.best_validation:
+                progress.best_validation, progress.best_step = figure, step + 1
+                best.load_state_dict(ema.state_dict())
+            progress.history.append(row)
+            if log is not None:
+                log(step + 1, row)
+        elif (step + 1) % 20 == 0 and log is not None:
+            log(step + 1, {f"train_{key}": float(value) for key, value in logs.items()})
+
+        if (last or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
+            progress.step = step + 1
+            progress.seconds = since + time.monotonic() - started
+            parts = (("model/", model), ("ema/", ema), ("best/", best))
+            tensors = {f"{prefix}{key}": value for prefix, part in parts for key, value in part.state_dict().items()}
+            save_state(folder, identity, tensors | optimizer_tensors(optimizers), progress)
+    return best.cpu().eval(), progress
+
+
+def seed_of(seed: int, step: int, rank: int) -> int:
+    """A seed of its own for every step of every device, far from those of other runs."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def batch(images: Split, step: int, size: int, seed: int, fabric: Any) -> tuple[Tensor, Tensor]:
+    """The images of `step`: position step * size in an endless sequence of shuffled epochs, this device's share of them.
+
+    It follows from (seed, step) alone, which is what makes a resumed run exact.
+    """
+    n = len(images)
+    positions = np.arange(step * size, (step + 1) * size)
+    chosen = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(positions // n):
+        order = np.random.default_rng((seed, int(epoch))).permutation(n)
+        inside = positions // n == epoch
+        chosen[inside] = order[positions[inside] % n]
+    chosen = chosen[fabric.global_rank :: fabric.world_size]
+    x, labels = torch.from_numpy(images.images[chosen]), torch.from_numpy(images.labels[chosen])
+    return x.to(fabric.device, non_blocking=True), labels.to(fabric.device, non_blocking=True)
+
+
+@torch.no_grad()
+def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int, fabric: Any) -> dict[str, float]:
+    """The mean of every scalar of `model.loss` over the validation images, `loss` among them; empty for adversarial models."""
+    if not hasattr(model, "loss"):
+        return {}
+    count = min(len(split), training.validation_images or len(split))
+    sums: dict[str, float] = {}
+    torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
+    model.eval()
+    for start in range(0, count, 128):
+        x = torch.from_numpy(np.array(split.images[start : min(start + 128, count)])).to(fabric.device)
+        labels = torch.from_numpy(np.array(split.labels[start : min(start + 128, count)])).to(fabric.device)
+        with fabric.autocast():
+            loss, logs = model.loss(x, labels)  # type: ignore[operator]
+        for key, value in {"loss": loss, **logs}.items():
+            sums[key] = sums.get(key, 0.0) + float(value) * len(x)
+    model.train()
+    return {key: value / count for key, value in sums.items()}
+
+
+def stop_if_diverged(name: str, logs: dict[str, Tensor], step: int, training: TrainingParams, folder: Path) -> None:
+    for key, value in logs.items():
+        if key.endswith("loss") and not math.isfinite(float(value)):
+            kept = (step // training.checkpoint_every) * training.checkpoint_every
+            where = f"the checkpoint of step {kept} is kept in {folder}" if kept else "no checkpoint was written yet"
+            raise TrainingDiverged(
+                f"{name}: {key} became {float(value)} at step {step + 1}; {where}; "
+                f"lower models.{name}.training.learning_rate or gradient_clip"
+            )
+
+
+@torch.no_grad()
+def update_ema(ema: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * model; buffers such as batch statistics are copied."""
+    torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1.0 - decay)
+    for kept, new in zip(ema.buffers(), model.buffers(), strict=True):
+        kept.copy_(new)
