@@ -12,12 +12,10 @@ from pathlib import Path
 
 from densitywatch.errors import DataError
 
-CHUNK = 1 << 20
-
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` to write into; it takes the place of `target` when the block ends without an error.
+    """A fresh folder beside `target` to write into; it takes the place of `target` when the block ends well.
 
     After an error `target` is as it was before. Raises DataError when the disk is full.
     """
@@ -59,11 +57,16 @@ def full_disk_as_error(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if not is_full_disk(error):
             raise
         raise DataError(
             f"{target}: the disk is full, nothing was kept of it; free some space and run the stage again"
         ) from None
+
+
+def is_full_disk(error: OSError) -> bool:
+    """Whether the error says that no space, or no quota, is left."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_whole(path: Path, data: bytes | str) -> None:

