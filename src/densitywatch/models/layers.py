@@ -105,7 +105,8 @@ class PixelHead(nn.Module):
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         """Nats of every sub-pixel, (B, C, H, W) with the colours in sequence."""
-        parameters = self.parameters_of(features, x).float()
+        parameters = self.parameters_of(features, x)
+        parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         values = x[:, self.sequence]
         if self.kind == "softmax":
             return F.log_softmax(parameters, 2).gather(2, values.long().unsqueeze(2)).squeeze(2)
@@ -116,6 +117,7 @@ class PixelHead(nn.Module):
     def table(self, features: Tensor, x: Tensor, k: int) -> Tensor:
         """Log-probabilities (B, 256, H, W) of colour k of the sequence; reads only colours before k from x."""
         parameters = self.parameters_of(features, x)[:, k]
+        parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
         if self.kind == "softmax":
             return F.log_softmax(parameters, 1)
         b, _, h, w = parameters.shape
@@ -127,4 +129,35 @@ class PixelHead(nn.Module):
 def draw_from_table(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """Values 0..255 by inversion: the first whose cumulated probability exceeds `uniform`. (B, 256), (B,) -> uint8 (B,)."""
     cumulated = log_probs.exp().cumsum(1)
-    return (cumulated < uniform.unsqueeze(1) * cumulated[:, -1:]).sum(1).clamp(max=255).to(torch.uint8)
+    return (cumulated <= uniform.unsqueeze(1) * cumulated[:, -1:]).sum(1).clamp(max=255).to(torch.uint8)
+
+
+def halvings(size: int) -> int:
+    """How many factors of two lie between an image's size and the about 4 to 8 pixels of a network's smallest map."""
+    return max(1, math.ceil(math.log2(size / 8)))
+
+
+GeneratorLoss = Literal["minimax", "non_saturating"]
+
+
+def discriminator_game_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Minus the value of the game of Goodfellow et al. 2014, E[log D(x)] + E[log(1 - D(G(z)))], D = sigmoid(logit).
+
+    Its least value is log 4, where the discriminator cannot tell the two apart.
+    """
+    return F.softplus(-real).mean() + F.softplus(fake).mean()
+
+
+def generator_game_loss(fake: Tensor, kind: GeneratorLoss) -> Tensor:
+    """What the generator minimises: `minimax` E[log(1 - D)], the game itself; `non_saturating` -E[log D]."""
+    return -F.softplus(fake).mean() if kind == "minimax" else F.softplus(-fake).mean()
+
+
+@torch.no_grad()
+def game_logs(x: Tensor, generated: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """How the game stands: the share of images that the discriminator (logits, 0 is undecided) calls rightly, and the spread
+    of the generated images beside that of the real ones (mean standard deviation of a pixel; near 0: all look alike)."""
+    return {
+        "discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean()),
+        "spread_ratio": generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6),
+    }

@@ -1,0 +1,77 @@
+"""What is PixelCNN's own: each masked layer's view, and no blind spot."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from densitywatch.errors import DensitywatchError
+from densitywatch.models.pixelcnn import GatedLayer, PixelCNN, Settings
+from densitywatch.params import ModelBlock, TrainingParams, model_settings
+
+SIZE = 9
+
+
+def seen_by(output: Tensor, i: int, j: int, source: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(output[0, :, i, j].sin().sum(), source, retain_graph=True, allow_unused=True)
+    return torch.zeros(SIZE, SIZE).bool() if gradient is None else (gradient[0].abs().sum(0) > 0)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+def test_a_gated_layers_vertical_stack_sees_its_row_and_above_and_its_horizontal_one_the_row_so_far(
+    dilation: int,
+) -> None:
+    torch.manual_seed(0)
+    layer = GatedLayer(4, dilation, 0).double()
+    v, h = (torch.randn(1, 4, SIZE, SIZE, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    v_out, h_out = layer(v, h, None)
+    assert v_out.shape == h_out.shape == v.shape
+    rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    for i, j in [(0, 0), (4, 4), (5, SIZE - 1), (SIZE - 1, 0)]:
+        assert not seen_by(v_out, i, j, v)[rows > i].any()
+        assert not seen_by(v_out, i, j, h).any()
+        horizontal = seen_by(h_out, i, j, h)
+        assert not horizontal[(rows != i) | (columns > j)].any()
+        assert horizontal[i, j]
+        assert not seen_by(h_out, i, j, v)[rows > i].any()
+
+
+def test_there_is_no_blind_spot_before_a_pixel() -> None:
+    torch.manual_seed(0)
+    model = PixelCNN(Settings(channels=6, dilations=(1, 2, 1, 4, 1)), channels=1, size=SIZE, classes=0).double()
+    x = (torch.rand(1, 1, SIZE, SIZE, dtype=torch.float64) * 255).requires_grad_()
+    features = model.features(x)
+    for i, j in [(4, 4), (SIZE - 1, SIZE - 1), (3, 0), (6, 2), (2, SIZE - 1)]:
+        (gradient,) = torch.autograd.grad(features[0, :, i, j].sin().sum(), x, retain_graph=True)
+        assert (gradient.flatten().abs() > 0).nonzero().flatten().tolist() == list(range(i * SIZE + j))
+
+
+def test_the_border_is_told_from_a_pixel_of_the_middle_grey() -> None:
+    # 127.5 scales to zero, which is also what padding gives: only the channel of ones tells them apart
+    torch.manual_seed(0)
+    model = PixelCNN(Settings(channels=6, dilations=(1,)), channels=1, size=SIZE, classes=0).double()
+    features = model.features(torch.full((1, 1, SIZE, SIZE), 127.5, dtype=torch.float64))
+    assert (features[0, :, 0, 0] - features[0, :, 4, 4]).abs().max() > 1e-3
+
+
+def test_a_conditional_model_asks_for_labels_by_name() -> None:
+    model = PixelCNN(Settings(channels=4, dilations=(1,), conditional=True), channels=1, size=4, classes=3)
+    with pytest.raises(ValueError, match="conditional on 3 labels"):
+        model.log_prob_map(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"chanels": 8}, "chanels: unknown key"),
+        ({"dilations": []}, "dilations"),
+        ({"colour_order": "cmy"}, "colour_order"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
+    block = ModelBlock(
+        kind="pixelcnn", settings=settings, training=TrainingParams(steps=1, batch_size=1, learning_rate=1e-3)
+    )
+    with pytest.raises(DensitywatchError, match=message):
+        model_settings(block)
