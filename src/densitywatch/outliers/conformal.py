@@ -1,0 +1,101 @@
+"""Split-conformal p-values and what may be promised with them.
+
+Everything here rests on one assumption: a normal image of the future is exchangeable with the calibration images, which
+took no part in fitting anything. Nothing is assumed about the score itself; a poor score loses power, never validity.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+
+
+def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
+    """The share of calibration scores at least as outlying as each score, the new image counted in: (N,).
+
+    (1 + #{calibration >= score}) / (n + 1) (Vovk et al. 2005; Bates et al. 2023, "Testing for outliers with conformal
+    p-values"). `calibration` must be sorted ascending. A score that is NaN gets the smallest p-value: what cannot be
+    scored is not normal.
+    """
+    reference = np.asarray(calibration, dtype=np.float64)
+    if reference.ndim != 1 or len(reference) == 0:
+        raise ValueError("calibration scores: expected a non-empty vector")
+    values = np.where(np.isnan(scores), np.inf, np.asarray(scores, dtype=np.float64))
+    at_least = len(reference) - np.searchsorted(reference, values, side="left")
+    return np.asarray((1.0 + at_least) / (len(reference) + 1.0))
+
+
+def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = 0.9) -> Floats:
+    """p-values that hold for *this* calibration set with probability `confidence`, not only on average over such sets.
+
+    A plain conformal p-value is super-uniform on average over calibration sets; one unlucky set may be somewhat off
+    for ever. Bates et al. (2023, section 3) raise it to an upper confidence band of the calibration's distribution.
+    The band used is Dvoretzky-Kiefer-Wolfowitz near the middle and, at the small end where decisions fall, the exact
+    Beta bound at the order statistics 1, 2, 4, ... with a union bound over them; the smaller of the two is valid at
+    `confidence` since each gets half the error. Returns values in (0, 1].
+    """
+    if not 0 < confidence < 1:
+        raise ValueError("confidence: expected a number between 0 and 1")
+    n, error = calibration_size, (1.0 - confidence) / 2.0
+    p = np.asarray(p, dtype=np.float64)
+    rank = np.clip(np.rint(p * (n + 1)), 1, n + 1)  # rank k: k - 1 calibration scores are at least as outlying
+    band = np.minimum(1.0, (rank - 1) / n + np.sqrt(np.log(1.0 / error) / (2.0 * n)))
+    steps = 2.0 ** np.arange(int(np.ceil(np.log2(n + 1))) + 1)
+    steps = np.minimum(steps, n)
+    # the true tail beyond the k-th largest of n scores is Beta(k, n + 1 - k)
+    bounds = stats.beta.ppf(1.0 - error / len(steps), steps, n + 1 - steps)
+    at = np.minimum(np.searchsorted(steps, rank, side="left"), len(steps) - 1)
+    exact = np.where(rank <= n, bounds[at], 1.0)
+    return np.asarray(np.minimum(band, exact))
+
+
+def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
+    """Which of a batch's p-values are called outliers at a false-discovery rate of q (Benjamini, Hochberg 1995).
+
+    Split-conformal p-values share their calibration set, so they are not independent but positively dependent (PRDS),
+    under which the procedure keeps its promise (Bates et al. 2023, theorem 2): over many batches, the share of normal
+    images among the flagged ones is at most q on average.
+    """
+    if not 0 < q < 1:
+        raise ValueError("q: expected a false-discovery rate between 0 and 1")
+    p = np.asarray(p, dtype=np.float64)
+    if len(p) == 0:
+        return np.zeros(0, dtype=bool)
+    ordered = np.sort(p)
+    below = np.flatnonzero(ordered <= q * np.arange(1, len(p) + 1) / len(p))
+    return np.asarray(p <= ordered[below[-1]]) if len(below) else np.zeros(len(p), dtype=bool)
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Whether a batch as a whole looks like the calibration images (or like past batches)."""
+
+    statistic: float
+    """Kolmogorov-Smirnov distance, 0 to 1."""
+    p_value: float
+    median_p: float
+    """0.5 for a batch like the calibration images; below it, images are more surprising than they should be."""
+
+
+def drift(p: ArrayLike, past: ArrayLike | None = None, *, calibration_size: int | None = None) -> Drift:
+    """Test a batch's p-values against uniform, or against the p-values of past batches where given.
+
+    Kolmogorov-Smirnov, two-sided: a stream that became *less* surprising than calibration has moved as well. With
+    `calibration_size` the calibration images themselves are the other sample, which keeps the test honest for batches
+    that are not small beside them. An empty batch gives statistic 0 and p 1.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    if len(values) == 0:
+        return Drift(statistic=0.0, p_value=1.0, median_p=float("nan"))
+    if past is not None and len(np.asarray(past)):
+        result = stats.ks_2samp(values, np.asarray(past, dtype=np.float64), method="asymp")
+    elif calibration_size is not None:
+        result = stats.ks_2samp(values, np.arange(1, calibration_size + 1) / (calibration_size + 1), method="asymp")
+    else:
+        result = stats.kstest(values, "uniform")
+    return Drift(float(result.statistic), float(result.pvalue), float(np.median(values)))

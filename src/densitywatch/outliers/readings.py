@@ -1,0 +1,101 @@
+"""What the models say about a batch of images, each computed once and shared by all member scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from densitywatch.errors import ModelError
+from densitywatch.models import WEIGHTS, load_model_folder
+
+Floats = NDArray[np.float32]
+Images = NDArray[np.uint8]
+
+
+class Models(Mapping[str, Any]):
+    """The models of a detector by name, loaded when first asked for; `used` tells which were."""
+
+    def __init__(self, *folders: Path) -> None:
+        """A model NAME is looked for as FOLDER/NAME, in the order of `folders`."""
+        self.folders = folders
+        self.used: dict[str, nn.Module] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self.used:
+            for folder in self.folders:
+                if (folder / name / WEIGHTS).is_file():
+                    self.used[name] = load_model_folder(folder / name)
+                    break
+            else:
+                raise ModelError(
+                    f"the outlier detector needs the model '{name}', which is not in "
+                    f"{' or '.join(str(folder) for folder in self.folders)}; train it or drop its members from params"
+                )
+        return self.used[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.used)
+
+    def __len__(self) -> int:
+        return len(self.used)
+
+
+class Readings:
+    """Images and, computed when first asked for, what the models say about them.
+
+    All images are held in memory, with one float a pixel for each map that a member reads: for batches and for the few
+    thousand images that a detector is fitted on, not for a whole dataset.
+    """
+
+    def __init__(self, images: Images, models: Models, batch_size: int = 250) -> None:
+        self.images, self.models, self.batch_size = images, models, batch_size
+        self._cache: dict[Any, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @cached_property
+    def pixels(self) -> Floats:
+        """(B, C * H * W) in [0, 1]."""
+        return self.images.reshape(len(self.images), -1).astype(np.float32) / 255.0
+
+    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+        """The value of `compute()`, kept under `key` for these images."""
+        if key not in self._cache:
+            self._cache[key] = compute()
+        return self._cache[key]
+
+    def by_batch(self, key: Any, read: Callable[[Tensor], Tensor]) -> Floats:
+        """`read` applied to the images batch by batch without gradients, joined and kept under `key`."""
+
+        def compute() -> Floats:
+            parts = []
+            with torch.inference_mode():
+                for start in range(0, len(self.images), self.batch_size):
+                    images = torch.from_numpy(np.ascontiguousarray(self.images[start : start + self.batch_size]))
+                    parts.append(read(images).float().numpy())
+            return np.concatenate(parts)
+
+        result: Floats = self.once(key, compute)
+        return result
+
+    def surprise(self, name: str) -> Floats:
+        """-log p of every pixel given the ones before it under the model `name`, nats, (B, H, W)."""
+        return self.by_batch(("surprise", name), lambda x: -self.models[name].log_prob_map(x))
+
+    def nll(self, name: str) -> Floats:
+        """Negative log-likelihood of the images, nats, (B,); of an ELBO's model the negative ELBO."""
+        model = self.models[name]
+        if hasattr(model, "log_prob_map"):
+            total: Floats = self.surprise(name).sum((1, 2))
+            return total
+        if hasattr(model, "log_prob"):
+            return self.by_batch(("nll", name), lambda x: -model.log_prob(x))
+        return self.by_batch(("nll", name), lambda x: -model.elbo(x))
