@@ -97,6 +97,51 @@ class ModelBlock(Block):
     training: TrainingParams
 
 
+class ClassifierSettings(Block):
+    channels: int = Field(default=24, ge=2)
+    """Of the first convolution; the features are four times as many."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+
+
+class ClassifierParams(Block):
+    """The feature network of the sample-quality figures."""
+
+    settings: ClassifierSettings = ClassifierSettings()
+    training: TrainingParams
+
+
+class QualityParams(Block):
+    """Sample quality in the feature network's space."""
+
+    images: int = Field(default=10000, ge=8)
+    """How many images a model draws for the figures."""
+    slow_images: int = Field(default=1000, ge=8)
+    """The same for models that draw pixel by pixel."""
+    neighbours: int = Field(default=5, ge=1)
+    """k of precision, recall, density and coverage."""
+    neighbour_images: int = Field(default=5000, ge=8)
+    """At most this many of both kinds for those four figures: their cost grows with the square."""
+    inception_weights: str | None = None
+    """A safetensors file of the Inception network of the published FID; null leaves that figure out."""
+
+
+class LatentParams(Block):
+    """Walks and arithmetic in the latent space."""
+
+    draws: int = Field(default=200, ge=1)
+    exemplars: int = Field(default=8, ge=1)
+    """How many latents are averaged into a class's mean in one draw."""
+
+
+class ProbeParams(Block):
+    """The linear probe on a model's features."""
+
+    labels: tuple[int, ...] = (100, 1000, 10000)
+    """Points of the curve; all labels come after them."""
+    regularisation: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
+    """L2 weights (a share of the mean loss) to choose from on the validation images."""
+
+
 class EvaluateParams(Block):
     test_images: int | None = Field(default=None, ge=1)
     """At most this many test images; null takes all."""
@@ -105,6 +150,9 @@ class EvaluateParams(Block):
     importance_images: int | None = Field(default=None, ge=1)
     sample_images: int = Field(ge=1)
     """How many images each model draws for its sample grid."""
+    quality: QualityParams = QualityParams()
+    latent: LatentParams = LatentParams()
+    probe: ProbeParams = ProbeParams()
 
 
 class DetectorParams(Block):
@@ -151,6 +199,7 @@ class Params(Block):
     expectations: ExpectationParams
     device: DeviceParams
     models: dict[str, ModelBlock] = Field(min_length=1)
+    classifier: ClassifierParams
     evaluate: EvaluateParams
     detector: DetectorParams
     inbox: InboxParams
@@ -161,7 +210,7 @@ class Params(Block):
     @classmethod
     def _names(cls, models: dict[str, ModelBlock]) -> dict[str, ModelBlock]:
         for name in models:
-            if not name.isidentifier() or name != name.lower() or name == "detector":
+            if not name.isidentifier() or name != name.lower() or name in ("detector", "classifier"):
                 raise ValueError(f"'{name}' is no model name: use lower-case letters, digits and underscores")
         return models
 

@@ -1,0 +1,164 @@
+"""Conditional GAN: projection discriminator (Miyato & Koyama 2018) under spectral normalisation (Miyato et al. 2018), and
+a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): scale and shift per label.
+
+What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; a label may also
+be a mixture of labels, so that one can walk from one to the other; an exponential average of the generator's weights.
+Without labels in the dataset it trains as one label, that is unconditionally.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from densitywatch.models.layers import (
+    discriminator_game_loss,
+    game_logs,
+    generator_game_loss,
+    halvings,
+    scale_images,
+    unscale_images,
+)
+
+
+class Settings(BaseModel):
+    """`params.yaml`: models.<name>.settings for kind conditional_gan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latent: int = Field(default=64, ge=1)
+    generator_channels: int = Field(default=128, ge=16)
+    """At the smallest map; every doubling of the size halves them, down to 16."""
+    discriminator_channels: int = Field(default=32, ge=4)
+    """After the first layer; every halving of the size doubles them, up to eight times as many."""
+    loss: Literal["hinge", "minimax", "non_saturating"] = "hinge"
+
+
+class ConditionalBatchNorm(nn.Module):
+    """Batch normalisation of (B, F, H, W) with a scale and a shift of its own for every label."""
+
+    def __init__(self, features: int, labels: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(features, affine=False)
+        self.scale = nn.Parameter(torch.ones(labels, features))
+        self.shift = nn.Parameter(torch.zeros(labels, features))
+
+    def forward(self, h: Tensor, weights: Tensor) -> Tensor:
+        """weights: (B, labels), how much of each label; one-hot for an image of one label."""
+        scale, shift = weights @ self.scale, weights @ self.shift
+        return self.norm(h) * scale[:, :, None, None] + shift[:, :, None, None]
+
+
+class Generator(nn.Module):
+    """Latents (B, latent) and label weights (B, labels) to images in [-1, 1], (B, C, size, size)."""
+
+    def __init__(self, settings: Settings, channels: int, size: int, labels: int) -> None:
+        super().__init__()
+        doublings = halvings(size)
+        self.size, self.start = size, -(-size // 2**doublings)
+        widths = [max(16, settings.generator_channels // 2**i) for i in range(doublings)]
+        self.project = nn.Linear(settings.latent, widths[0] * self.start**2, bias=False)
+        self.norms = nn.ModuleList(ConditionalBatchNorm(width, labels) for width in widths)
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)
+            for i, o in zip(widths, [*widths[1:], channels], strict=True)
+        )
+
+    def forward(self, z: Tensor, weights: Tensor) -> Tensor:
+        h = self.project(z).view(len(z), -1, self.start, self.start).contiguous(memory_format=torch.channels_last)
+        for norm, double in zip(self.norms, self.doublings, strict=True):
+            h = double(F.relu(norm(h, weights)))
+        return torch.tanh(h[:, :, : self.size, : self.size])
+
+
+class Discriminator(nn.Module):
+    """Images in [-1, 1] and labels to logits (B,): psi(phi(x)) + <embedding of the label, phi(x)>."""
+
+    def __init__(self, settings: Settings, channels: int, size: int, labels: int) -> None:
+        super().__init__()
+        depth = halvings(size)
+        widths = [settings.discriminator_channels * min(8, 2**i) for i in range(depth + 1)]
+        self.convolutions = nn.ModuleList(
+            spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
+            for i, o in zip([channels, *widths], widths[:-1], strict=False)
+        )
+        self.last = spectral_norm(nn.Conv2d(widths[-2], widths[-1], 3, padding=1))
+        self.out = spectral_norm(nn.Linear(widths[-1], 1))
+        self.embedding = spectral_norm(nn.Embedding(labels, widths[-1]))
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        h = x.contiguous(memory_format=torch.channels_last)
+        for convolution in self.convolutions:
+            h = F.leaky_relu(convolution(h), 0.1)
+        features = F.relu(self.last(h)).sum((2, 3))
+        logits: Tensor = self.out(features).squeeze(1) + (self.embedding(labels) * features).sum(1)
+        return logits
+
+
+class ConditionalGAN(nn.Module):
+    """Samples of a given label. Images are uint8 (B, C, H, W).
+
+    Latents are (B, latent + labels): a standard normal part and the label's weights, one-hot for an image of one label.
+    """
+
+    def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
+        self.conditional = classes > 0
+        self.labels = max(1, classes)
+        self.generator = Generator(settings, channels, size, self.labels)
+        self.discriminator = Discriminator(settings, channels, size, self.labels)
+
+    def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of the prior, (n, latent + labels), with the given labels or with labels drawn evenly."""
+        device = next(self.parameters()).device
+        z = torch.randn(n, self.settings.latent, generator=generator, device=device)
+        if labels is None or not self.conditional:
+            labels = torch.randint(self.labels, (n,), generator=generator, device=device)
+        return torch.cat([z, F.one_hot(labels.to(device), self.labels).to(z.dtype)], 1)
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Images in [-1, 1] of latents (B, latent + labels)."""
+        images: Tensor = self.generator(*z.split([self.settings.latent, self.labels], 1))
+        return images
+
+    def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss over a batch and as many generated images of the same labels, for the discriminator to minimise."""
+        labels = self.labels_of(len(x), labels)
+        images = scale_images(x)
+        with torch.no_grad():
+            generated = self.generate(self.latents(len(x), labels))
+        real, fake = self.discriminator(torch.cat([images, generated]), labels.repeat(2)).chunk(2)
+        logs = game_logs(images, generated, real, fake)
+        if self.settings.loss == "hinge":
+            return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), logs
+        return discriminator_game_loss(real, fake), logs
+
+    def generator_loss(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss over n generated images, for the generator to minimise."""
+        labels = self.labels_of(n, labels)
+        fake = self.discriminator(self.generate(self.latents(n, labels)), labels)
+        return -fake.mean() if self.settings.loss == "hinge" else generator_game_loss(fake, self.settings.loss), {}
+
+    def labels_of(self, n: int, labels: Tensor | None) -> Tensor:
+        """The labels of a batch; drawn evenly where none are given, all alike in a dataset without labels."""
+        if self.conditional and labels is not None:
+            return labels
+        return torch.randint(self.labels, (n,), device=next(self.parameters()).device)
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents (B, latent + labels), uint8."""
+        return unscale_images(self.generate(z))
+
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n images, uint8 (n, C, H, W), of the given labels (n,) or of labels drawn evenly."""
+        return self.decode(self.latents(n, labels, generator))
+
+
+MODEL = ConditionalGAN

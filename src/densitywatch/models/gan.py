@@ -1,0 +1,93 @@
+"""Generative adversarial nets (Goodfellow et al. 2014): the original two-player game, fully connected.
+
+    min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]
+
+The discriminator ascends V. The generator descends it (`minimax`), or ascends E_z[log D(G(z))] (`non_saturating`), which
+has the same fixed point and, as the paper says in section 3, a gradient that does not vanish while D wins easily.
+
+What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the generator
+(Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from densitywatch.models.layers import (
+    GeneratorLoss,
+    discriminator_game_loss,
+    game_logs,
+    generator_game_loss,
+    scale_images,
+    unscale_images,
+)
+
+
+class Settings(BaseModel):
+    """`params.yaml`: models.<name>.settings for kind gan."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    latent: int = Field(default=64, ge=1)
+    generator: tuple[int, ...] = Field(default=(256, 512), min_length=1)
+    """Widths of the hidden layers."""
+    discriminator: tuple[int, ...] = Field(default=(512, 256), min_length=1)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    """In the discriminator, as in the paper."""
+    loss: GeneratorLoss = "non_saturating"
+
+
+class GAN(nn.Module):
+    """Samples without a density. Images are uint8 (B, C, H, W), latents z (B, latent) are standard normal."""
+
+    def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
+        super().__init__()
+        self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
+        pixels = channels * size * size
+        layers: list[nn.Module] = []
+        for i, o in pairwise((settings.latent, *settings.generator)):
+            layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()]
+        self.generator = nn.Sequential(
+            *layers,
+            nn.Linear(settings.generator[-1], pixels),
+            nn.Tanh(),
+            nn.Unflatten(1, (channels, size, size)),
+        )
+        layers = [nn.Flatten()]
+        for i, o in pairwise((pixels, *settings.discriminator)):
+            layers += [nn.Linear(i, o), nn.LeakyReLU(0.2), nn.Dropout(settings.dropout)]
+        self.discriminator = nn.Sequential(*layers, nn.Linear(settings.discriminator[-1], 1), nn.Flatten(0))
+
+    def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n draws of the prior, (n, latent); an unconditional model pays no heed to labels."""
+        device = next(self.parameters()).device
+        return torch.randn(n, self.settings.latent, generator=generator, device=device)
+
+    def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Minus the game's value on a batch and as many generated images, for the discriminator to minimise."""
+        images = scale_images(x)
+        with torch.no_grad():
+            generated = self.generator(self.latents(len(x)))
+        real, fake = self.discriminator(images), self.discriminator(generated)
+        return discriminator_game_loss(real, fake), game_logs(images, generated, real, fake)
+
+    def generator_loss(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of `settings.loss` over n generated images, for the generator to minimise."""
+        fake = self.discriminator(self.generator(self.latents(n)))
+        return generator_game_loss(fake, self.settings.loss), {}
+
+    @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Images of latents (B, latent), uint8."""
+        return unscale_images(self.generator(z))
+
+    def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """n images, uint8 (n, C, H, W)."""
+        return self.decode(self.latents(n, generator=generator))
+
+
+MODEL = GAN

@@ -1,0 +1,80 @@
+"""One step of adversarial training, and how to see that a game has collapsed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from densitywatch.params import TrainingParams
+from densitywatch.training.steps import clip_gradients
+
+WON = 0.99
+"""A discriminator that is right this often leaves the generator little to learn from."""
+ALIKE = 0.2
+"""Generated images whose pixels vary this little, relative to real ones, are about one image."""
+
+
+def adversarial_step(
+    fabric: Any,
+    model: Any,
+    optimizers: dict[str, Optimizer],
+    x: Tensor,
+    labels: Tensor | None,
+    training: TrainingParams,
+) -> dict[str, Tensor]:
+    """One step of the discriminator on real and generated images, then one of the generator against it.
+
+    Two time scales (Heusel et al. 2017): each optimiser has its learning rate. Returns the scalars to log: both losses,
+    both gradient norms, and what the model logs of the game.
+    """
+    discriminator_loss, logs = model.discriminator_loss(x, labels)
+    fabric.backward(discriminator_loss)
+    discriminator_norm = clip_gradients(model.discriminator, training.gradient_clip)
+    optimizers["discriminator"].step()
+    optimizers["discriminator"].zero_grad(set_to_none=True)
+
+    model.discriminator.requires_grad_(
+        False
+    )  # the gradient passes through it to the generator and stops nowhere on the way
+    generator_loss, more_logs = model.generator_loss(len(x), labels)
+    fabric.backward(generator_loss)
+    model.discriminator.requires_grad_(True)
+    generator_norm = clip_gradients(model.generator, training.gradient_clip)
+    optimizers["generator"].step()
+    optimizers["generator"].zero_grad(set_to_none=True)
+    return {
+        "discriminator_loss": discriminator_loss.detach(),
+        "generator_loss": generator_loss.detach(),
+        "discriminator_gradient_norm": discriminator_norm,
+        "generator_gradient_norm": generator_norm,
+        **logs,
+        **more_logs,
+    }
+
+
+def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
+    """What went wrong in the last third of a game, one named sentence each; empty for likelihood models and good games.
+
+    history: the rows of history.json, of which `train_discriminator_accuracy` and `train_spread_ratio` are read.
+    """
+    rows = [row for row in history if "train_discriminator_accuracy" in row]
+    last = rows[-max(1, len(rows) // 3) :]
+    if not last:
+        return []
+    accuracy = min(row["train_discriminator_accuracy"] for row in last)
+    spread = max(row["train_spread_ratio"] for row in last)
+    since = int(last[0]["step"])
+    found = []
+    if accuracy >= WON:
+        found.append(
+            f"collapsed discriminator: right on at least {accuracy:.1%} of the images since step {since}, so the generator "
+            "learns little; lower discriminator_learning_rate"
+        )
+    if spread <= ALIKE:
+        found.append(
+            f"collapsed generator: its images since step {since} vary at most {spread:.0%} as much as real ones, all look "
+            "alike; lower learning_rate or use another loss"
+        )
+    return found
