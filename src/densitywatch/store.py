@@ -1,0 +1,99 @@
+"""Where MLflow's store is, whether it answers, and one process at a time where that matters; no MLflow needed."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from densitywatch.errors import DensitywatchError, ParamsError
+from densitywatch.params import Params
+
+REACH_SECONDS = 5.0
+SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def tracking_uri(params: Params, root: Path) -> str:
+    """Where runs and the registry live: the environment's MLFLOW_TRACKING_URI, or else params.mlflow.tracking_uri.
+
+    A relative sqlite path counts from `root`. Raises ParamsError for an address that is no MLflow store.
+    """
+    given = os.environ.get("MLFLOW_TRACKING_URI") or params.mlflow.tracking_uri
+    scheme = given.partition(":")[0].partition("+")[0]
+    if scheme not in SCHEMES:
+        raise ParamsError(
+            f"mlflow.tracking_uri: '{plain(given)}' is no store that MLflow serves; "
+            "use sqlite:///mlflow.db or a server's address such as http://127.0.0.1:5000"
+        )
+    path = sqlite_path(given)
+    if path is None:
+        return given
+    _, mark, options = given.partition("?")
+    return f"sqlite:///{root.resolve() / path}{mark}{options}"
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The database file of a sqlite address; None for servers and for databases in memory."""
+    path = uri.removeprefix("sqlite:///").partition("?")[0]
+    return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+def plain(uri: str) -> str:
+    """The address as a message may show it: without a password."""
+    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+
+
+@contextmanager
+def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
+    """One process at a time does `what` with this store, on this machine; the lock goes with the process that held it.
+
+    Raises DensitywatchError when the lock's file cannot be written.
+    """
+    database = sqlite_path(uri)
+    if database is None:
+        folder = root / "var"
+        path = folder / f"mlflow-{hashlib.sha256(uri.encode()).hexdigest()[:12]}.{what}.lock"
+    else:
+        folder, path = database.parent, database.with_name(f"{database.name}.{what}.lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    except OSError as error:
+        raise DensitywatchError(
+            f"{path}: cannot be written ({error.strerror}); MLflow's store needs a folder of its own"
+        ) from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_reachable(uri: str) -> None:
+    """Fail at once where MLflow itself would try for minutes. Raises DensitywatchError."""
+    address = urlsplit(uri)
+    scheme, database = address.scheme.partition("+")[0], sqlite_path(uri)
+    advice = "start it with `make up`, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI to one that is there"
+    try:
+        if database is not None:
+            connection = sqlite3.connect(database, timeout=REACH_SECONDS)
+            connection.execute("PRAGMA schema_version")
+            connection.close()
+        elif scheme in ("http", "https"):
+            import requests  # MLflow's own HTTP client, so that proxies count the same
+
+            requests.get(uri.rstrip("/") + "/health", timeout=REACH_SECONDS)
+        elif scheme in PORTS:
+            import socket
+
+            socket.create_connection(
+                (address.hostname or "127.0.0.1", address.port or PORTS[scheme]), REACH_SECONDS
+            ).close()
+    except (OSError, sqlite3.Error) as error:
+        kind = "no answer" if not isinstance(error, sqlite3.Error) else str(error)
+        raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({kind}); {advice}") from None
