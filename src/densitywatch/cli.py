@@ -219,24 +219,40 @@ def rollback(context: typer.Context, model: Name) -> None:
     print(f"{model}: {registry.rollback(model, params, root)}")
 
 
-@app.command(epilog="Example: densitywatch score my/images --out my/results")
+@app.command(
+    epilog="Examples:\n\n\b\n  densitywatch score my/images --out my/results\n"
+    "  densitywatch score 's3://bucket/2024-05-01/*.jpg' --fdr 0.05\n"
+    "  densitywatch score shipment.zip --fail-on 1      # in CI: exits with 1 when an image is flagged"
+)
 def score(
     context: typer.Context,
-    source: Annotated[str, typer.Argument(help="A folder of images.")],
+    source: Annotated[
+        str, typer.Argument(help="A folder, a quoted glob, a zip or tar archive, Parquet, or any fsspec address.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Where results go; by default data/outliers/<name>.")] = None,
     detector: Annotated[
         str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
     ] = None,
+    fdr: Annotated[
+        float | None, typer.Option(help="Share of false alarms among the flagged; by default the detector's.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Look at the first N files only.", metavar="N")] = None,
+    fail_on: Annotated[
+        int | None, typer.Option(help="Exit with 1 when N images or more are flagged.", metavar="N")
+    ] = None,
 ) -> None:
     """Say which images of SOURCE do not belong.
 
-    Writes scores.parquet, summary.json and report.html.
+    Writes scores.parquet, summary.json and report.html. Killed and started again, it goes on where it was; the same
+    files are not scored twice.
     """
-    params, root = _load(context, check_models=False)
+    params, root = _load(context)
     from densitywatch.outliers import batch
 
-    folder = out or root / params.inbox.results / Path(source.rstrip("/")).name
-    summary = batch.score_source(source, params, root, folder, detector=detector)
+    summary = batch.score_source(
+        source, params, root, out, detector, false_discovery_rate=fdr, limit=limit, fail_on=fail_on
+    )
+    folder = summary.pop("folder")
     _show(summary)
     print(f"results: {folder}")
 

@@ -35,3 +35,7 @@ class RegistryError(DensitywatchError):
 
 class GateRejected(DensitywatchError):
     """A candidate did not pass the promotion gate."""
+
+
+class OutliersFound(DensitywatchError):
+    """A batch has as many outliers as the caller asked to be told of (`densitywatch score --fail-on N`)."""

@@ -1,0 +1,189 @@
+"""`densitywatch score SOURCE`: every file of a batch gets a row, and the results appear whole or not at all.
+
+The result depends on the files, the detector and the rates alone. So the same batch twice, two jobs at once, or a job
+killed at any point and started again all end in the same bytes; what differs from run to run is in run.json:
+
+    results/<batch>/       scores.parquet  summary.json  report.html  gallery.parquet  run.json  (verdicts.json)
+    results/.<batch>.work  chunks already scored, until the results stand
+    results/.<batch>.lock  held by the job that works on the batch
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from densitywatch.errors import DataError, OutliersFound, ParamsError
+from densitywatch.files import file_digest, full_disk_as_error, write_whole
+from densitywatch.outliers import publishing
+from densitywatch.outliers.archives import ARCHIVE, as_text
+from densitywatch.outliers.chunks import RESULTS, score_in_chunks
+from densitywatch.outliers.gallery import write_gallery
+from densitywatch.outliers.report import write_report
+from densitywatch.outliers.results import LABELS, RUN, SCORES, write_scores
+from densitywatch.outliers.sources import entries, is_local, without_secrets
+from densitywatch.params import Params
+from densitywatch.progress import say, track
+
+FORMAT = "1"
+
+
+def score_source(
+    source: str,
+    params: Params,
+    root: Path,
+    out: Path | None = None,
+    detector: Any = None,
+    *,
+    false_discovery_rate: float | None = None,
+    limit: int | None = None,
+    fail_on: int | None = None,
+) -> dict[str, Any]:
+    """Score every file of `source` and write the results to `out` (by default <inbox.results>/<name of the source>).
+
+    `source`: a folder, a glob, an image, a zip or tar archive, a Parquet file with image bytes, or any fsspec address.
+    `detector`: a folder, a registry address, or a loaded detector; None takes models/detector. `false_discovery_rate`
+    goes before the detector's own. `limit`: only that many files, from the first. Returns the summary and, under
+    `folder`, where the results are. Results of the same files, detector and rates are left as they are.
+
+    Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
+    no such detector, OutliersFound when at least `fail_on` images are flagged (after the results are written).
+    """
+    if false_discovery_rate is not None and not 0 < false_discovery_rate < 1:
+        raise ParamsError(f"the false-discovery rate must lie between 0 and 1 (given: {false_discovery_rate})")
+    for name, value in (("limit", limit), ("fail-on", fail_on)):
+        if value is not None and value < 1:
+            raise ParamsError(f"{name} must be at least 1 (given: {value})")
+    shown = _shown(source, root)
+    found = entries(str(root / source) if is_local(source) and not source.startswith("file://") else source)
+    loaded, digest = load_detector(detector, params, root)
+    rate = false_discovery_rate if false_discovery_rate is not None else loaded.false_discovery_rate
+    identity = {
+        "format": FORMAT,
+        "source": shown,
+        "detector": digest,
+        "size": loaded.size,
+        "channels": loaded.channels,
+        "resize": loaded.resize,
+        "chunk": params.detector.batch_size,
+        "limit": limit,
+    }
+    folder = out if out is not None else _default_folder(root / params.inbox.results, shown)
+    if is_local(source) and folder.resolve().is_relative_to((root / source.removeprefix("file://")).resolve()):
+        raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with publishing.only_job(folder), full_disk_as_error(folder):
+        publishing.recover(folder)
+        before = publishing.read_summary(folder)
+        started = time.monotonic()
+        work = publishing.work_folder(folder, identity | {"rate": rate})
+        published = _published(folder) if before and before["identity"] == identity else None
+        steps = score_in_chunks(
+            itertools.islice(found, limit),
+            loaded,
+            work,
+            size=params.detector.batch_size,
+            threshold=rate,
+            published=lambda number: _row_group(published, number),
+        )
+        chunks = list(track(steps, f"score: chunks of {params.detector.batch_size} files"))
+        publishing.drop_chunks_from(work, len(chunks))
+        fresh = publishing.fresh_folder(folder)
+        summary = write_scores(work, fresh, loaded, rate, identity)
+        if before == summary:
+            publishing.discard(fresh, work)
+            say(f"score: {as_text(folder.name)}: these very files have been scored; the results stand")
+        else:
+            write_gallery(work, fresh, loaded, root)
+            run = {
+                "seconds": round(time.monotonic() - started, 3),
+                "files": sum(files for files, _ in chunks),
+                "scored_now": sum(scored for _, scored in chunks),
+            }
+            write_whole(fresh / RUN, json.dumps(run, indent=2) + "\n")
+            publishing.keep_verdicts(folder, fresh)
+            write_report(fresh)
+            publishing.publish(fresh, folder, work)
+    flagged = int(summary["outliers"])
+    if fail_on is not None and flagged >= fail_on:
+        raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
+    return {**summary, "folder": str(folder)}
+
+
+def load_detector(detector: Any, params: Params, root: Path) -> tuple[Any, str]:
+    """A detector and the sha256 of all that it is made of."""
+    if not isinstance(detector, Path | str | None):
+        return detector, str(getattr(detector, "digest", "unknown"))
+    if isinstance(detector, str) and detector.startswith("models:/"):
+        from densitywatch.registry import download_model
+
+        folder = Path(download_model(detector))
+    else:
+        folder = root / (detector or "models/detector")
+    from densitywatch.outliers.detector import load
+
+    loaded = load(folder)
+    parts = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    for name in sorted(loaded.facts["models"]):
+        beside = folder.parent / name / "model.safetensors"
+        if not (folder / "members" / name).is_dir() and beside.is_file():
+            parts.append(beside)
+    whole = hashlib.sha256()
+    for path in parts:
+        whole.update(f"{path.parent.name}/{path.name} {file_digest(path)}\n".encode())
+    return loaded, whole.hexdigest()
+
+
+def batch_name(source: str) -> str:
+    """The folder name of a source's results: its last part, made of safe characters."""
+    last = [part for part in re.split(r"[/\\]|::", source.rstrip("/")) if part][-1:] or ["batch"]
+    plain = ARCHIVE.sub("", last[0])
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip(".")[:100]
+    if safe == plain:
+        return safe
+    return f"{safe.strip('_') or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def _default_folder(results: Path, shown: str) -> Path:
+    """results/<name>, or another name when the results of a source elsewhere, called the same, stand there."""
+    name = batch_name(shown)
+    owner = publishing.owner(results / name)
+    if owner in (None, shown):
+        return results / name
+    return results / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+
+
+def _shown(source: str, root: Path) -> str:
+    """The source as results name it: relative to the project where it lies inside, without passwords."""
+    if not is_local(source):
+        return as_text(without_secrets(source))
+    path = Path(root / source.removeprefix("file://"))
+    path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    inside = path.is_relative_to(root.resolve())
+    return as_text(str(path.relative_to(root.resolve()) if inside else path))
+
+
+def _published(folder: Path) -> pq.ParquetFile | None:
+    """The published scores, a row group a chunk; None where there are none that can be read."""
+    try:
+        return pq.ParquetFile(folder / SCORES)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _row_group(file: pq.ParquetFile | None, number: int) -> pa.Table | None:
+    if file is None or number >= file.num_row_groups:
+        return None
+    table = file.read_row_group(number)
+    for name in LABELS:
+        if name not in table.column_names:
+            table = table.append_column(RESULTS.field(name), pa.nulls(table.num_rows, RESULTS.field(name).type))
+    return table

@@ -1,0 +1,130 @@
+"""report.html of a scored batch: one self-contained page, made of the results folder alone.
+
+Everything in it that came from outside (file names, reasons) is text: jinja2 escapes it, and what would be invisible or
+would turn the reading direction round is shown by its code.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import unicodedata
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pyarrow.parquet as pq
+
+from densitywatch.files import write_whole
+from densitywatch.outliers.gallery import GALLERY, SHOWN
+from densitywatch.outliers.verdicts import precision, read_verdicts
+
+REPORT = "report.html"
+QUARANTINE_SHOWN = 1000
+WIDTH, HEIGHT = 640.0, 180.0
+
+
+def write_report(folder: Path) -> Path:
+    """Write folder/report.html from the summary, scores, gallery and verdicts in `folder`."""
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    verdicts = read_verdicts(folder)
+    page = _environment().get_template("batch_report.html.j2")
+    text = page.render(
+        summary=summary,
+        gallery=[
+            row | {"verdict": verdicts.get((row["path"], row["sha256"]))} for row in islice(gallery_rows(folder), SHOWN)
+        ],
+        quarantined=list(islice(quarantined(folder), QUARANTINE_SHOWN)),
+        bars=bars(summary["histogram"]),
+        precision=precision(verdicts.get(key) for key in flagged(folder)),
+    )
+    write_whole(folder / REPORT, text)
+    return folder / REPORT
+
+
+def gallery_rows(folder: Path) -> Any:
+    """The gallery's rows with pictures as data URIs, the least usual first; one row group in memory at a time."""
+    file = pq.ParquetFile(folder / GALLERY)
+    for group in range(file.num_row_groups):
+        for row in file.read_row_group(group).to_pylist():
+            row["picture"], row["map"] = data_uri(row["picture"]), data_uri(row["map"])
+            row["neighbours"] = [data_uri(image) for image in row["neighbours"] or []]
+            yield row
+
+
+def flagged(folder: Path) -> list[tuple[str, str]]:
+    """(path, sha256) of the images called outliers, the least usual first."""
+    rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "outlier"]).to_pylist()
+    return [(row["path"], row["sha256"]) for row in rows if row["outlier"]]
+
+
+def quarantined(folder: Path) -> Any:
+    """(path, reason) of every file that was not scored, in the batch's order."""
+    file = pq.ParquetFile(folder / "scores.parquet")
+    for group in range(file.num_row_groups):
+        table = file.read_row_group(group, columns=["path", "status", "reason"])
+        for row in table.to_pylist():
+            if row["status"] == "quarantined":
+                yield row["path"], row["reason"]
+
+
+def data_uri(image: bytes | None) -> str | None:
+    """PNG or JPEG bytes as they stand in an <img>."""
+    if image is None:
+        return None
+    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+
+
+def visible(text: object) -> str:
+    """`text` with control characters, and those that turn the reading direction, shown by their codes."""
+    return "".join(
+        char
+        if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else char.encode("unicode_escape").decode()
+        for char in str(text)
+    )
+
+
+def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The histogram as shapes in a WIDTH x HEIGHT box: bars of the batch, an outline of the calibration images.
+
+    Heights are shares, so that a small batch can be compared with a large calibration set; a square root keeps single
+    images visible.
+    """
+    if histogram is None:
+        return None
+    batch, reference = histogram["batch"], histogram["calibration"]
+    shares = [[(count / max(1, sum(counts))) ** 0.5 for count in counts] for counts in (batch, reference)]
+    top = max(max(shares[0]), max(shares[1])) or 1.0
+    step = WIDTH / len(batch)
+    outline = " ".join(
+        f"{'M' if i == 0 else 'L'}{i * step:.1f} {HEIGHT * (1 - share / top):.1f} L{(i + 1) * step:.1f} "
+        f"{HEIGHT * (1 - share / top):.1f}"
+        for i, share in enumerate(shares[1])
+    )
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "step": step,
+        "batch": [
+            {"x": i * step, "height": HEIGHT * share / top, "count": count}
+            for i, (share, count) in enumerate(zip(shares[0], batch, strict=True))
+        ],
+        "outline": outline,
+        "low": histogram["edges"][0],
+        "high": histogram["edges"][-1],
+    }
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["visible"] = visible
+    return environment
