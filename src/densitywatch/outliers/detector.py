@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from densitywatch.data import open_split, read_info
 from densitywatch.errors import ModelError
-from densitywatch.files import whole_folder
+from densitywatch.files import file_digest, whole_folder
+from densitywatch.models import WEIGHTS
 from densitywatch.outliers import conformal
 from densitywatch.outliers.readings import Images, Models, Readings
 from densitywatch.outliers.scores import Fitted, find_member
@@ -165,6 +166,8 @@ def calibrate(params: Params, root: Path) -> Path:
         "format": FORMAT,
         "members": [member.name for member in members],
         "models": sorted(models.used),
+        # the registry packs models beside the detector, and must not pack others than these
+        "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
         "density": density,
         "size": info.size,
         "channels": info.channels,
