@@ -1,0 +1,165 @@
+"""DVC's graph as a graph of stages, and one stage run through DVC. The graph is dvc.yaml's; nothing here repeats it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from densitywatch.errors import DensitywatchError
+
+Outcome = Literal["ran", "restored", "skipped"]
+
+
+class StageFailed(DensitywatchError):
+    """A stage of dvc.yaml ended with an error."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of dvc.yaml: the stages it comes after, and whether it computes on the device."""
+
+    name: str
+    after: tuple[str, ...]
+    uses_device: bool
+
+
+def read_graph(root: Path) -> list[Stage]:
+    """The stages of `root`'s dvc.yaml, each after those it depends on; stages at one height in alphabetical order.
+
+    A stage uses the device when it depends on the block `device` of params.yaml. `Repo().index.graph` is not public
+    API of DVC; an edge points to the dependency, and data sources (`*.dvc` files) stand in it too and are left out.
+    """
+    import networkx
+    from dvc.repo import Repo
+    from dvc.stage import PipelineStage
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph
+        nodes = {stage.addressing: stage for stage in graph.nodes if isinstance(stage, PipelineStage)}
+        names = networkx.DiGraph()
+        names.add_nodes_from(nodes)
+        names.add_edges_from((b.addressing, a.addressing) for a, b in graph.edges if {a, b} <= set(nodes.values()))
+        return [
+            Stage(
+                name=name,
+                after=tuple(sorted(names.predecessors(name))),
+                uses_device=any("device" in (getattr(dep, "params", None) or ()) for dep in nodes[name].deps),
+            )
+            for name in networkx.lexicographical_topological_sort(names)
+        ]
+
+
+def stale_stages(root: Path) -> set[str]:
+    """The stages that `dvc status` finds changed; empty when everything is up to date.
+
+    Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
+    """
+    done = subprocess.run(  # noqa: S603
+        [*_dvc(), "status", "--json"], cwd=root, env=child_environment(), capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        raise StageFailed(f"dvc status: {_last_line(done.stderr.splitlines())}")
+    return set(json.loads(done.stdout))
+
+
+def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
+    """Bring one stage up to date by `dvc repro --single-item`, passing each line of its output to `say`.
+
+    Stages next to each other may run at the same time: the lock of DVC is waited for. `--single-item` does not look
+    upstream; the caller keeps the order.
+
+    Raises StageFailed with the stage's own last words.
+    """
+    lines: list[str] = []
+    command = [*_dvc("--wait-for-lock"), "repro", "--single-item", name]
+    with _running(command, root) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                say(lines[-1])
+    if process.returncode != 0:
+        raise StageFailed(f"stage {name}: {_last_line(lines)}")
+    if any(line.startswith(f"Stage '{name}' didn't change") for line in lines):
+        return "skipped"
+    if any(line.startswith(f"Stage '{name}' is cached") for line in lines):
+        return "restored"
+    return "ran"
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run a DVC command and return what it printed; raises StageFailed with its last line."""
+    done = subprocess.run(  # noqa: S603
+        [*_dvc("--wait-for-lock"), *arguments],
+        cwd=root,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise StageFailed(f"dvc {arguments[0]}: {_last_line(done.stdout.splitlines())}")
+    return done.stdout.strip()
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with this Python's `densitywatch` first on the path and output line by line."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
+
+
+def stop_running() -> None:
+    """End the stages this process has started: what a flow does when it is cancelled."""
+    for process in list(_RUNNING):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+_RUNNING: set[subprocess.Popen[str]] = set()
+_RUNNING_LOCK = threading.Lock()
+
+
+def _dvc(*options: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *options]
+
+
+@contextmanager
+def _running(command: list[str], root: Path) -> Iterator[subprocess.Popen[str]]:
+    # a session of its own, so that the whole of it, the stage under DVC included, can be ended at once
+    with subprocess.Popen(  # noqa: S603
+        command,
+        cwd=root,
+        env=child_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+    ) as process:
+        with _RUNNING_LOCK:
+            _RUNNING.add(process)
+        try:
+            yield process
+        finally:
+            with _RUNNING_LOCK:
+                _RUNNING.discard(process)
+
+
+def _last_line(lines: list[str]) -> str:
+    """What went wrong, out of a program's last lines: the verb's own sentence if there is one, else DVC's."""
+    said = [line.strip() for line in lines if line.strip()]
+    for line in reversed(said):
+        if line.startswith("densitywatch: "):
+            return line.removeprefix("densitywatch: ")
+    errors = [line for line in said if line.startswith("ERROR: ")]
+    return (errors or said or ["no word said"])[-1].removeprefix("ERROR: ")

@@ -1,0 +1,76 @@
+"""Where Prefect keeps its things and which server a flow talks to; everything stays inside the project's `var/`."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from densitywatch import environment
+from densitywatch.errors import DensitywatchError
+
+PREFECT_PORT, MLFLOW_PORT = "4200", "5000"
+
+
+def settle(root: Path) -> str | None:
+    """Set Prefect's variables where the user has not; call it before prefect is imported.
+
+    Returns the address of the server that flows will talk to: the user's own (PREFECT_API_URL), or the one that
+    `make up` started, if it answers. None means that Prefect starts one for as long as the flow runs.
+    """
+    environment.settle(os.environ)
+    (root / "var" / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, not those above it
+    for name, value in {
+        "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
+        "PREFECT_SERVER_EPHEMERAL_ENABLED": "true",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 s is too short for a first start
+        # who waits for a device looks again every second or two; by default it sleeps up to half a minute
+        "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        # slots of a flow that died come back even when the server was restarted in between
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    if "PREFECT_API_URL" not in os.environ:
+        address = prefect_address(root)
+        if address is not None and answers(f"{address}/health"):
+            os.environ["PREFECT_API_URL"] = address
+    return os.environ.get("PREFECT_API_URL")
+
+
+def prefect_address(root: Path) -> str | None:
+    """The API address that `make up` noted in var/, whether it still answers or not."""
+    note = root / "var" / "prefect.address"
+    return note.read_text(encoding="utf-8").strip() if note.is_file() else None
+
+
+def answers(address: str, seconds: float = 2.0) -> bool:
+    """Whether an HTTP GET of `address` comes back well."""
+    try:
+        with urlopen(address, timeout=seconds) as response:  # noqa: S310  only http addresses of this machine
+            return bool(response.status == 200)
+    except (URLError, OSError, ValueError):
+        return False
+
+
+@contextmanager
+def one_run_at_a_time(root: Path) -> Iterator[None]:
+    """Hold the project's run lock; it goes with the process, however that ends.
+
+    Raises DensitywatchError when another run of this checkout holds it.
+    """
+    path = root / "var" / "run.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DensitywatchError(
+                f"another run is going on in {root.resolve()}; wait for it to end, or stop it"
+            ) from None
+        yield
