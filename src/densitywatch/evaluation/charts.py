@@ -1,0 +1,114 @@
+"""Charts as SVG files that need no script, follow the reader's light or dark setting, and come out byte-identical."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# each colour of the light chart and what the dark one has in its place
+COLOURS = {
+    "#1f6f8b": "#6cc0dd",
+    "#c2571a": "#f0a26b",
+    "#6b4fa0": "#b9a2ea",
+    "#3f7d3a": "#93cf8d",
+    "#a32e5f": "#ee91b7",
+    "#7a6510": "#d9c25c",
+    "#555f66": "#b4bec6",
+}
+SERIES = tuple(COLOURS)
+INK, FAINT, PAPER = "#20262b", "#dde2e5", "#fefefe"
+DARK = {**COLOURS, INK: "#e3e7ea", FAINT: "#363d43", PAPER: "#171b1f"}
+
+WIDTH, HEIGHT = 340, 190
+
+Row = Mapping[str, Any]
+
+
+def lines(rows: Sequence[Row], *, x: str, y: str, x_title: str, y_title: str, series: str | None = None) -> str:
+    """A line chart of `rows` (keys x, y and, for several lines, series) as SVG text."""
+    import altair as alt
+
+    encoding: dict[str, Any] = {
+        "x": alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5)),
+        "y": alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
+    }
+    if series is not None:
+        names = list(dict.fromkeys(row[series] for row in rows))
+        colours = [SERIES[i % len(SERIES)] for i in range(len(names))]
+        encoding["color"] = alt.Color(
+            f"{series}:N", scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(orient="top", title=None)
+        )
+    # a single point draws no line, so points are marked as long as they are few
+    few = len(rows) <= 40
+    mark = alt.MarkDef(type="line", strokeWidth=2, color=SERIES[0], point=few, clip=True)
+    return to_svg(alt.Chart(alt.InlineData(values=[dict(row) for row in rows]), mark=mark).encode(**encoding))
+
+
+def histogram(values: np.ndarray, *, title: str, y_title: str = "images", bins: int = 40) -> str:
+    """How `values` (N,) are spread, as SVG text; a line marks their mean. Binned here: the file is small for any N."""
+    import altair as alt
+
+    low, high = float(values.min()), float(values.max())
+    counts, edges = np.histogram(values, bins=bins, range=(low, high if high > low else low + 1.0))
+    rows = [
+        {"from": round(float(a), 6), "to": round(float(b), 6), "count": int(n)}
+        for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)
+    ]
+    bars = (
+        alt.Chart(alt.InlineData(values=rows))
+        .mark_rect(fill=SERIES[0], stroke=PAPER, strokeWidth=0.5)
+        .encode(
+            x=alt.X("from:Q", title=title, scale=alt.Scale(zero=False, nice=True)),
+            x2="to:Q",
+            y=alt.Y("count:Q", title=y_title),
+            y2=alt.datum(0),
+        )
+    )
+    mean = alt.Chart(alt.InlineData(values=[{"mean": round(float(values.mean()), 6)}])).mark_rule(
+        stroke=SERIES[1], strokeWidth=2
+    )
+    return to_svg(bars + mean.encode(x="mean:Q"))
+
+
+def bars(rows: Sequence[Row], *, x: str, y: str, x_title: str) -> str:
+    """Horizontal bars, one a row, in the order of `rows`, as SVG text."""
+    import altair as alt
+
+    chart = (
+        alt.Chart(alt.InlineData(values=[dict(row) for row in rows]), height={"step": 24})
+        .mark_bar(fill=SERIES[0])
+        .encode(x=alt.X(f"{x}:Q", title=x_title), y=alt.Y(f"{y}:N", title=None, sort=None))
+    )
+    return to_svg(chart)
+
+
+def to_svg(chart: Any) -> str:
+    """An altair chart as SVG text in the project's look; it carries its dark colours, so it works as an image file."""
+    import vl_convert
+
+    style: dict[str, Any] = {
+        "background": PAPER,
+        "font": "Helvetica, Arial, sans-serif",
+        "view": {"continuousWidth": WIDTH, "continuousHeight": HEIGHT, "stroke": None},
+        "axis": {
+            "labelColor": INK,
+            "titleColor": INK,
+            "gridColor": FAINT,
+            "domainColor": FAINT,
+            "tickColor": FAINT,
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "titlePadding": 8,
+        },
+        "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3, "labelLimit": 300},
+        "line": {"strokeCap": "round"},
+    }
+    svg: str = vl_convert.vegalite_to_svg(chart.configure(**style).to_json(indent=None))
+    dark = "".join(
+        f'[fill="{light}"]{{fill:{colour}}}[stroke="{light}"]{{stroke:{colour}}}' for light, colour in DARK.items()
+    )
+    return re.sub(r"(<svg[^>]*>)", rf"\1<style>@media (prefers-color-scheme:dark){{{dark}}}</style>", svg, count=1)

@@ -1,0 +1,58 @@
+"""Grids of images and heat maps as PNG."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image
+
+GAP = 2
+# a map from black over violet and orange to pale yellow whose lightness rises all the way: readable in grey, too
+HEAT = np.array(
+    [
+        (0, 0, 4),
+        (40, 11, 84),
+        (101, 21, 110),
+        (159, 42, 99),
+        (212, 72, 66),
+        (245, 125, 21),
+        (250, 193, 39),
+        (252, 255, 164),
+    ]
+)
+
+
+def grid(images: np.ndarray, columns: int, *, cell: int = 56) -> bytes:
+    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear."""
+    n, _, height, width = images.shape
+    columns = max(1, min(columns, n))
+    rows = -(-n // columns)
+    factor = max(1, round(cell / max(height, width)))
+    height, width = height * factor, width * factor
+    sheet = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
+    for i, image in enumerate(images):
+        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        enlarged = np.broadcast_to(image, (3, *image.shape[1:])).repeat(factor, 1).repeat(factor, 2)
+        sheet[top : top + height, left : left + width, :3] = enlarged.transpose(1, 2, 0)
+        sheet[top : top + height, left : left + width, 3] = 255
+    return png(sheet)
+
+
+def heat(maps: np.ndarray, top: float) -> np.ndarray:
+    """Maps (n, H, W) as colour images (n, 3, H, W) uint8: 0 and below is black, `top` and above the brightest."""
+    position = np.clip(maps / top if top > 0 else np.zeros_like(maps), 0, 1) * (len(HEAT) - 1)
+    channels = [np.interp(position, np.arange(len(HEAT)), HEAT[:, c]) for c in range(3)]
+    return np.stack(channels, 1).round().astype(np.uint8)
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Grey or colour images (n, C, H, W) with three channels."""
+    return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+
+
+def png(pixels: np.ndarray) -> bytes:
+    """Pixels (H, W, 4) uint8 as a PNG file's bytes."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
