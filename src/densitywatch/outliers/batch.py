@@ -46,13 +46,15 @@ def score_source(
     false_discovery_rate: float | None = None,
     limit: int | None = None,
     fail_on: int | None = None,
+    listing: str | None = None,
 ) -> dict[str, Any]:
     """Score every file of `source` and write the results to `out` (by default <inbox.results>/<name of the source>).
 
     `source`: a folder, a glob, an image, a zip or tar archive, a Parquet file with image bytes, or any fsspec address.
     `detector`: a folder, a registry address, or a loaded detector; None takes models/detector. `false_discovery_rate`
     goes before the detector's own. `limit`: only that many files, from the first. Returns the summary and, under
-    `folder`, where the results are. Results of the same files, detector and rates are left as they are.
+    `folder`, where the results are. Results of the same files, detector and rates are left as they are. `listing` is
+    kept in run.json for outliers/inbox.py.
 
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound when at least `fail_on` images are flagged (after the results are written).
@@ -76,7 +78,7 @@ def score_source(
         "chunk": params.detector.batch_size,
         "limit": limit,
     }
-    folder = out if out is not None else _default_folder(root / params.inbox.results, shown)
+    folder = out if out is not None else results_folder(source, params, root)
     if is_local(source) and folder.resolve().is_relative_to((root / source.removeprefix("file://")).resolve()):
         raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -100,15 +102,17 @@ def score_source(
         summary = write_scores(work, fresh, loaded, rate, identity)
         if before == summary:
             publishing.discard(fresh, work)
+            _note(folder, listing=listing)
             say(f"score: {as_text(folder.name)}: these very files have been scored; the results stand")
         else:
             write_gallery(work, fresh, loaded, root)
-            run = {
-                "seconds": round(time.monotonic() - started, 3),
-                "files": sum(files for files, _ in chunks),
-                "scored_now": sum(scored for _, scored in chunks),
-            }
-            write_whole(fresh / RUN, json.dumps(run, indent=2) + "\n")
+            _note(
+                fresh,
+                listing=listing,
+                seconds=round(time.monotonic() - started, 3),
+                files=sum(files for files, _ in chunks),
+                scored_now=sum(scored for _, scored in chunks),
+            )
             publishing.keep_verdicts(folder, fresh)
             write_report(fresh)
             publishing.publish(fresh, folder, work)
@@ -116,6 +120,15 @@ def score_source(
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
     return {**summary, "folder": str(folder)}
+
+
+def _note(folder: Path, **facts: Any) -> None:
+    """Add to run.json, which holds what differs from one run to the next."""
+    try:
+        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        run = {}
+    write_whole(folder / RUN, json.dumps({**run, **facts}, indent=2) + "\n")
 
 
 def load_detector(detector: Any, params: Params, root: Path) -> tuple[Any, str]:
@@ -152,13 +165,13 @@ def batch_name(source: str) -> str:
     return f"{safe.strip('_') or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
-def _default_folder(results: Path, shown: str) -> Path:
-    """results/<name>, or another name when the results of a source elsewhere, called the same, stand there."""
-    name = batch_name(shown)
-    owner = publishing.owner(results / name)
-    if owner in (None, shown):
-        return results / name
-    return results / f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}"
+def results_folder(source: str, params: Params, root: Path) -> Path:
+    """Where the results of `source` go: <inbox.results>/<name>; a namesake from elsewhere that is there keeps its own."""
+    shown = _shown(source, root)
+    folder = root / params.inbox.results / batch_name(shown)
+    if publishing.owner(folder) in (None, shown):
+        return folder
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}")
 
 
 def _shown(source: str, root: Path) -> str:

@@ -1,0 +1,153 @@
+"""Which batches of the inbox are ready to be scored: one folder, archive or Parquet file a batch.
+
+Only listings are read here, never the images, so that a schedule of every few minutes costs little while nothing is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from densitywatch.errors import DataError
+from densitywatch.outliers.archives import ARCHIVE, as_text, one_line
+from densitywatch.outliers.batch import results_folder
+from densitywatch.outliers.results import RUN
+from densitywatch.outliers.sources import MARKER, is_local, without_secrets
+from densitywatch.params import Params
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the inbox shows it now."""
+
+    name: str
+    source: str
+    """What `score_source` takes."""
+    state: Literal["ready", "waiting", "done", "stray"]
+    """waiting: may still be written; done: these very files have been scored; stray: a loose file, no batch's part."""
+    files: int
+    listing: str
+    """A fingerprint of names, sizes and times; `score_source(listing=...)` keeps it beside the results."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    size: int
+    modified: str
+    changed: float | None
+    """Seconds since 1970 of the last write as far as the store tells; None where it does not."""
+
+
+def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
+    """Every batch of `inbox.address`, by name. `now`: seconds since 1970, for the settle time.
+
+    A batch is ready when it holds a file _SUCCESS, or when its newest file is `inbox.settle_seconds` old. An empty
+    folder without the marker waits. Raises DataError when the inbox cannot be reached; a local inbox that does not
+    exist yet is empty.
+    """
+    address = params.inbox.address
+    children = _local(root / address.removeprefix("file://")) if is_local(address) else _remote(address)
+    return [_batch(source, name, files, params, root, now) for source, name, files in children]
+
+
+def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, root: Path, now: float) -> Batch:
+    if files is None:
+        return Batch(as_text(name), source, "stray", 1, "")
+    text = "\n".join(sorted(f"{file.name!r} {file.size} {file.modified}" for file in files))
+    listing = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    inputs = [file for file in files if file.name != MARKER]
+    state: Literal["ready", "waiting", "done"] = "waiting"
+    if any(file.name == MARKER for file in files) or _settled(inputs, now - params.inbox.settle_seconds):
+        try:
+            run = json.loads((results_folder(source, params, root) / RUN).read_text(encoding="utf-8"))
+            state = "done" if run.get("listing") == listing else "ready"
+        except (OSError, ValueError, AttributeError):
+            state = "ready"
+    return Batch(as_text(name), source, state, len(inputs), listing)
+
+
+def _settled(files: list[_Listed], before: float) -> bool:
+    return bool(files) and all(file.changed is not None and file.changed <= before for file in files)
+
+
+def _local(inbox: Path) -> Iterator[tuple[str, str, list[_Listed] | None]]:
+    try:
+        children = sorted(inbox.iterdir(), key=lambda path: os.fsencode(path.name))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{as_text(str(inbox))}: the inbox cannot be listed ({error.strerror})") from None
+    for child in children:
+        if child.name.startswith((".", "_")):
+            continue
+        if child.is_dir():
+            yield str(child), child.name, list(_files_below(child))
+        else:
+            yield str(child), child.name, [_stat(child, child.name)] if ARCHIVE.search(child.name) else None
+
+
+def _files_below(top: Path) -> Iterator[_Listed]:
+    folders = [str(top)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                for child in found:
+                    if child.is_dir(follow_symlinks=False):
+                        folders.append(child.path)
+                    else:
+                        yield _stat(Path(child.path), os.path.relpath(child.path, top))
+        except OSError:
+            continue  # scoring says so in the folder's own row
+
+
+def _stat(path: Path, name: str) -> _Listed:
+    """The inode's change time tells of writing even where a copy keeps the files' old dates."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return _Listed(name, -1, "", None)
+    return _Listed(name, status.st_size, str(status.st_mtime_ns), status.st_ctime)
+
+
+def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:
+    import fsspec
+
+    try:
+        filesystem, top = fsspec.core.url_to_fs(address)
+        filesystem.invalidate_cache()
+        found: list[dict[str, Any]] = sorted(filesystem.ls(top, detail=True), key=lambda item: str(item["name"]))
+        for item in found:
+            path = str(item["name"]).rstrip("/")
+            name = path.rpartition("/")[2]
+            if path == top.rstrip("/") or name.startswith((".", "_")):
+                continue
+            source = filesystem.unstrip_protocol(path)
+            if item["type"] == "directory":
+                below = filesystem.find(path, detail=True)
+                yield source, name, [_seen(below[key], key.removeprefix(path).lstrip("/")) for key in sorted(below)]
+            else:
+                yield source, name, [_seen(item, name)] if ARCHIVE.search(name) else None
+    except FileNotFoundError:
+        raise DataError(f"{without_secrets(address)}: no such inbox; check inbox.address in params.yaml") from None
+    except DataError:
+        raise
+    except Exception as error:  # every file system behind fsspec has its own exceptions
+        raise DataError(f"{without_secrets(address)}: the inbox cannot be reached ({one_line(error)})") from None
+
+
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+
+
+def _seen(item: dict[str, Any], name: str) -> _Listed:
+    when = next((item[key] for key in _TIMES if item.get(key) is not None), None)
+    seconds = when.timestamp() if isinstance(when, datetime) else float(when) if isinstance(when, int | float) else None
+    tag = item.get("ETag") or item.get("etag") or item.get("md5Hash") or when
+    return _Listed(name, int(item.get("size") or 0), str(tag), seconds)
