@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import PixelHead, bits_per_dim, draw_from_table, require_labels, scale_images
+from densitywatch.models.layers import PixelHead, bits_per_dim, require_labels, scale_images
+from densitywatch.models.pixelcnn_sampling import PixelCNNSteps
+from densitywatch.models.sampling import sample_pixels
 
 
 class Settings(BaseModel):
@@ -123,20 +125,20 @@ class PixelCNN(nn.Module):
         bits = bits_per_dim(self.log_prob(x, labels), x[0].numel()).mean()
         return bits, {"bits_per_dim": bits.detach()}
 
-    @torch.no_grad()
     def sample(
-        self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None
+        self,
+        n: int,
+        labels: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        given: Tensor | None = None,
+        rows: int = 0,
     ) -> Tensor:
-        """n images, uint8 (n, C, H, W), pixel by pixel."""
-        x = torch.zeros(n, self.channels, self.size, self.size, dtype=torch.uint8, device=self.position.device)
-        for i in range(self.size):
-            for j in range(self.size):
-                here = self.features(x, labels)[:, :, i : i + 1, j : j + 1]
-                for k, colour in enumerate(self.head.sequence):
-                    table = self.head.table(here, x[:, :, i : i + 1, j : j + 1], k)
-                    uniform = torch.rand(n, generator=generator, device=x.device)
-                    x[:, colour, i, j] = draw_from_table(table[:, :, 0, 0], uniform)
-        return x
+        """n images, uint8 (n, C, H, W), at about the arithmetic of one forward pass; see sampling.sample_pixels."""
+        return sample_pixels(self, n, labels, generator, given, rows)
+
+    def steps(self, n: int, labels: Tensor | None = None) -> PixelCNNSteps:
+        """The features one pixel at a time, with everything kept that later pixels need."""
+        return PixelCNNSteps(self, n, labels)
 
     def encode(self, x: Tensor) -> Tensor:
         """Features for other tasks: the last layer's, averaged over a 4 x 4 grid of the image, (B, 16 F)."""
