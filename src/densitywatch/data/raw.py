@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.folder import parts_and_labels
 from densitywatch.data.images import Picture, decode_picture, fit_image
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
@@ -169,10 +170,14 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     path = folder / "images.parquet"
     with path.open("rb"):
         pass  # a missing file is this function's FileNotFoundError, whatever pyarrow would raise
-    table = pq.read_table(path, columns=["path", "part", "label"]).to_pylist()
-    class_names = tuple(sorted({row["label"] for row in table if row["label"] is not None}))
+    paths = pq.read_table(path, columns=["path"]).column("path").to_pylist()
+    parts, labels = parts_and_labels(paths)
+    class_names = tuple(sorted({label for label in labels if label is not None}))
     number = {name: index for index, name in enumerate(class_names)}
-    entries = [Entry(row["path"], row["part"], number.get(row["label"], -1)) for row in table]
+    entries = [
+        Entry(name, part, -1 if label is None else number[label])
+        for name, part, label in zip(paths, parts, labels, strict=True)
+    ]
     rejected = json.loads((folder / "rejected.json").read_text(encoding="utf-8"))
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:

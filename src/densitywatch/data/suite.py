@@ -1,0 +1,132 @@
+"""What is expected of a dataset: the Great Expectations suite on the manifest, limits from params.yaml."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from densitywatch.data import SPLITS, DatasetInfo
+from densitywatch.data.images import MAX_PIXELS
+from densitywatch.params import Params
+
+COLUMNS = ("path", "split", "row", "label", "width", "height", "mode", "mean", "std", "min", "max", "sha256")
+MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16",
+         "I;16B", "I;16L", "I;16N")  # fmt: skip
+SOURCE_SHAPES = {"fashion_mnist": (28, 28, "L"), "mnist": (28, 28, "L")}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One expectation: its name in messages and pages, what it asks in plain words, and Great Expectations' form."""
+
+    name: str
+    means: str
+    expectation: Any
+
+
+def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
+    """The expectations on the manifest of this dataset, the most basic ones first.
+
+    `gxe` is the module great_expectations.expectations.
+    """
+    limits = params.expectations
+    low, high = limits.mean_intensity
+    checks = [
+        Check(
+            "schema",
+            "the manifest has its columns in their order",
+            gxe.ExpectTableColumnsToMatchOrderedList(column_list=[*COLUMNS, *_added(info)]),
+        ),
+        *(
+            Check(f"{column}_given", f"every image has its {column}", gxe.ExpectColumnValuesToNotBeNull(column=column))
+            for column in ("path", "sha256", "mean")
+        ),
+        Check(
+            "intact",
+            "the arrays hold the pixels and labels that the manifest says",
+            gxe.ExpectColumnValuesToBeInSet(column="intact", value_set=[True]),
+        ),
+        Check(
+            "row_count",
+            f"there are at least {limits.min_images:,} images",
+            gxe.ExpectTableRowCountToBeBetween(min_value=limits.min_images),
+        ),
+        Check(
+            "splits",
+            f"every image is in one of {', '.join(SPLITS)}, and none of them is empty",
+            gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=list(SPLITS)),
+        ),
+        Check(
+            "one_split",
+            "no image stands in two splits",
+            gxe.ExpectColumnValuesToBeInSet(column="splits_of_image", value_set=[1]),
+        ),
+        *_shape_checks(gxe, params.data.source),
+        *(
+            Check(
+                f"intensity_{column}",
+                f"the {column} of every image lies between 0 and 255",
+                gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=255),
+            )
+            for column in ("min", "max")
+        ),
+        Check(
+            "mean_intensity",
+            f"the mean pixel value of all images lies between {low:g} and {high:g}",
+            gxe.ExpectColumnMeanToBeBetween(column="mean", min_value=low, max_value=high),
+        ),
+        Check(
+            "flat_images",
+            f"at most {limits.max_flat_share:.2%} of the images are of one value only",
+            gxe.ExpectColumnValuesToBeBetween(
+                column="std", min_value=0, strict_min=True, mostly=1 - limits.max_flat_share
+            ),
+        ),
+        Check(
+            "duplicates",
+            f"at most {limits.max_duplicate_share:.2%} of the images repeat another",
+            gxe.ExpectColumnValuesToBeInSet(column="repeats", value_set=[False], mostly=1 - limits.max_duplicate_share),
+        ),
+    ]
+    if info.class_names:
+        checks += [
+            Check(
+                "label_set",
+                f"the labels are 0 to {len(info.class_names) - 1}, and each occurs",
+                gxe.ExpectColumnDistinctValuesToEqualSet(column="label", value_set=list(range(len(info.class_names)))),
+            ),
+            Check(
+                "label_balance",
+                f"every label has at least {limits.min_label_share:.0%} of an even share of the images",
+                gxe.ExpectColumnValuesToBeBetween(column="label_share", min_value=limits.min_label_share),
+            ),
+        ]
+    return checks
+
+
+def _shape_checks(gxe: Any, source: str) -> list[Check]:
+    """What the originals looked like: exact for the built-in grey sources, sane for everything else."""
+    if source in SOURCE_SHAPES:
+        width, height, mode = SOURCE_SHAPES[source]
+        sizes, modes = {"width": (width, width), "height": (height, height)}, [mode]
+    else:
+        sizes, modes = {"width": (1, MAX_PIXELS), "height": (1, MAX_PIXELS)}, list(MODES)
+    return [
+        *(
+            Check(
+                column,
+                f"the {column} of every original is {f'{low} pixels' if low == high else 'a number of pixels'}",
+                gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high),
+            )
+            for column, (low, high) in sizes.items()
+        ),
+        Check(
+            "mode",
+            f"the pixel format of every original is {modes[0] if len(modes) == 1 else 'one that can be read'}",
+            gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=modes),
+        ),
+    ]
+
+
+def _added(info: DatasetInfo) -> list[str]:
+    return ["intact", "repeats", "splits_of_image", *(["label_share"] if info.class_names else [])]
