@@ -84,7 +84,8 @@ class VAE(nn.Module):
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), each (B, latent)."""
         image = scale_images(x, self.head.hidden.weight.dtype).contiguous(memory_format=torch.channels_last)
-        mean, log_variance = self.encoder(image).float().chunk(2, 1)
+        out = self.encoder(image)
+        mean, log_variance = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, 1)
         return mean, log_variance.clamp(-12.0, 8.0)
 
     def decoder_features(self, z: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""The training loop: exact resume, the best checkpoint, divergence, the schedule, the order of the data."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from densitywatch.data import Split
+from densitywatch.errors import TrainingDiverged
+from densitywatch.params import DeviceParams, TrainingParams
+from densitywatch.training import checkpoint, loop, start_fabric
+from densitywatch.training.steps import clip_gradients, schedule
+
+RUNNER = Path(__file__).with_name("runner.py")
+
+
+def run_to_the_end(kind: str, folder: Path) -> tuple[bytes, str]:
+    subprocess.run([sys.executable, RUNNER, kind, folder], check=True, capture_output=True, timeout=300)
+    return (folder / "model.safetensors").read_bytes(), (folder / "history.txt").read_text()
+
+
+@pytest.mark.parametrize(("kind", "kills"), [("pixelcnn", [7, 1, 2]), ("vae", [5, 4])])
+def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_never_stopped(
+    kind: str, kills: list[int], tmp_path: Path
+) -> None:
+    unbroken = run_to_the_end(kind, tmp_path / "unbroken")
+    for steps in kills:
+        killed = subprocess.run(
+            [sys.executable, RUNNER, kind, tmp_path / "broken", str(steps)], capture_output=True, timeout=300
+        )
+        assert killed.returncode == -signal.SIGKILL
+    assert run_to_the_end(kind, tmp_path / "broken") == unbroken
+
+
+class Slope(nn.Module):
+    """Minimises (w - target)^2 where the target is the batch's mean; enough of a model for the loop."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.0))
+        self.calls, self.fail_at = 0, fail_at
+
+    def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        self.calls += self.training
+        loss = (self.w - x.float().mean() / 255) ** 2
+        if self.fail_at is not None and self.calls >= self.fail_at:
+            loss = loss * float("nan")
+        return loss, {"weight": self.w.detach()}
+
+
+def small_run(model: nn.Module, folder: Path, **changes: object) -> tuple[nn.Module, checkpoint.Progress]:
+    training = TrainingParams(
+        **{"steps": 20, "batch_size": 4, "learning_rate": 0.1, "evaluate_every": 5, "checkpoint_every": 3, **changes}
+    )
+    split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
+    fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
+    return loop.train(fabric, model, split, split, training, name="slope", seed=1, folder=folder, identity="one")
+
+
+def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDiverged, match=r"slope: loss became nan at step 8; the checkpoint of step 6 is kept"):
+        small_run(Slope(fail_at=8), tmp_path)
+    state = checkpoint.load_state(tmp_path, "one")
+    assert state is not None
+    tensors, progress = state
+    assert progress.step == 6
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+def test_the_checkpoint_that_validation_likes_best_is_returned(tmp_path: Path) -> None:
+    # a learning rate that grows the error after the first evaluation: an EMA-free run that overshoots for ever
+    model, progress = small_run(Slope(), tmp_path, learning_rate=3.0, ema_decay=0.0, gradient_clip=None, warmup_steps=0)
+    losses = {row["step"]: row["validation_loss"] for row in progress.history}
+    assert progress.best_validation == min(losses.values())
+    assert losses[progress.best_step] == progress.best_validation
+    assert float((model.w - 128 / 255).detach() ** 2) == pytest.approx(progress.best_validation)
+
+
+def test_a_state_of_other_params_or_a_broken_one_is_not_gone_on_from(tmp_path: Path) -> None:
+    small_run(Slope(), tmp_path)
+    assert checkpoint.load_state(tmp_path, "one") is not None
+    assert checkpoint.load_state(tmp_path, "another") is None
+    path = tmp_path / checkpoint.STATE
+    path.write_bytes(path.read_bytes()[:40])
+    assert checkpoint.load_state(tmp_path, "one") is None
+
+
+def test_every_image_is_seen_once_an_epoch_and_two_devices_share_a_batch() -> None:
+    split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10))
+
+    def labels(step: int, rank: int, world: int) -> list[int]:
+        fabric = SimpleNamespace(global_rank=rank, world_size=world, device="cpu")
+        return loop.batch(split, step, 4, 3, fabric)[1].tolist()
+
+    seen = [label for step in range(5) for label in labels(step, 0, 1)]
+    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
+    assert seen[:10] != seen[10:]
+    assert sorted(labels(2, 0, 2) + labels(2, 1, 2)) == sorted(labels(2, 0, 1))
+
+
+def test_the_schedule_warms_up_and_ends_where_params_say() -> None:
+    training = TrainingParams(steps=100, batch_size=1, learning_rate=1.0, warmup_steps=10, final_learning_rate=0.1)
+    shares = [schedule(step, training) for step in range(101)]
+    assert shares[0] == pytest.approx(0.1)
+    assert max(shares) == pytest.approx(shares[9], abs=0.03)
+    assert shares[100] == pytest.approx(0.1)
+    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+
+
+def test_gradients_are_scaled_down_to_the_limit_and_their_norm_is_told() -> None:
+    layer = nn.Linear(2, 1, bias=False)
+    layer.weight.grad = torch.tensor([[3.0, 4.0]])
+    assert float(clip_gradients(layer, 1.0)) == pytest.approx(5.0)
+    assert float(layer.weight.grad.norm()) == pytest.approx(1.0, abs=1e-4)
