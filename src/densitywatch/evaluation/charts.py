@@ -39,7 +39,9 @@ def lines(rows: Sequence[Row], *, x: str, y: str, x_title: str, y_title: str, se
         names = list(dict.fromkeys(row[series] for row in rows))
         colours = [SERIES[i % len(SERIES)] for i in range(len(names))]
         encoding["color"] = alt.Color(
-            f"{series}:N", scale=alt.Scale(domain=names, range=colours), legend=alt.Legend(orient="top", title=None)
+            f"{series}:N",
+            scale=alt.Scale(domain=names, range=colours),
+            legend=alt.Legend(orient="top", title=None, columns=2),
         )
     # a single point draws no line, so points are marked as long as they are few
     few = len(rows) <= 40
@@ -47,11 +49,12 @@ def lines(rows: Sequence[Row], *, x: str, y: str, x_title: str, y_title: str, se
     return to_svg(alt.Chart(alt.InlineData(values=[dict(row) for row in rows]), mark=mark).encode(**encoding))
 
 
-def histogram(values: np.ndarray, *, title: str, y_title: str = "images", bins: int = 40) -> str:
+def histogram(values: np.ndarray, *, title: str, y_title: str = "images", most_bins: int = 40) -> str:
     """How `values` (N,) are spread, as SVG text; a line marks their mean. Binned here: the file is small for any N."""
     import altair as alt
 
     low, high = float(values.min()), float(values.max())
+    bins = min(most_bins, max(8, round(2 * len(values) ** (1 / 3))))  # Rice's rule
     counts, edges = np.histogram(values, bins=bins, range=(low, high if high > low else low + 1.0))
     rows = [
         {"from": round(float(a), 6), "to": round(float(b), 6), "count": int(n)}

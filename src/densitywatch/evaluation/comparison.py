@@ -48,7 +48,7 @@ def bits_note(metrics: Metrics) -> str:
     for name, bound in BITS:
         if name in metrics:
             error = f"± {metrics[f'{name}_stderr']:.3f}" if f"{name}_stderr" in metrics else ""
-            return ", ".join(part for part in (bound, error) if part)
+            return "\n".join(part for part in (bound, error) if part)
     return ""
 
 

@@ -68,7 +68,7 @@ def long_form(history: History, bases: list[str]) -> list[dict[str, Any]]:
     for name in bases:
         for part in ("train_", "validation_", ""):
             values = [(row["step"], row.get(part + name)) for row in history]
-            label = readable(part.rstrip("_")) if len(bases) == 1 and part else readable(part + name)
+            label = series_label(part.rstrip("_"), name, alone=len(bases) == 1)
             rows += [
                 {"step": step, "value": float(f"{value:.6g}"), "series": label}
                 for step, value in values
@@ -87,6 +87,14 @@ def as_csv(history: History, headline: list[str]) -> str:
         validation = row.get(f"validation_{headline[0]}") if headline else None
         writer.writerow([row["step"], *("" if value is None else f"{value:.6g}" for value in (train, validation))])
     return text.getvalue()
+
+
+def series_label(part: str, name: str, *, alone: bool) -> str:
+    """What a line is called: its part alone where the chart shows one figure; the unit stands at the axis."""
+    if alone and part:
+        return readable(part)
+    figure = readable(name).removesuffix(" bits/dim")
+    return f"{figure}, {part}" if part else figure
 
 
 def base(key: str) -> str:

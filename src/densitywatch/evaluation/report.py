@@ -15,7 +15,7 @@ import jinja2
 from densitywatch.data import read_info
 from densitywatch.errors import DataError
 from densitywatch.evaluation.comparison import compare
-from densitywatch.evaluation.words import flat, number, readable
+from densitywatch.evaluation.words import duration, flat, number, readable
 from densitywatch.files import write_whole
 from densitywatch.params import Params
 
@@ -49,6 +49,20 @@ class Section:
     warnings: list[str]
     notes: list[str]
     figures: list[Shown]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Every metric as a person reads it: standard errors beside their means, seconds in the unit that suits them."""
+        return [
+            (name.removesuffix("_seconds") + " time" * name.endswith("_seconds"), self._fact(name))
+            for name in sorted(self.metrics)
+            if not name.endswith("_stderr")
+        ]
+
+    def _fact(self, name: str) -> str:
+        value, error = self.metrics[name], self.metrics.get(f"{name}_stderr")
+        shown = duration(value) if name.endswith("_seconds") else number(value)
+        return shown if error is None else f"{shown} ± {error:.2g}"
 
     def figure(self, file: str) -> Shown | None:
         """The figure of that file name, where the model has one."""
