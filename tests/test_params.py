@@ -1,0 +1,82 @@
+"""params.yaml: whatever does not fit is one sentence that names the key, before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from densitywatch.errors import ParamsError
+from densitywatch.params import load_params
+
+PROJECT = Path(__file__).parent.parent
+
+
+def params_with(tmp_path: Path, key: str, value: Any) -> Path:
+    content = yaml.safe_load((PROJECT / "params.yaml").read_text())
+    *way, last = key.split(".")
+    block = content
+    for part in way:
+        block = block[part]
+    if value is ...:
+        del block[last]
+    else:
+        block[last] = value
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_projects_own_params_are_accepted_with_every_models_settings() -> None:
+    params = load_params(PROJECT / "params.yaml")
+    assert {"vae", "pixelcnn"} <= set(params.models)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("data.colour", 1, "data.colour: unknown key"),
+        ("data.size", "big", "data.size: input should be a valid integer"),
+        ("data.size", 2, "data.size: input should be greater than or equal to 4"),
+        ("data.size", ..., "data.size: missing"),
+        ("data.channels", 2, "data.channels"),
+        ("data.source", "folder", "data: address must be given"),
+        ("data.validation", 0.9, "data: validation + calibration + test"),
+        ("device.precision", "float64", "device.precision"),
+        ("models.vae.training.learning_rate", -1.0, "models.vae.training.learning_rate"),
+        ("models.vae.settings", {"latent": 0}, "models.vae.settings.latent"),
+        ("models.vae.settings", {"latnet": 8}, "models.vae.settings.latnet: unknown key"),
+        ("models.pixelcnn.settings", {"head": "gaussian"}, "models.pixelcnn.settings.head"),
+        ("models.vae.kind", "no_such_model", "models.vae.kind: 'no_such_model' has no file"),
+        ("models.vae.kind", "../vae", "models.vae.kind"),
+        ("models.vae.kind", "layers", "models.vae.kind: 'layers' is no model"),
+        ("seed", -1, "seed"),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence_naming_the_key(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError) as caught:
+        load_params(params_with(tmp_path, key, value))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("content", ["", "- a list", "data: {", "\x00"])
+def test_a_file_that_is_no_mapping_is_named(content: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(content)
+    with pytest.raises(ParamsError, match=r"params\.yaml: "):
+        load_params(path)
+
+
+def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="no such file; run from the project's top folder or pass --params"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_params_cannot_be_changed_once_read() -> None:
+    params = load_params(PROJECT / "params.yaml", check_models=False)
+    with pytest.raises(ValueError, match="frozen"):
+        params.seed = 2  # type: ignore[misc]
