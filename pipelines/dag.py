@@ -17,6 +17,16 @@ from typing import Literal
 from densitywatch.errors import DensitywatchError
 
 Outcome = Literal["ran", "restored", "skipped"]
+ADVICE = (
+    "Updating lock file",
+    "Generating lock file",
+    "To track the changes with git",
+    "git add",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
+"""What DVC says after each stage to people who type its commands one by one."""
 
 
 class StageFailed(DensitywatchError):
@@ -86,7 +96,8 @@ def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
         for line in process.stdout:
             if line.strip():
                 lines.append(line.rstrip())
-                say(lines[-1])
+                if not line.strip().startswith(ADVICE):
+                    say(lines[-1])
     if process.returncode != 0:
         raise StageFailed(f"stage {name}: {_last_line(lines)}")
     if any(line.startswith(f"Stage '{name}' didn't change") for line in lines):
@@ -110,6 +121,20 @@ def run_dvc(root: Path, *arguments: str) -> str:
     if done.returncode != 0:
         raise StageFailed(f"dvc {arguments[0]}: {_last_line(done.stdout.splitlines())}")
     return done.stdout.strip()
+
+
+def default_remote(root: Path) -> str | None:
+    """The address of the default DVC remote, a local one as an absolute path; None where none is set."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        name = repo.config["core"].get("remote")
+        return str(repo.config["remote"][name]["url"]) if name else None
+
+
+def holds_something(remote: str) -> bool:
+    """Whether it is worth asking a remote: an address elsewhere always, a folder when it is there and not empty."""
+    return "://" in remote or (Path(remote).is_dir() and any(Path(remote).iterdir()))
 
 
 def child_environment() -> dict[str, str]:

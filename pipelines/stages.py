@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
-from prefect.exceptions import ObjectAlreadyExists
+from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
-from prefect.states import Completed, State
+from prefect.states import Completed
 
 from pipelines import dag
 from pipelines.timing import Step
@@ -34,9 +37,10 @@ def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step
         step = run_stage.with_options(
             name=stage.name, task_run_name=stage.name, retries=2 if not stage.after else 0, retry_delay_seconds=[5, 30]
         )
-        futures[stage.name] = step.submit(
-            stage, root, stale=stage.name in stale, after={name: futures[name] for name in stage.after}
-        )
+        # Prefect puts results in the place of futures, and takes a state's data for its result
+        after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
+        future = step.submit(stage, root, stale=stage.name in stale, after=after)
+        futures[stage.name] = cast("PrefectFuture[Step]", future)
     try:
         for future in futures.values():
             future.wait()
@@ -76,15 +80,18 @@ def device_slot(needed: bool = True) -> Iterator[None]:
         yield
 
 
-def ensure_device_limit(slots: int = 1, *, free_all: bool) -> None:
+def ensure_device_limit(slots: int = 1) -> None:
     """Create the limit `gpu` where the server has none; one that a user has set stays as it is.
 
-    `free_all` gives back slots that a killed run still holds: right when this process is the server's only client.
-    Two trainings at once on one device, or on one machine's cores, gain nothing; hence one slot.
+    Two trainings at once on one device, or on the same cores, gain nothing; hence one slot. A server of Prefect's own
+    making, which lives as long as this process, starts with all slots free: one that a killed run held comes back.
     """
     with get_client(sync_client=True) as client:
         try:
-            client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
-        except ObjectAlreadyExists:
-            if free_all:
-                client.update_global_concurrency_limit(DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+            client.read_global_concurrency_limit_by_name(DEVICE_LIMIT)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another flow was faster
+                client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
+            return
+        if client.server_type == ServerType.EPHEMERAL:
+            client.update_global_concurrency_limit(DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))

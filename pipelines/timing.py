@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from densitywatch.files import whole_file
+from densitywatch.files import write_whole
 
 WORK = ("train", "evaluate")
 
@@ -73,5 +73,4 @@ def save(steps: list[Step], started: float, ended: float, path: Path) -> None:
         for step in steps
     ]
     run = {"wall_seconds": ended - started, "work_seconds": work_seconds(steps), "steps": rows}
-    with whole_file(path) as beside:
-        beside.write_text(json.dumps(run, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(run, indent=1) + "\n")

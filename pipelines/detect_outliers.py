@@ -1,0 +1,88 @@
+"""The scheduled job: scores every new batch of the inbox with the champion detector and says what it found.
+
+Scoring a batch twice, two jobs at once, or a job started again after a kill end in the same results: they depend on the
+batch and the detector alone, and appear by rename.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from densitywatch.errors import DataError, DensitywatchError
+from densitywatch.params import Params, load_params
+from pipelines.inbox import Batch, new_batches, note_scored, ready_batches
+from pipelines.stages import device_slot, ensure_device_limit
+
+CHAMPION = "models:/densitywatch-detector@champion"
+
+
+@flow(name="detect-outliers", flow_run_name="detect-outliers")
+def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> list[dict[str, Any]]:
+    """Score the inbox's new batches, or those named in `batches` whether new or not; returns their summaries.
+
+    A batch that cannot be scored does not keep the others waiting; it is named when all are done.
+
+    Raises DataError naming the batches that failed, or those asked for that are not there.
+    """
+    root = root.resolve()
+    params = load_params(root / "params.yaml", check_models=False)
+    now = time.time()
+    if batches is None:
+        wanted = new_batches(params, root, now)
+    else:
+        ready = {batch.name: batch for batch in ready_batches(params, root, now)}
+        missing = [name for name in batches if name not in ready]
+        if missing:
+            raise DataError(f"inbox {params.inbox.address}: no batch {', '.join(missing)} that is complete")
+        wanted = [ready[name] for name in batches]
+    if not wanted:
+        get_run_logger().info("no new batch in %s", params.inbox.address)
+        return []
+    ensure_device_limit()
+    summaries, failures = [], []
+    for batch in wanted:
+        try:
+            summaries.append(score_batch.with_options(task_run_name=f"score {batch.name}")(batch, params, root))
+        except DensitywatchError as error:
+            failures.append(f"{batch.name} ({error})")
+    if summaries:
+        create_table_artifact([_row(summary) for summary in summaries], key="outlier-batches", description="Batches")
+    if failures:
+        raise DataError(f"not scored: {'; '.join(failures)}")
+    return summaries
+
+
+@task(name="score", cache_policy=NO_CACHE)
+def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
+    """Score one batch under a device slot, note it, and leave a page about it in Prefect."""
+    from densitywatch.outliers.batch import score_source
+
+    out = root / params.inbox.results / batch.name
+    with device_slot():
+        summary = score_source(batch.source, params, root, out, detector=CHAMPION)
+    note_scored(root, [batch])
+    figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
+    page = out / "report.html"
+    create_markdown_artifact(
+        f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n",
+        key="outlier-batch",
+        description=_text(batch.name),
+    )
+    return summary
+
+
+def _row(summary: dict[str, Any]) -> dict[str, Any]:
+    """What one line of a table says of a batch; names from the outside are text, never markup."""
+    figures = ("files", "scored", "quarantined", "outliers", "false_discovery_rate", "drift_p_value")
+    return {"batch": _text(str(summary["batch"]))} | {key: summary[key] for key in figures}
+
+
+def _text(name: str) -> str:
+    return re.sub(r"[^\w ./:+-]", "?", name)

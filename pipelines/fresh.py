@@ -1,0 +1,48 @@
+"""Has anything changed since the last run that got to its end? Answered in the time of one `dvc status`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+
+from densitywatch.files import write_whole
+from densitywatch.params import load_params
+from densitywatch.store import sqlite_path, tracking_uri
+from pipelines import dag
+from pipelines.inbox import new_batches
+
+RECEIPT = Path("var") / "fresh.json"
+FILES = ("dvc.lock", "params.yaml")
+
+
+def is_fresh(root: Path) -> bool:
+    """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits.
+
+    Raises ParamsError when params.yaml cannot be used.
+    """
+    params = load_params(root / "params.yaml", check_models=False)
+    database = sqlite_path(tracking_uri(params, root))
+    return (
+        _noted(root) == _digests(root)
+        and (database is None or database.is_file())
+        and not new_batches(params, root, time.time())
+        and not dag.stale_stages(root)
+    )
+
+
+def note_fresh(root: Path) -> None:
+    """Leave the receipt of a run that got to its end."""
+    write_whole(root / RECEIPT, json.dumps(_digests(root)) + "\n")
+
+
+def _noted(root: Path) -> object:
+    try:
+        return json.loads((root / RECEIPT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _digests(root: Path) -> dict[str, str]:
+    return {name: hashlib.sha256((root / name).read_bytes()).hexdigest() for name in FILES if (root / name).is_file()}

@@ -1,0 +1,163 @@
+"""The flow `retrain`: every stage of dvc.yaml as a task, then register, gate, promote, push, and score a batch."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.transactions import Transaction, transaction
+
+from densitywatch.errors import DensitywatchError
+from densitywatch.params import Params, load_params
+from pipelines import dag
+from pipelines.detect_outliers import detect_outliers
+from pipelines.fresh import note_fresh
+from pipelines.inbox import ready_batches
+from pipelines.stages import device_slot, ensure_device_limit, run_graph
+from pipelines.timing import Step, timed
+
+DEMO = "demo"
+
+
+@flow(name="retrain", flow_run_name="retrain")
+def retrain(root: Path = Path()) -> list[Step]:
+    """Bring everything up to date, in DVC's order, and let what passes the gate be champion.
+
+    A rejected candidate does not fail the flow: it is named in the table that the flow leaves in Prefect. The demo
+    batch is scored again with the present champion, where the inbox has it; so are all new batches.
+
+    Raises StageFailed or another DensitywatchError with one sentence when a step fails.
+    """
+    root = root.resolve()
+    params = load_params(root / "params.yaml")
+    ensure_device_limit()
+    steps: list[Step] = []
+    stale = dag.stale_stages(root)
+    remote = dag.default_remote(root)
+    if stale and remote and dag.holds_something(remote):
+        steps.append(pull(root))
+        stale = dag.stale_stages(root)
+    steps += run_graph(root, dag.read_graph(root), stale)
+    assert_fresh(root)
+    verdicts = []
+    for name in [*params.models, "detector"]:
+        with timed(f"release {name}") as step:
+            verdict = release(name, params, root)
+            step.outcome = verdict["outcome"]
+        verdicts.append(verdict)
+        steps.append(step)
+    create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate")
+    if remote:
+        steps.append(push(root))
+    with timed("detect outliers") as step:
+        again = [DEMO] if any(batch.name == DEMO for batch in ready_batches(params, root, time.time())) else []
+        if again:
+            detect_outliers(root, batches=again)
+        step.outcome = f"{len(detect_outliers(root)) + len(again)} batch(es)"
+    steps.append(step)
+    create_table_artifact(
+        [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps],
+        key="retrain-steps",
+        description="Steps of the run",
+    )
+    note_fresh(root)
+    return steps
+
+
+@task(name="pull", cache_policy=NO_CACHE)
+def pull(root: Path) -> Step:
+    """Take from the DVC remote what it has for the present dvc.lock; what it has not is made afresh."""
+    with timed("pull") as step:
+        try:
+            dag.run_dvc(root, "pull", "--allow-missing", "--run-cache")
+        except dag.StageFailed as error:
+            get_run_logger().warning("%s; what is missing is made afresh", error)
+            step.outcome = "nothing"
+    return step
+
+
+@task(name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+def push(root: Path) -> Step:
+    """Send data, models and pages to the default DVC remote."""
+    with timed("push") as step:
+        dag.run_dvc(root, "push")
+    return step
+
+
+@task(name="assert fresh", cache_policy=NO_CACHE)
+def assert_fresh(root: Path) -> None:
+    """Raises StageFailed when DVC finds a stage changed although every one has just been brought up to date."""
+    left = dag.stale_stages(root)
+    if left:
+        raise dag.StageFailed(
+            f"still not up to date after the run: {', '.join(sorted(left))}; `dvc status` says why (was a file edited"
+            " while it ran?)"
+        )
+
+
+def release(name: str, params: Params, root: Path) -> dict[str, Any]:
+    """Register, gate and promote models/<name>; a champion that then cannot score an image gives its place back."""
+    with transaction() as held:
+        held.set("release", (name, params, root))
+        version = register.with_options(task_run_name=f"register {name}")(name, params, root)
+        promoted, reason = promote.with_options(task_run_name=f"promote {name}")(name, params, root)
+        held.set("promoted", promoted)
+        if promoted:
+            check_champion.with_options(task_run_name=f"check {name}")(name, params, root)
+    outcome = "promoted" if promoted else "rejected" if "rejected" in reason else "unchanged"
+    return {"model": name, "version": version, "outcome": outcome, "gate": reason}
+
+
+@task(name="register", cache_policy=NO_CACHE)
+def register(name: str, params: Params, root: Path) -> int:
+    """The version of the registry that holds models/<name>; the same bytes have one version."""
+    from densitywatch import registry
+
+    return registry.register(name, params, root)
+
+
+@task(name="promote", cache_policy=NO_CACHE)
+def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
+    """Whether the challenger is champion now and was not before, and what the gate said."""
+    from densitywatch import registry
+
+    with device_slot():
+        verdict = registry.promote(name, params, root)
+    (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
+    return verdict.passed and verdict.candidate is not None, verdict.reason
+
+
+@promote.on_rollback
+def put_back(held: Transaction) -> None:
+    """The champion before is champion again."""
+    from densitywatch import registry
+
+    if held.get("promoted"):
+        name, params, root = held.get("release")
+        registry.rollback(name, params, root)
+
+
+@task(name="check", cache_policy=NO_CACHE)
+def check_champion(name: str, params: Params, root: Path) -> None:
+    """Load the champion from the registry as its users do and let it measure images once.
+
+    Raises DensitywatchError when it cannot.
+    """
+    import numpy as np
+
+    from densitywatch import gate, registry
+    from densitywatch.data import open_split
+
+    folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root)
+    images = np.array(open_split(root / "data" / "prepared", "validation").images[:2])
+    if name == "detector":
+        from densitywatch.outliers import detector
+
+        if not np.isfinite(detector.load(folder).score(images).score).all():
+            raise DensitywatchError(f"{name}: the new champion gives no finite score")
+    elif not np.isfinite(gate.measure_model(folder, images, params, root).value):
+        raise DensitywatchError(f"{name}: the new champion measures no finite number")
