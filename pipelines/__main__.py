@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from densitywatch.errors import DensitywatchError
+from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
 from pipelines import home, timing
 from pipelines.fresh import is_fresh
-from pipelines.inbox import new_batches
 
 FLOWS = ("retrain", "detect-outliers")
 
@@ -57,7 +57,8 @@ def _retrain(root: Path, started: float) -> int:
 
 
 def _detect_outliers(root: Path) -> int:
-    if not new_batches(load_params(root / "params.yaml", check_models=False), root, time.time()):
+    params = load_params(root / "params.yaml", check_models=False)
+    if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0
     _say_server(home.settle(root))

@@ -45,7 +45,7 @@ class Stage:
 def read_graph(root: Path) -> list[Stage]:
     """The stages of `root`'s dvc.yaml, each after those it depends on; stages at one height in alphabetical order.
 
-    A stage uses the device when it depends on the block `device` of params.yaml. `Repo().index.graph` is not public
+    A stage uses the device when a model goes in or comes out: a path in `models/`. `Repo().index.graph` is not public
     API of DVC; an edge points to the dependency, and data sources (`*.dvc` files) stand in it too and are left out.
     """
     import networkx
@@ -62,7 +62,7 @@ def read_graph(root: Path) -> list[Stage]:
             Stage(
                 name=name,
                 after=tuple(sorted(names.predecessors(name))),
-                uses_device=any("device" in (getattr(dep, "params", None) or ()) for dep in nodes[name].deps),
+                uses_device=any(part.def_path.startswith("models/") for part in (*nodes[name].deps, *nodes[name].outs)),
             )
             for name in networkx.lexicographical_topological_sort(names)
         ]

@@ -16,8 +16,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from densitywatch.errors import DataError, DensitywatchError
+from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params, load_params
-from pipelines.inbox import Batch, new_batches, note_scored, ready_batches
 from pipelines.stages import device_slot, ensure_device_limit
 
 CHAMPION = "models:/densitywatch-detector@champion"
@@ -33,15 +33,14 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     """
     root = root.resolve()
     params = load_params(root / "params.yaml", check_models=False)
-    now = time.time()
+    present = find_batches(params, root, now=time.time())
     if batches is None:
-        wanted = new_batches(params, root, now)
+        wanted = [batch for batch in present if batch.state == "ready"]
     else:
-        ready = {batch.name: batch for batch in ready_batches(params, root, now)}
-        missing = [name for name in batches if name not in ready]
+        wanted = [batch for batch in present if batch.name in batches and batch.state in ("ready", "done")]
+        missing = set(batches) - {batch.name for batch in wanted}
         if missing:
-            raise DataError(f"inbox {params.inbox.address}: no batch {', '.join(missing)} that is complete")
-        wanted = [ready[name] for name in batches]
+            raise DataError(f"inbox {params.inbox.address}: no batch {', '.join(sorted(missing))} that is complete")
     if not wanted:
         get_run_logger().info("no new batch in %s", params.inbox.address)
         return []
@@ -64,12 +63,10 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     """Score one batch under a device slot, note it, and leave a page about it in Prefect."""
     from densitywatch.outliers.batch import score_source
 
-    out = root / params.inbox.results / batch.name
     with device_slot():
-        summary = score_source(batch.source, params, root, out, detector=CHAMPION)
-    note_scored(root, [batch])
+        summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
-    page = out / "report.html"
+    page = Path(summary["folder"]).resolve() / "report.html"
     create_markdown_artifact(
         f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n",
         key="outlier-batch",

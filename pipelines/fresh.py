@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 from densitywatch.files import write_whole
+from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
 from densitywatch.store import sqlite_path, tracking_uri
 from pipelines import dag
-from pipelines.inbox import new_batches
 
 RECEIPT = Path("var") / "fresh.json"
 FILES = ("dvc.lock", "params.yaml")
@@ -27,7 +27,7 @@ def is_fresh(root: Path) -> bool:
     return (
         _noted(root) == _digests(root)
         and (database is None or database.is_file())
-        and not new_batches(params, root, time.time())
+        and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
         and not dag.stale_stages(root)
     )
 

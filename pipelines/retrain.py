@@ -12,11 +12,11 @@ from prefect.cache_policies import NO_CACHE
 from prefect.transactions import Transaction, transaction
 
 from densitywatch.errors import DensitywatchError
+from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import Params, load_params
 from pipelines import dag
 from pipelines.detect_outliers import detect_outliers
 from pipelines.fresh import note_fresh
-from pipelines.inbox import ready_batches
 from pipelines.stages import device_slot, ensure_device_limit, run_graph
 from pipelines.timing import Step, timed
 
@@ -54,10 +54,11 @@ def retrain(root: Path = Path()) -> list[Step]:
     if remote:
         steps.append(push(root))
     with timed("detect outliers") as step:
-        again = [DEMO] if any(batch.name == DEMO for batch in ready_batches(params, root, time.time())) else []
-        if again:
-            detect_outliers(root, batches=again)
-        step.outcome = f"{len(detect_outliers(root)) + len(again)} batch(es)"
+        present = find_batches(params, root, now=time.time())
+        wanted = [
+            batch.name for batch in present if batch.state == "ready" or (batch.name == DEMO and batch.state == "done")
+        ]
+        step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
     steps.append(step)
     create_table_artifact(
         [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps],

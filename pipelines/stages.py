@@ -42,8 +42,8 @@ def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step
         future = step.submit(stage, root, stale=stage.name in stale, after=after)
         futures[stage.name] = cast("PrefectFuture[Step]", future)
     try:
-        for future in futures.values():
-            future.wait()
+        for done in futures.values():
+            done.wait()
     finally:
         dag.stop_running()
     failed = [future for future in futures.values() if future.state.is_failed() or future.state.is_crashed()]

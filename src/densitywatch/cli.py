@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from densitywatch import __version__, environment
-from densitywatch.errors import DensitywatchError, ParamsError
+from densitywatch.errors import DensitywatchError, GateRejected, ParamsError
 
 if TYPE_CHECKING:
     from densitywatch.params import Params
@@ -105,7 +105,7 @@ def fetch(
 
     params, root = _load(context)
     if panel:
-        sources.fetch_panel(params, root)
+        sources.fetch_panel(root)
     else:
         sources.fetch(params, root)
 
@@ -195,7 +195,7 @@ def register(
     from densitywatch import registry
 
     for name in [*params.models, "detector"] if model is None else [model]:
-        print(f"{name}: {registry.register(name, params, root)}")
+        print(f"{name}: version {registry.register(name, params, root)}")
 
 
 @app.command(epilog="Example: densitywatch promote pixelcnn")
@@ -207,7 +207,10 @@ def promote(context: typer.Context, model: Name) -> None:
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 
-    print(f"{model}: {registry.promote(model, params, root)}")
+    verdict = registry.promote(model, params, root)
+    if not verdict.passed:
+        raise GateRejected(f"{model}: {verdict.reason}")
+    print(f"{model}: {verdict.reason}")
 
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")
@@ -216,7 +219,7 @@ def rollback(context: typer.Context, model: Name) -> None:
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 
-    print(f"{model}: {registry.rollback(model, params, root)}")
+    print(f"{model}: version {registry.rollback(model, params, root)} is champion again")
 
 
 @app.command(
@@ -255,6 +258,26 @@ def score(
     folder = summary.pop("folder")
     _show(summary)
     print(f"results: {folder}")
+
+
+@app.command(
+    epilog="Examples:\n\n\b\n  densitywatch sample pixelcnn -n 64 --out grid.png\n"
+    "  densitywatch sample pixelcnn --given image.png --rows 14"
+)
+def sample(
+    model: Annotated[str, typer.Argument(help="A model's name, its folder or a registry address.")],
+    n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
+    label: Annotated[str | None, typer.Option(help="Only images of this label (conditional models).")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 1,
+    given: Annotated[Path | None, typer.Option(help="An image file whose top is kept and completed.")] = None,
+    rows: Annotated[int | None, typer.Option(help="How many of its rows are kept; by default half.")] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+) -> None:
+    """Draw images from a model into one PNG."""
+    from densitywatch.evaluation.samples import draw
+
+    address = model if "/" in model else f"models/{model}"
+    print(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
 
 
 @app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
