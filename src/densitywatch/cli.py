@@ -105,7 +105,7 @@ def fetch(
 
     params, root = _load(context)
     if panel:
-        sources.fetch_panel(root)
+        sources.fetch_panel(params, root)
     else:
         sources.fetch(params, root)
 
