@@ -41,8 +41,11 @@ class PixelCNNSteps:
         self.ones_row = from_ones[0, :, 0, : self.size].t().unsqueeze(1).contiguous()  # (W, 1, F)
 
         self.layers = [LayerSteps(cast("GatedLayer", layer), self.size, n, width, labels) for layer in model.layers]
-        self.last = new_zeros(n, self.size, width)
-        self.last_views = list(self.last.unbind(1))
+        last = list(new_zeros(self.size, n, width).unbind(0))
+        self.outputs = [layer.views for layer in self.layers[1:]] + [last]
+        self.row_places = [self.row[:, j + 2].unbind(1) for j in range(self.size)]
+        self.first = new_zeros(self.size, n, width)
+        self.first_views = list(self.first.unbind(0))
 
     def start_row(self, i: int) -> None:
         if i:
@@ -53,19 +56,18 @@ class PixelCNNSteps:
         self.row.zero_()
         windows = [above[c : c + self.size] for above in self.above for c in range(3)]
         v = F.linear(torch.cat(windows, 2), self.first_vertical.t(), self.first_vertical_bias) + self.position[i]
-        self.first = list((v + self.ones_row).unbind(0))
+        torch.add(v, self.ones_row, out=self.first)
         for layer in self.layers:
             v = layer.start_row(v)
 
     def features(self, j: int) -> Tensor:
-        outputs = [layer.views[j] for layer in self.layers[1:]] + [self.last_views[j]]
-        torch.addmm(self.first[j], self.row_views[j], self.first_horizontal, out=self.layers[0].views[j])
-        for layer, out in zip(self.layers, outputs, strict=True):
-            layer.step(j, out)
-        return F.elu(self.last_views[j])
+        torch.addmm(self.first_views[j], self.row_views[j], self.first_horizontal, out=self.layers[0].views[j])
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            layer.step(j, outputs[j])
+        return F.elu(self.outputs[-1][j])
 
     def put(self, j: int, channel: int, level: Tensor) -> None:
-        self.row[:, j + 2, channel] = level
+        self.row_places[j][channel].copy_(level)
 
 
 class LayerSteps:
@@ -88,6 +90,8 @@ class LayerSteps:
             self.label, for_h = layer.label(labels).detach().chunk(2, 1)
             bias = bias + for_h
         self.bias = bias * double
+        self.from_above = new_zeros(size, n, 2 * width)
+        self.from_above_views = list(self.from_above.unbind(0))
         out = layer.out.weight.detach().flatten(1).t()
         self.out = torch.cat([2.0 * out, -out, bias_of(layer.out).unsqueeze(0)])
         self.gates = new_zeros(n, 2 * width + 1)
@@ -109,7 +113,7 @@ class LayerSteps:
         self.rows[-1][d : d + size] = v
         windows = [row[c * d : c * d + size] for row in (self.rows[0], self.rows[-1]) for c in range(3)]
         vertical = F.linear(torch.cat(windows, 2), self.vertical, self.vertical_bias)
-        self.from_above = list((F.linear(vertical, self.from_vertical) + self.bias).unbind(0))
+        torch.add(F.linear(vertical, self.from_vertical), self.bias, out=self.from_above)
         if self.label is not None:
             vertical = vertical + self.label
         a, b = vertical.chunk(2, 2)
@@ -117,7 +121,7 @@ class LayerSteps:
 
     def step(self, j: int, out: Tensor) -> None:
         """The horizontal stack's column j, from `views[j]` to `out`, (B, F) both."""
-        torch.addmm(self.from_above[j], self.pairs[j], self.horizontal, out=self.both)
+        torch.addmm(self.from_above_views[j], self.pairs[j], self.horizontal, out=self.both)
         self.both.sigmoid_()
         self.a.mul_(self.b)
         torch.addmm(self.views[j], self.gates, self.out, out=out)

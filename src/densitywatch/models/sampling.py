@@ -63,7 +63,8 @@ def walk(model: PixelModel, n: int, labels: Tensor | None, choose: Choose) -> Te
                 for k, colour in enumerate(model.head.sequence):
                     values = choose(head.cumulated(k))
                     level = levels.index_select(0, values)
-                    head.put(k, level)
+                    if k + 1 < model.channels:
+                        head.put(k, level)
                     steps.put(j, colour, level)
                     chosen.append(values)
         in_sequence = torch.stack(chosen).view(model.size, model.size, model.channels, n).to(torch.uint8)
@@ -98,7 +99,7 @@ def sample_pixels(
 
     def choose(cumulated: Tensor) -> Tensor:
         number = next(numbers)
-        return kept.pop() if kept else torch.sum(cumulated <= number, 1)
+        return kept.pop() if kept else torch.searchsorted(cumulated, number, right=True).squeeze(1)
 
     return walk(model, n, labels, choose)
 
@@ -135,23 +136,27 @@ class HeadSteps:
     """layers.PixelHead for one pixel at a time: the cumulated distribution of each colour in sequence."""
 
     def __init__(self, head: PixelHead, n: int) -> None:
-        self.head, self.kind, channels = head, head.kind, head.channels
+        channels, mixture = head.channels, head.kind == "logistic_mixture"
         self.hidden_weight = head.hidden.weight.detach().flatten(1).t().contiguous()
         self.hidden_bias = bias_of(head.hidden)
-        width = self.hidden_bias.numel() // channels
-        self.blocks = [slice(k * width, (k + 1) * width) for k in range(channels)]
-        out = head.out.weight.detach().view(channels, head.outputs, width)
-        self.out_weight = out.transpose(1, 2).contiguous()
-        self.out_bias = bias_of(head.out).view(channels, head.outputs)
-        new = out.new_empty
-        self.hidden = new(n, channels * width)
+        out = head.out.weight.detach().view(channels, head.outputs, -1).transpose(1, 2).clone()  # (C, F, outputs)
+        self.out_bias = bias_of(head.out).view(channels, head.outputs).clone()
+        if mixture:  # the logarithm of the inverse scale is what is used
+            out[..., -head.components :].neg_()
+            self.out_bias[:, -head.components :].neg_()
+        self.out_weight = out
+        self.hidden = out.new_empty(n, self.hidden_bias.numel())
+        self.blocks = self.hidden.chunk(channels, 1)
+        self.parameters = out.new_empty(n, head.outputs)
+        self.colours = out.new_zeros(n, channels)
         if channels > 1:
-            masked = (head.colours.weight * head.mask).detach().flatten(1).view(channels, width, channels)
+            masked = (head.colours.weight * head.mask).detach().view(channels, -1, channels)
             self.colour_weight = masked.transpose(1, 2).contiguous()
-            self.colours = out.new_zeros(n, channels)
-        if self.kind == "logistic_mixture":
+        self.mixture = mixture
+        if mixture:
             self.edges = scale_images(torch.arange(255, device=out.device), out.dtype) + 1.0 / 255.0
-            self.below = new(n, head.components, 255)
+            self.logits, self.means, self.log_inverse_scales = self.parameters.view(n, 3, -1, 1).unbind(1)  # (n, K, 1)
+            self.below = out.new_empty(n, head.components, 255)
 
     def start(self, features: Tensor) -> None:
         """A new pixel with these features (B, F)."""
@@ -159,21 +164,20 @@ class HeadSteps:
 
     def put(self, k: int, level: Tensor) -> None:
         """Colour k of this pixel becomes known."""
-        if self.head.channels > 1:
-            self.colours[:, k] = level
+        self.colours[:, k] = level
 
     def cumulated(self, k: int) -> Tensor:
         """Probabilities (B, 255) that colour k of the sequence is at most 0..254."""
-        hidden = self.hidden[:, self.blocks[k]]
+        hidden = self.blocks[k]
         if k:
-            hidden = torch.addmm(hidden, self.colours[:, :k], self.colour_weight[k, :k])
-        parameters = torch.addmm(self.out_bias[k], F.elu(hidden), self.out_weight[k])
-        if self.kind == "softmax":
-            return parameters.softmax(1).cumsum(1)[:, :255]
-        logits, means, log_scales = parameters.view(len(parameters), 3, -1, 1).unbind(1)  # (B, K, 1) each
-        torch.sub(self.edges, means, out=self.below)
-        self.below.mul_(log_scales.clamp_(min=-7.0).neg_().exp_()).sigmoid_()
-        return torch.bmm(logits.softmax(1).transpose(1, 2), self.below).squeeze(1)
+            hidden.addmm_(self.colours[:, :k], self.colour_weight[k, :k])
+        torch.addmm(self.out_bias[k], F.elu_(hidden), self.out_weight[k], out=self.parameters)
+        if not self.mixture:
+            return self.parameters.softmax(1)[:, :255].cumsum(1)
+        inverse_scales = self.log_inverse_scales.clamp_(max=7.0).exp_()
+        torch.sub(self.edges, self.means, out=self.below)
+        self.below.mul_(inverse_scales).sigmoid_()
+        return torch.bmm(self.logits.softmax(1).mT, self.below).squeeze(1)
 
 
 def bias_of(layer: nn.Conv2d) -> Tensor:
