@@ -159,14 +159,14 @@ def batch_name(source: str) -> str:
     """The folder name of a source's results: its last part, made of safe characters."""
     last = [part for part in re.split(r"[/\\]|::", source.rstrip("/")) if part][-1:] or ["batch"]
     plain = ARCHIVE.sub("", last[0])
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).lstrip(".")[:100]
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._")[:100]
     if safe == plain:
         return safe
-    return f"{safe.strip('_') or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    return f"{safe or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def results_folder(source: str, params: Params, root: Path) -> Path:
-    """Where the results of `source` go: <inbox.results>/<name>; a namesake from elsewhere that is there keeps its own."""
+    """Where the results of `source` go: <inbox.results>/<name>; a namesake from elsewhere keeps its own."""
     shown = _shown(source, root)
     folder = root / params.inbox.results / batch_name(shown)
     if publishing.owner(folder) in (None, shown):

@@ -1,6 +1,6 @@
 """Which batches of the inbox are ready to be scored: one folder, archive or Parquet file a batch.
 
-Only listings are read here, never the images, so that a schedule of every few minutes costs little while nothing is new.
+Only listings are read here, never the images, so that a schedule of every few minutes costs little when nothing is new.
 """
 
 from __future__ import annotations

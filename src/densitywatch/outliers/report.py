@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,7 @@ def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
+@cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
