@@ -25,12 +25,14 @@ from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS
 from densitywatch.outliers import conformal
 from densitywatch.outliers.readings import Images, Models, Readings
-from densitywatch.outliers.scores import Fitted, find_member
+from densitywatch.outliers.scores import Fitted, Given, find_member
 from densitywatch.params import Params
 from densitywatch.progress import say
 
 FORMAT = "1"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
+SMALL_NETWORK_STEPS = 300
+"""Length of the training of a score's own small network."""
 FIT_IMAGES = 20000
 """At most this many training images are read for fitting, so that memory does not grow with the dataset."""
 
@@ -153,11 +155,12 @@ def calibrate(params: Params, root: Path) -> Path:
     chosen = np.sort(rng.choice(len(train_images), min(FIT_IMAGES, len(train_images)), replace=False))
     train = Readings(train_images[chosen], models, batch)
     validation = Readings(np.array(open_split(data, "validation").images), models, batch)
+    given = Given(train, validation, params.seed, params.detector.declared, SMALL_NETWORK_STEPS)
     arrays: dict[str, NDArray[Any]] = {}
     for member in members:
         if member.fit is not None:
             say(f"calibrate: fitting {member.name}")
-            arrays |= {f"{member.name}.{key}": value for key, value in member.fit(train, validation, rng).items()}
+            arrays |= {f"{member.name}.{key}": value for key, value in member.fit(given).items()}
 
     for member in members:  # tells which models the members read
         member.score(Readings(validation.images[:2], models), _part(arrays, member.name))

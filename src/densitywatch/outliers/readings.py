@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
 from densitywatch.models import WEIGHTS, load_model_folder
+from densitywatch.outliers.surprise import surprise_statistics
 
 Floats = NDArray[np.float32]
 Images = NDArray[np.uint8]
@@ -54,7 +55,7 @@ class Readings:
     thousand images that a detector is fitted on, not for a whole dataset.
     """
 
-    def __init__(self, images: Images, models: Models, batch_size: int = 250) -> None:
+    def __init__(self, images: Images, models: Models, batch_size: int = 50) -> None:
         self.images, self.models, self.batch_size = images, models, batch_size
         self._cache: dict[Any, Any] = {}
 
@@ -86,16 +87,35 @@ class Readings:
         result: Floats = self.once(key, compute)
         return result
 
+    def surprise_statistics(self, name: str) -> Floats:
+        """-log p of every pixel given the ones before it, its expectation and its variance: (3, B, H, W)."""
+        key = ("surprise statistics", name)
+        parts = self.by_batch(key, lambda x: surprise_statistics(self.models[name], x).transpose(0, 1))
+        return parts.swapaxes(0, 1)
+
     def surprise(self, name: str) -> Floats:
         """-log p of every pixel given the ones before it under the model `name`, nats, (B, H, W)."""
+        if ("surprise statistics", name) in self._cache:
+            return np.asarray(self.surprise_statistics(name)[0])
         return self.by_batch(("surprise", name), lambda x: -self.models[name].log_prob_map(x))
+
+    def vae_terms(self, name: str) -> Floats:
+        """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""
+
+        def read(x: Tensor) -> Tensor:
+            from densitywatch.models.vae import kl_to_standard_normal
+
+            mean, log_variance = self.models[name].posterior(x)
+            reconstruction = self.models[name].conditional_log_prob(x, mean)
+            return torch.stack([-reconstruction, kl_to_standard_normal(mean, log_variance)], 1)
+
+        return self.by_batch(("vae terms", name), read)
 
     def nll(self, name: str) -> Floats:
         """Negative log-likelihood of the images, nats, (B,); of an ELBO's model the negative ELBO."""
         model = self.models[name]
         if hasattr(model, "log_prob_map"):
-            total: Floats = self.surprise(name).sum((1, 2))
-            return total
+            return np.asarray(self.surprise(name).sum((1, 2)))
         if hasattr(model, "log_prob"):
             return self.by_batch(("nll", name), lambda x: -model.log_prob(x))
         return self.by_batch(("nll", name), lambda x: -model.elbo(x))

@@ -1,0 +1,150 @@
+"""Small networks that a score trains for itself: local and background densities, a judge of transformations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from densitywatch.models.layers import scale_images
+from densitywatch.models.pixelcnn import PixelCNN, Settings
+
+Arrays = dict[str, NDArray[Any]]
+Images = NDArray[np.uint8]
+
+TRANSFORMATIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
+    "flip": (lambda x: x[..., ::-1], lambda x: x[..., ::-1, :]),
+    "rotate": (
+        lambda x: np.rot90(x, 1, (-2, -1)),
+        lambda x: np.rot90(x, 2, (-2, -1)),
+        lambda x: np.rot90(x, 3, (-2, -1)),
+    ),
+    "invert": (lambda x: 255 - x,),
+}
+"""What a user may declare in `detector.declared`; each word stands for these functions of uint8 images (B, C, H, W)."""
+
+
+def transformed(images: Images, declared: tuple[str, ...]) -> list[Images]:
+    """The images under every declared transformation, one array each."""
+    return [np.ascontiguousarray(change(images)) for word in declared for change in TRANSFORMATIONS[word]]
+
+
+def fit_small_density(
+    images: Images, *, channels: int, dilations: tuple[int, ...], steps: int, mutation: float, seed: int
+) -> Arrays:
+    """Train a small PixelCNN on `images` for `steps` batches of 32; its weights as arrays.
+
+    `mutation`: the share of sub-pixels replaced by uniform noise, anew in every batch, which leaves a density of the
+    background alone (Ren et al. 2019).
+    """
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = _small_density(channels, dilations, images.shape[1], images.shape[2])
+
+    def loss() -> Tensor:
+        batch = np.array(images[rng.integers(0, len(images), 32)])
+        if mutation:
+            changed = rng.random(batch.shape) < mutation
+            batch[changed] = rng.integers(0, 256, int(changed.sum()), dtype=np.uint8)
+        return model.loss(torch.from_numpy(batch))[0]
+
+    _descend(model, loss, steps, 4e-3)
+    shape = np.array([channels, images.shape[1], images.shape[2], *dilations])
+    return {"shape": shape, **_arrays(model)}
+
+
+def small_density(fitted: Arrays) -> PixelCNN:
+    """The network whose weights `fit_small_density` returned."""
+    channels, colours, size, *dilations = (int(value) for value in fitted["shape"])
+    model = _small_density(channels, tuple(dilations), colours, size)
+    _restore(model, {key: value for key, value in fitted.items() if key != "shape"})
+    return model
+
+
+def _small_density(channels: int, dilations: tuple[int, ...], colours: int, size: int) -> PixelCNN:
+    return PixelCNN(
+        Settings(channels=channels, dilations=dilations, components=3), channels=colours, size=size, classes=0
+    )
+
+
+class Judge(nn.Module):
+    """Tells images as they are from transformed ones: log P(transformed) - log P(as it is), up to a constant."""
+
+    def __init__(self, colours: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(colours, 24, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(24, 48, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(48, 64, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(64, 64, 3, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4),  # keeps where things are
+            nn.Flatten(),
+            nn.Linear(64 * 16, 64),
+            nn.SiLU(),
+            nn.Linear(64, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        logit: Tensor = self.body(scale_images(x).contiguous(memory_format=torch.channels_last))[:, 0]
+        return logit
+
+
+def fit_judge(images: Images, declared: tuple[str, ...], *, steps: int, seed: int) -> Arrays:
+    """Train a Judge: a batch holds images as they are and each of them under a declared transformation drawn anew."""
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Judge(images.shape[1]).to(memory_format=torch.channels_last)
+
+    def loss() -> Tensor:
+        batch = np.array(images[rng.integers(0, len(images), 64)])
+        changed = transformed(batch, declared)
+        drawn = np.stack(changed)[rng.integers(0, len(changed), len(batch)), np.arange(len(batch))]
+        logits = model(torch.from_numpy(np.concatenate([batch, drawn])))
+        target = torch.arange(2.0).repeat_interleave(len(batch))
+        return F.binary_cross_entropy_with_logits(logits, target)
+
+    _descend(model, loss, steps, 2e-3)
+    return _arrays(model)
+
+
+def judge(fitted: Arrays) -> Judge:
+    """The network whose weights `fit_judge` returned."""
+    model = Judge(fitted["body.0.weight"].shape[1])
+    _restore(model, fitted)
+    return model.to(memory_format=torch.channels_last)
+
+
+def _descend(model: nn.Module, loss: Any, steps: int, learning_rate: float) -> None:
+    """`steps` of AdamW with a short warm-up and a cosine to zero."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.99))
+    warm = max(1, min(30, steps // 5))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+        value = loss()
+        optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
+
+
+def _arrays(model: nn.Module) -> Arrays:
+    return {name: value.detach().contiguous().numpy().copy() for name, value in model.state_dict().items()}
+
+
+def _restore(model: nn.Module, arrays: Arrays) -> None:
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+    model.eval()

@@ -1,0 +1,69 @@
+"""Surprise, and how much of it was to be expected, pixel by pixel under an autoregressive model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densitywatch.errors import ModelError
+
+PIXELS = 4096
+"""How many pixels' 256 probabilities are in memory at a time: small enough for a core's cache."""
+
+
+def surprise_statistics(model: Any, x: Tensor) -> Tensor:
+    """Per pixel -log p, its expectation and its variance under the model itself: (3, B, H, W), nats and nats squared.
+
+    The expectation is the entropy of the pixel's distribution given the pixels before it; colours are summed. Under the
+    model, surprise minus expectation is a martingale difference: zero on average whatever came before.
+
+    Raises ModelError for a model without pixel distributions.
+    """
+    head = getattr(model, "head", None)
+    if head is None or not hasattr(model, "features"):
+        raise ModelError(
+            f"{type(model).__name__} has no distribution a pixel; take a model of kind pixelcnn or pixelrnn"
+        )
+    features = model.features(x)
+    parameters = head.parameters_of(features, x).float()
+    b, c, _, h, w = parameters.shape
+    surprise = -head.log_prob(features, x)
+    flat = (
+        parameters.transpose(1, 2).reshape(b, parameters.shape[2], c * h * w).transpose(1, 2).reshape(b * c * h * w, -1)
+    )
+    moments = torch.cat([_moments(part, head.kind) for part in flat.split(PIXELS)], 1)
+    expected, variance = moments.view(2, b, c, h, w)
+    return torch.stack([surprise.sum(1), expected.sum(1), variance.sum(1)])
+
+
+def _moments(parameters: Tensor, kind: str) -> Tensor:
+    """Entropy and variance of -log p of N sub-pixels' distributions, (N, outputs) -> (2, N)."""
+    if kind == "softmax":
+        log_p = F.log_softmax(parameters, 1)
+        p = log_p.exp()
+    else:
+        p = _bins(parameters)
+        log_p = p.clamp(min=1e-12).log()
+    weighted = p * log_p
+    entropy = -weighted.sum(1)
+    return torch.stack([entropy, (weighted * log_p).sum(1) - entropy.square()])
+
+
+def _bins(parameters: Tensor) -> Tensor:
+    """The 256 probabilities of discretised logistic mixtures as differences of their distribution function.
+
+    Exact to about 1e-7, which is enough for moments, where rare values hardly count, and much faster than their logs.
+    """
+    logits, means, log_scales = parameters.view(len(parameters), 3, -1).unbind(1)
+    weights, inverse = F.softmax(logits, 1), torch.exp(-log_scales.clamp(min=-7.0))
+    edges = (torch.arange(255, device=parameters.device) + 0.5) / 127.5 - 1.0
+    below = torch.zeros(len(parameters), 257, device=parameters.device)
+    inner = below[:, 1:256]
+    for k in range(weights.shape[1]):
+        centre, scale = means[:, k : k + 1], inverse[:, k : k + 1]
+        inner.addcmul_(weights[:, k : k + 1], torch.sigmoid(edges * scale - centre * scale))
+    below[:, 256] = 1.0
+    return below.diff(dim=1).clamp(min=0.0)
