@@ -181,10 +181,12 @@ def _running(command: list[str], root: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def _last_line(lines: list[str]) -> str:
-    """What went wrong, out of a program's last lines: the verb's own sentence if there is one, else DVC's."""
+    """What went wrong, out of a program's lines: the verb's own sentence, else its last words, else DVC's."""
     said = [line.strip() for line in lines if line.strip()]
     for line in reversed(said):
         if line.startswith("densitywatch: "):
             return line.removeprefix("densitywatch: ")
+    traceback = any(line.startswith("Traceback (") for line in said)
+    words = [line for line in said if not line.startswith("ERROR: ")] if traceback else []
     errors = [line for line in said if line.startswith("ERROR: ")]
-    return (errors or said or ["no word said"])[-1].removeprefix("ERROR: ")
+    return (words or errors or said or ["no word said"])[-1].removeprefix("ERROR: ")

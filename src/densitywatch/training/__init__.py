@@ -118,7 +118,9 @@ def write_model(
     about = {"data_digest": digest, "best_step": progress.best_step, "best_validation": progress.best_validation}
     with whole_folder(out) as beside:
         save_model(model, beside, kind=kind, class_names=class_names, about=about)
-        (beside / "history.json").write_text(json.dumps(progress.history, indent=1) + "\n", encoding="utf-8")
+        columns = list(dict.fromkeys(column for row in progress.history for column in row))
+        history = {"columns": columns, "rows": progress.history}
+        (beside / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
         (beside / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
