@@ -142,10 +142,11 @@ def _outcome(check: Check, item: Any, total: int) -> Outcome:
     if item.exception_info and item.exception_info.get("raised_exception"):
         found = f"it could not be evaluated: {item.exception_info.get('exception_message')}"
     elif "unexpected_count" in facts:
-        found = f"{facts['unexpected_count']:,} of {total:,} images are otherwise"
+        count = facts["unexpected_count"]
+        found = f"{count:,} of {total:,} images ({100 * count / total:.3g} %) break this"
     else:
         value = facts.get("observed_value")
-        found = f"found {value:,.6g}" if isinstance(value, float) else f"found {value}"
+        found = f"found {', '.join(map(str, value)) if isinstance(value, list) else f'{value:,.6g}'}"
     rows = facts.get("unexpected_index_list") or []
     return Outcome(check.name, check.means, bool(item.success), found, tuple(int(row) for row in rows[:SAMPLE]))
 
@@ -159,6 +160,7 @@ def data_docs(result: Any) -> str:
     for item in result.results:  # their renderer takes Python's numbers only
         value = item.result.get("observed_value")
         item.result["observed_value"] = value.item() if isinstance(value, np.generic) else value
+        item.result.pop("unexpected_index_query", None)  # it would spell out every row of a large dataset
     # one page for one dataset: nothing in it says when, so that the same data give the same bytes
     result.meta.pop("run_id", None)
     result.meta.pop("batch_markers", None)
@@ -202,7 +204,7 @@ def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list
 def _great_expectations() -> Any:
     """The library, imported when it is needed: that takes seconds, and it must not call home or fill the log."""
     environment.settle(os.environ)
-    logging.getLogger("great_expectations").setLevel(logging.ERROR)
+    logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     import great_expectations as gx
     import great_expectations.expectations
 

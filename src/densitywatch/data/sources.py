@@ -39,6 +39,10 @@ FASHION_MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
+MIRRORS = {  # torchvision's own, asked for a sign of life first: it would try for minutes
+    "FashionMNIST": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    "MNIST": ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
+}
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 PROBE_SECONDS = 6.0
 READ_SECONDS = 30.0
@@ -140,14 +144,10 @@ def _package_file(package: str, path: str) -> Path:
 
 def _through_torchvision(dataset: str, folder: Path) -> None:
     """The dataset's unpacked IDX files by torchvision's own download, after a quick look whether its mirrors answer."""
-    # torchvision imports torch; a machine that cannot reach the mirrors should learn so before that
-    mirrors = {
-        "FashionMNIST": ["http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"],
-        "MNIST": ["https://ossci-datasets.s3.amazonaws.com/mnist/"],
-    }[dataset]
+    mirrors = MIRRORS[dataset]
     if not any(answers(mirror) for mirror in mirrors):
         raise Unreachable(f"{mirrors[0]} does not answer")
-    import torchvision
+    import torchvision  # takes seconds, so only when the mirrors answer
 
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
@@ -197,9 +197,12 @@ def _through_debian(dataset: str, folder: Path) -> None:
         download = ["download", DEBIAN_PACKAGE]
         try:
             _run(["apt-get", *quick, *download], scratch)
-        except Unreachable:
-            _run(["apt-get", *quick, *own_lists, "update"], scratch)
-            _run(["apt-get", *quick, *own_lists, *download], scratch)
+        except Unreachable as first:
+            try:
+                _run(["apt-get", *quick, *own_lists, "update"], scratch)
+                _run(["apt-get", *quick, *own_lists, *download], scratch)
+            except Unreachable as second:
+                raise Unreachable(f"{first}; with fresh package lists, {second}") from None
         archives = list(scratch.glob(f"{DEBIAN_PACKAGE}_*.deb"))
         if not archives:
             raise Unreachable("apt-get downloaded nothing")

@@ -38,8 +38,8 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
             gxe.ExpectTableColumnsToMatchOrderedList(column_list=[*COLUMNS, *_added(info)]),
         ),
         *(
-            Check(f"{column}_given", f"every image has its {column}", gxe.ExpectColumnValuesToNotBeNull(column=column))
-            for column in ("path", "sha256", "mean")
+            Check(f"{column}_given", f"every image has its {name}", gxe.ExpectColumnValuesToNotBeNull(column=column))
+            for column, name in (("path", "path"), ("sha256", "sha256 digest"), ("mean", "mean pixel value"))
         ),
         Check(
             "intact",
@@ -52,9 +52,14 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
             gxe.ExpectTableRowCountToBeBetween(min_value=limits.min_images),
         ),
         Check(
-            "splits",
-            f"every image is in one of {', '.join(SPLITS)}, and none of them is empty",
-            gxe.ExpectColumnDistinctValuesToEqualSet(column="split", value_set=list(SPLITS)),
+            "split_names",
+            f"every image is in one of {', '.join(SPLITS)}",
+            gxe.ExpectColumnValuesToBeInSet(column="split", value_set=list(SPLITS)),
+        ),
+        Check(
+            "splits_filled",
+            "no split is empty",
+            gxe.ExpectColumnUniqueValueCountToBeBetween(column="split", min_value=len(SPLITS), max_value=len(SPLITS)),
         ),
         Check(
             "one_split",
@@ -65,10 +70,10 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
         *(
             Check(
                 f"intensity_{column}",
-                f"the {column} of every image lies between 0 and 255",
+                f"the {name} pixel value of every image lies between 0 and 255",
                 gxe.ExpectColumnValuesToBeBetween(column=column, min_value=0, max_value=255),
             )
-            for column in ("min", "max")
+            for column, name in (("min", "lowest"), ("max", "highest"))
         ),
         Check(
             "mean_intensity",
@@ -88,12 +93,18 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
             gxe.ExpectColumnValuesToBeInSet(column="repeats", value_set=[False], mostly=1 - limits.max_duplicate_share),
         ),
     ]
-    if info.class_names:
+    classes = len(info.class_names)
+    if classes:
         checks += [
             Check(
                 "label_set",
-                f"the labels are 0 to {len(info.class_names) - 1}, and each occurs",
-                gxe.ExpectColumnDistinctValuesToEqualSet(column="label", value_set=list(range(len(info.class_names)))),
+                f"every label is a number from 0 to {classes - 1}",
+                gxe.ExpectColumnValuesToBeInSet(column="label", value_set=list(range(classes))),
+            ),
+            Check(
+                "labels_filled",
+                f"each of the {classes} labels occurs",
+                gxe.ExpectColumnUniqueValueCountToBeBetween(column="label", min_value=classes, max_value=classes),
             ),
             Check(
                 "label_balance",

@@ -132,6 +132,7 @@ h4 { font-size: 1.5rem; margin: 0 } h5 { font-size: 1.05rem; margin: 1.75rem 0 .
 h6 { font-size: .95rem; margin: 1rem 0 .25rem } body { overflow-wrap: anywhere }
 table { border-collapse: collapse; font-size: .9rem; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0; border-bottom: 1px solid #8886 }
+th:first-child, td:first-child { white-space: nowrap }
 .sticky, .card { display: none } .collapse { font-size: .9rem }
 .text-success::before { content: "holds" } .text-danger::before { content: "fails"; font-weight: 700 }
 a[href*="expectations/"], a[data-toggle] { color: inherit; text-decoration: none; pointer-events: none }
