@@ -37,6 +37,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
 
     from densitywatch.data import read_info
     from densitywatch.evaluation.context import Context, choose_device
+    from densitywatch.evaluation.curves import loss_csv
     from densitywatch.evaluation.evaluators import EVALUATORS
     from densitywatch.models import WEIGHTS, load_model_folder
 
@@ -81,7 +82,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
         }
         write_json(out / "figures.json", figures)
         write_json(out / "about.json", about)
-    write_whole(root / "reports" / "plots" / f"{name}.csv", context.shared["plot"])
+    write_whole(root / "reports" / "plots" / f"{name}.csv", loss_csv(training["history"]))
     write_json(root / "metrics" / f"{name}.json", metrics)
     if run_id := training.get("mlflow_run_id"):
         from densitywatch.tracking import log_evaluation

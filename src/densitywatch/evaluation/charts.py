@@ -27,12 +27,26 @@ WIDTH, HEIGHT = 340, 190
 Row = Mapping[str, Any]
 
 
-def lines(rows: Sequence[Row], *, x: str, y: str, x_title: str, y_title: str, series: str | None = None) -> str:
-    """A line chart of `rows` (keys x, y and, for several lines, series) as SVG text."""
+def lines(
+    rows: Sequence[Row],
+    *,
+    x: str,
+    y: str,
+    x_title: str,
+    y_title: str,
+    series: str | None = None,
+    logarithmic: bool = False,
+) -> str:
+    """A line chart of `rows` (keys x, y and, for several lines, series) as SVG text; x may be `logarithmic`."""
     import altair as alt
 
     encoding: dict[str, Any] = {
-        "x": alt.X(f"{x}:Q", title=x_title, axis=alt.Axis(tickCount=5)),
+        "x": alt.X(
+            f"{x}:Q",
+            title=x_title,
+            axis=alt.Axis(tickCount=5),
+            scale=alt.Scale(type="log") if logarithmic else alt.Undefined,
+        ),
         "y": alt.Y(f"{y}:Q", title=y_title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
     }
     if series is not None:
@@ -109,8 +123,12 @@ def to_svg(chart: Any) -> str:
         },
         "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3, "labelLimit": 300},
         "line": {"strokeCap": "round"},
+        "mark": {"color": SERIES[0]},
     }
     svg: str = vl_convert.vegalite_to_svg(chart.configure(**style).to_json(indent=None))
+    # vega numbers its clip paths through a process's life; the file must not tell how many charts came before it
+    numbers = {old: f"clip{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'id="(clip\d+)"', svg)))}
+    svg = re.sub(r'(id="|url\(#)(clip\d+)', lambda found: found[1] + numbers[found[2]], svg)
     dark = "".join(
         f'[fill="{light}"]{{fill:{colour}}}[stroke="{light}"]{{stroke:{colour}}}' for light, colour in DARK.items()
     )

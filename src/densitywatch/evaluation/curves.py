@@ -25,10 +25,8 @@ def curves(context: Context) -> Result | None:
     """
     history: History = context.shared["history"]
     if not history:
-        context.shared["plot"] = "step,train,validation\n"
         return None
     headline, others = grouped(history)
-    context.shared["plot"] = as_csv(history, headline)
     figures = []
     for bases in [headline, *others]:
         rows = long_form(history, bases)
@@ -77,8 +75,9 @@ def long_form(history: History, bases: list[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def as_csv(history: History, headline: list[str]) -> str:
+def loss_csv(history: History) -> str:
     """The headline curve with the columns that every model has: step, train, validation."""
+    headline = grouped(history)[0]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["step", "train", "validation"])

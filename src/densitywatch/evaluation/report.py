@@ -52,7 +52,7 @@ class Section:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Every metric as a person reads it: standard errors beside their means, seconds in the unit that suits them."""
+        """Every metric as people read it: standard errors beside their means, seconds in the unit that suits them."""
         return [
             (name.removesuffix("_seconds") + " time" * name.endswith("_seconds"), self._fact(name))
             for name in sorted(self.metrics)

@@ -1,0 +1,62 @@
+"""The report page as a reader's browser shows it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densitywatch.evaluation import evaluate_model
+from densitywatch.evaluation.report import write_report
+from densitywatch.params import Params
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield chromium
+        chromium.close()
+
+
+def contrast(one: str, two: str) -> float:
+    """WCAG's contrast ratio of two `rgb(r, g, b)` colours."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(part) / 255 for part in colour[4:-1].split(",")]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(two)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_page_fits_a_phone_and_a_desk_in_light_and_dark(project: Path, params: Params, browser: Any) -> None:
+    for name in params.models:
+        evaluate_model(name, params, project)
+    address = write_report(params, project).as_uri()
+    for width, scheme in ((390, "light"), (1200, "dark")):
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        asked: list[str] = []
+        page.on("request", lambda request, asked=asked: asked.append(request.url))
+        complaints: list[str] = []
+        page.on("console", lambda message, complaints=complaints: complaints.append(message.text))
+        page.goto(address)
+        assert [url for url in asked if not url.startswith("data:")] == [address]
+        assert complaints == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, "nothing sticks out sideways"
+        assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        colours = page.evaluate(
+            """[...document.querySelectorAll('p, td, th, a, dt, dd, figcaption, li, small, summary')].map(
+                element => [getComputedStyle(element).color, getComputedStyle(document.body).backgroundColor])"""
+        )
+        assert min(contrast(*pair) for pair in colours) >= 4.5, "WCAG AA"
+        page.close()
