@@ -81,6 +81,12 @@ class Context:
         for images, labels in batches(open_split(self.data, split), self.params.evaluate.batch_size, limit):
             yield torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
 
+    def pick(self, split: SplitName, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Images (n, C, H, W) uint8 and labels (n,) in memory: all of a split, or `limit` evenly spaced over it."""
+        opened = open_split(self.data, split)
+        chosen = spread(len(opened), limit)
+        return np.asarray(opened.images[chosen]), opened.labels[chosen]
+
     def test_batches(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images of `params.evaluate`, at most `limit`; shows how far it is."""
         count = self.test_count(limit)
@@ -98,6 +104,13 @@ class Context:
 
 
 Evaluator = Callable[[Context], Result | None]
+
+
+def spread(count: int, limit: int | None) -> np.ndarray:
+    """Indices of `limit` of `count` things, evenly spaced; all of them where that is no limit."""
+    if limit is None or limit >= count:
+        return np.arange(count)
+    return np.linspace(0, count - 1, limit).round().astype(np.int64)
 
 
 def takes_labels(model: nn.Module) -> bool:
