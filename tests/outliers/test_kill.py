@@ -76,7 +76,7 @@ def test_killed_at_any_change_to_the_disk_the_job_gives_one_result(
     changes = ours.recv()
     assert changes > 20
     assert results(tmp_path / "whole" / "out") == reference
-    for moment in range(1, changes + 1, 3 if start == "older results" else 6):  # a step of 1 passes as well, in a minute
+    for moment in range(1, changes + 1, 3 if start == "older results" else 6):  # a step of 1 passes too
         out = tmp_path / f"change{moment}" / "out"
         shutil.copytree(prepared, out.parent)
         process = job.start(params, source, out, die_at=moment)
