@@ -115,12 +115,12 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
         for row in rows
         if row.entry.part != "test" and row.sha256 in in_test
     ]
-    rest = _mixed([row for row in rows if row.entry.part != "test" and row.sha256 not in in_test], seed)
+    rest = _mixed(_together([row for row in rows if row.entry.part != "test" and row.sha256 not in in_test]), seed)
     wanted: list[tuple[SplitName, float]] = [("validation", data.validation), ("calibration", data.calibration)]
     if not own_test:
         wanted.insert(0, ("test", data.test))
     splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
-    splits["test"] = [row for group in _mixed(own_test, seed) for row in group]
+    splits["test"] = own_test
     total, position = sum(len(group) for group in rest), 0
     for name, share in wanted:
         target = max(1, round(share * total))
@@ -134,22 +134,22 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
             f"{len(rows)} usable images ({len(rest)} that differ) are too few: "
             f"none is left for {', '.join(empty)}; add images"
         )
-    return splits, dropped
+    return {name: [row for (row,) in _mixed([[row] for row in split], seed)] for name, split in splits.items()}, dropped
 
 
-def _mixed(rows: Sequence[Row], seed: int) -> list[list[Row]]:
-    """Groups that must stay together, in an order in which every stretch holds the labels in their overall shares."""
-    groups = _together(rows)
-    keyed = sorted(
-        ((min(_hash(seed, row.sha256) for row in group), group) for group in groups), key=lambda pair: pair[0]
-    )
-    by_label: dict[int, list[tuple[str, list[Row]]]] = defaultdict(list)
-    for key, group in keyed:
-        by_label[group[0].entry.label].append((key, group))
+def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:
+    """The groups in an order in which every stretch holds the labels in their overall shares.
+
+    The order follows from the pixels (and, between equal images, from the paths), not from the order given.
+    """
+    by_label: dict[int, list[tuple[tuple[str, str], list[Row]]]] = defaultdict(list)
+    for group in groups:
+        key = min((_hash(seed, row.sha256), row.entry.path) for row in group)
+        by_label[min(row.entry.label for row in group)].append((key, group))
     placed = [
         ((turn + 0.5) / len(members), key, group)
         for members in by_label.values()
-        for turn, (key, group) in enumerate(members)
+        for turn, (key, group) in enumerate(sorted(members, key=lambda member: member[0]))
     ]
     return [group for _, _, group in sorted(placed, key=lambda item: item[:2])]
 

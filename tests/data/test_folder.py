@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+from PIL import Image
+
+from densitywatch.data import folder as module
+from densitywatch.data import open_split, read_info
+from densitywatch.data.folder import parts_and_labels
+from densitywatch.data.prepare import prepare
+from densitywatch.data.sources import fetch
+from densitywatch.errors import DataError
+from tests.data.conftest import MakeParams
+
+Fetch = Callable[..., tuple[list[str], dict[str, str]]]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def fetched(tmp_path: Path, make_params: MakeParams) -> Fetch:
+    """Fetch an address; gives the paths that were kept, and the reasons of the rejected ones by path."""
+
+    def run(address: object = "images") -> tuple[list[str], dict[str, str]]:
+        fetch(make_params(source="folder", address=str(address)), tmp_path)
+        kept = pq.read_table(tmp_path / "data/raw/images.parquet").column("path").to_pylist()
+        rejected = json.loads((tmp_path / "data/raw/rejected.json").read_text())
+        return kept, {item["path"]: item["reason"] for item in rejected}
+
+    return run
+
+
+@pytest.fixture
+def png(garments: npt.NDArray[np.uint8]) -> Callable[[int], bytes]:
+    def make(number: int) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(garments[number]).save(out, "PNG")
+        return out.getvalue()
+
+    return make
+
+
+Png = Callable[[int], bytes]
+
+
+def fill(folder: Path, png: Png, count: int, start: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(start, start + count):
+        (folder / f"{number:04d}.png").write_bytes(png(number))
+
+
+def test_a_folder_goes_through_to_arrays_with_labels(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch, make_params: MakeParams
+) -> None:
+    fill(images / "good", png, 30)
+    fill(images / "bad", png, 20, start=30)
+    kept, rejected = fetched()
+    assert len(kept) == 50
+    assert rejected == {}
+    prepare(make_params(source="folder", address="images"), tmp_path)
+    info = read_info(tmp_path / "data/prepared")
+    assert info.class_names == ("bad", "good")
+    assert sum(info.counts.values()) == 50
+    for name in info.counts:
+        assert set(open_split(tmp_path / "data/prepared", name).labels) == {0, 1}
+
+
+def test_the_bytes_of_a_file_are_kept_as_they_are(images: Path, tmp_path: Path, png: Png, fetched: Fetch) -> None:
+    fill(images, png, 3)
+    fetched()
+    stored = pq.read_table(tmp_path / "data/raw/images.parquet").column("bytes").to_pylist()
+    assert stored == [path.read_bytes() for path in sorted(images.iterdir())]
+
+
+def test_what_cannot_be_used_is_listed_with_its_reason_and_shown(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(images, png, 3)
+    (images / "empty.png").touch()
+    (images / "cut.png").write_bytes(png(5)[:200])
+    (images / "page.png").write_text("<html></html>")
+    (images / "notes.txt").write_text("notes")
+    (images / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (images / "evil\nname\x1b[31m.png").write_text("x")
+    (images / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    kept, rejected = fetched()
+    assert len(kept) == 3
+    assert len(rejected) == 7
+    assert rejected["empty.png"] == "the file is empty"
+    assert rejected["cut.png"].startswith("broken or cut short")
+    assert "HTML" in rejected["page.png"]
+    shown = capsys.readouterr().err
+    assert shown.count("not usable: ") == module.SHOWN + 1
+    assert "2 more, see data/raw/rejected.json" in shown
+    assert "\x1b[31m" not in shown, "a file's name does not reach the terminal as a command"
+
+
+def test_links_stay_inside_and_special_files_are_not_waited_for(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch
+) -> None:
+    fill(images, png, 2)
+    secret = tmp_path / "secret"
+    fill(secret, png, 1, start=7)
+    (images / "inside.png").symlink_to(images / "0000.png")
+    (images / "outside.png").symlink_to(secret / "0007.png")
+    (images / "outside").symlink_to(secret)
+    (images / "loop").symlink_to(images)
+    (images / "nowhere.png").symlink_to(images / "gone.png")
+    (images / "itself.png").symlink_to(images / "itself.png")
+    os.mkfifo(images / "pipe.png")
+    with socket.socket(socket.AF_UNIX) as listener:
+        os.chdir(images)  # a socket's path must be short
+        listener.bind("socket.png")
+        kept, rejected = fetched()
+    assert kept == ["0000.png", "0001.png", "inside.png"]
+    assert rejected["outside.png"] == "a symbolic link that leads out of the folder"
+    assert rejected["outside"] == "a symbolic link that leads out of the folder"
+    assert rejected["loop"] == "a symbolic link to a folder is not followed"
+    assert rejected["nowhere.png"] == "a symbolic link that leads nowhere"
+    assert rejected["pipe.png"] == rejected["socket.png"] == "not a regular file"
+    assert set(rejected) == {
+        "outside.png", "outside", "loop", "nowhere.png", "itself.png", "pipe.png", "socket.png"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda folder: None, "images holds no files; put images into it"),
+        (lambda folder: folder.rmdir(), "images is not there; give a folder of images"),
+        (lambda folder: (folder.rmdir(), folder.touch()), "images is a file; give a folder of images"),
+        (
+            lambda folder: (folder / "a.png").touch(),
+            "none of the 1 files in images is a usable image; the first, 'a.png'",
+        ),
+    ],
+)
+def test_a_folder_without_images_is_one_sentence_and_leaves_nothing(
+    images: Path, tmp_path: Path, fetched: Fetch, make: Callable[[Path], object], sentence: str
+) -> None:
+    make(images)
+    with pytest.raises(DataError) as error:
+        fetched()
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_one_image_is_too_few_and_the_sentence_says_so(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch, make_params: MakeParams
+) -> None:
+    fill(images, png, 1)
+    fetched()
+    with pytest.raises(DataError, match=r"1 usable images \(1 that differ\) are too few: none is left for train"):
+        prepare(make_params(source="folder", address="images"), tmp_path)
+    assert not (tmp_path / "data/prepared").exists()
+
+
+@pytest.mark.parametrize("resize", ["crop", "pad", "stretch"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mixed_sizes_and_modes_become_one_shape(
+    images: Path, tmp_path: Path, fetched: Fetch, make_params: MakeParams, resize: str, channels: int
+) -> None:
+    shapes = [(5, 90), (300, 200), (28, 28), (64, 64), (40, 30), (31, 77), (28, 99), (200, 28)]
+    modes = ["L", "RGB", "RGBA", "P", "CMYK", "1", "LA", "RGB"]
+    for number, (shape, mode) in enumerate(zip(shapes, modes, strict=True)):
+        image = Image.new("RGB", shape, (20 * number, 90, 40)).convert(mode)
+        image.save(images / f"{number}.{'jpg' if mode == 'CMYK' else 'png'}")
+    fetched()
+    params = make_params(source="folder", address="images", size=16, channels=channels, resize=resize)
+    prepare(params, tmp_path)
+    manifest = pq.read_table(tmp_path / "data/prepared/manifest.parquet").to_pylist()
+    assert {(row["width"], row["height"]) for row in manifest} == set(shapes)
+    assert {row["mode"] for row in manifest} == set(modes)
+    assert open_split(tmp_path / "data/prepared", "train").images.shape[1:] == (channels, 16, 16)
+
+
+def test_labels_come_from_folders_only_when_every_image_has_one() -> None:
+    assert parts_and_labels(["a/1.png", "b/2.png", "b/deep/3.png"]) == (["", "", ""], ["a", "b", "b"])
+    assert parts_and_labels(["a/1.png", "2.png"]) == (["", ""], [None, None])
+    assert parts_and_labels(["1.png"]) == ([""], [None])
+
+
+def test_folders_named_train_and_test_are_parts_and_not_labels() -> None:
+    paths = ["train/a/1.png", "test/a/2.png"]
+    assert parts_and_labels(paths) == (["train", "test"], ["a", "a"])
+    assert parts_and_labels(["train/1.png", "test/2.png"]) == (["train", "test"], [None, None])
+    assert parts_and_labels([*paths, "other/a/3.png"])[0] == ["", "", ""]
+
+
+@pytest.mark.parametrize("label", ["..", ".hidden", "a\nb", "a\x1b[31mb", "back\\slash", " ", "x" * 101, "\u202egnp"])
+def test_a_class_folder_whose_name_is_no_label_stops_with_its_name(label: str) -> None:
+    with pytest.raises(DataError, match="cannot be a label; rename it") as error:
+        parts_and_labels([f"{label}/1.png", "fine/2.png"])
+    assert repr(label[:100]) in str(error.value)
+
+
+@pytest.mark.parametrize("label", ["T-shirt/top", "Größe 3", "<script>", "a b", "犬", "it's"])
+def test_odd_but_printable_labels_are_labels(label: str) -> None:
+    assert parts_and_labels([f"{label}/1.png"])[1] == [label.split("/")[0]]
+
+
+@pytest.mark.parametrize("name", ["../x/1.png", "..\\x/1.png"])
+def test_a_store_whose_names_climb_out_is_refused(fetched: Fetch, tmp_path: Path, png: Png, name: str) -> None:
+    MemoryFileSystem.store.clear()
+    files = MemoryFileSystem()
+    files.pipe_file("/bucket/fine/2.png", png(2))
+    files.store[f"/bucket/{name}"] = files.store["/bucket/fine/2.png"]
+    with pytest.raises(DataError, match="cannot be a label"):
+        fetched("memory://bucket")
+    assert list((tmp_path / "data").iterdir()) == []
+
+
+def test_any_fsspec_address_will_do(fetched: Fetch, png: Png) -> None:
+    MemoryFileSystem.store.clear()
+    files = MemoryFileSystem()
+    for number in range(150):
+        files.pipe_file(f"/bucket/in/[{number % 3}]*?/{number}.png", png(number))
+    files.pipe_file("/bucket/in/[0]*?/none.png", b"")
+    files.pipe_file("/bucket/elsewhere/1.png", png(1))
+    kept, rejected = fetched("memory://bucket/in")
+    assert len(kept) == 150
+    assert kept[0].startswith("[0]*?/")
+    assert rejected == {"[0]*?/none.png": "the file is empty"}
+
+
+def test_an_archive_is_read_through_fsspec_too(fetched: Fetch, tmp_path: Path, png: Png) -> None:
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as archive:
+        for number in range(5):
+            archive.writestr(f"a/{number}.png", png(number))
+    kept, _ = fetched(f"zip://::file://{tmp_path}/images.zip")
+    assert kept == [f"a/{number}.png" for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("nosuch://bucket", "nosuch://bucket cannot be read: Protocol not known"),
+        ("zip://::file:///no/such.zip", "cannot be read: "),
+        ("memory://empty", "holds no files|cannot be read"),
+    ],
+)
+def test_an_address_that_cannot_be_read_is_one_sentence(fetched: Fetch, address: str, sentence: str) -> None:
+    MemoryFileSystem.store.clear()
+    with pytest.raises(DataError, match=sentence) as error:
+        fetched(address)
+    assert "\n" not in str(error.value)
+
+
+def test_an_object_that_fails_while_it_is_read_is_one_rejected_row(
+    fetched: Fetch, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MemoryFileSystem.store.clear()
+    files = MemoryFileSystem()
+    for number in range(3):
+        files.pipe_file(f"/bucket/{number}.png", png(number))
+    real = MemoryFileSystem.cat_file
+
+    def flaky(self: MemoryFileSystem, path: str, *args: object, **kwargs: object) -> bytes:
+        if path.endswith("1.png"):
+            raise OSError("connection reset")
+        return bytes(real(self, path, *args, **kwargs))
+
+    monkeypatch.setattr(MemoryFileSystem, "cat_file", flaky)
+    kept, rejected = fetched("memory://bucket")
+    assert kept == ["0.png", "2.png"]
+    assert rejected == {"1.png": "cannot be read: connection reset"}
