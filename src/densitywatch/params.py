@@ -73,7 +73,11 @@ class TrainingParams(Block):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: inner weights by Muon, the rest by AdamW (docs/decisions/0013); adversarial models always take adamw."""
     learning_rate: float = Field(gt=0, lt=10)
+    matrix_learning_rate: float = Field(default=0.02, gt=0, lt=10)
+    """Muon's."""
     discriminator_learning_rate: float | None = Field(default=None, gt=0, lt=10)
     """Only for adversarial models: the second time scale; null takes learning_rate."""
     betas: tuple[float, float] = (0.9, 0.99)

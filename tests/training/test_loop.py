@@ -17,7 +17,7 @@ from densitywatch.data import Split
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
 from densitywatch.training import checkpoint, loop, start_fabric
-from densitywatch.training.steps import clip_gradients, schedule
+from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, schedule
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -120,3 +120,33 @@ def test_gradients_are_scaled_down_to_the_limit_and_their_norm_is_told() -> None
     layer.weight.grad = torch.tensor([[3.0, 4.0]])
     assert float(clip_gradients(layer, 1.0)) == pytest.approx(5.0)
     assert float(layer.weight.grad.norm()) == pytest.approx(1.0, abs=1e-4)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_a_kernel_as_the_matrix_that_it_is(memory_format: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    kernel = nn.Parameter(torch.randn(6, 4, 2, 3).to(memory_format=memory_format))
+    matrix = nn.Parameter(kernel.detach().clone(memory_format=torch.contiguous_format).flatten(1))
+    ours, theirs = KernelMuon([kernel], lr=0.1), torch.optim.Muon([matrix], lr=0.1, weight_decay=0.0)
+    for _ in range(3):
+        gradient = torch.randn(6, 4, 2, 3)
+        kernel.grad, matrix.grad = gradient.to(memory_format=memory_format), gradient.flatten(1)
+        ours.step()
+        theirs.step()
+    # its Newton-Schulz iteration runs in bfloat16, whose rounding depends on the order of columns
+    assert torch.allclose(kernel.detach().contiguous().flatten(1), matrix.detach(), atol=0.02)
+    ours.zero_grad()
+    assert kernel.grad is None
+
+
+def test_every_parameter_has_exactly_one_optimiser() -> None:
+    from densitywatch.models.pixelcnn import PixelCNN, Settings
+
+    model = PixelCNN(Settings(channels=4, conditional=True), channels=1, size=8, classes=3)
+    training = TrainingParams(steps=1, batch_size=1, learning_rate=1e-3, optimizer="muon")
+    optimizers = make_optimizers(model, training)
+    addresses = [p.data_ptr() for o in optimizers.values() for group in o.param_groups for p in group["params"]]
+    assert sorted(addresses) == sorted(p.data_ptr() for p in model.parameters())
+    moved_by_muon = {p.data_ptr() for p in optimizers["matrices"].param_groups[0]["params"]}
+    assert model.head.out.weight.data_ptr() not in moved_by_muon
+    assert model.layers[0].vertical.weight.data_ptr() in moved_by_muon

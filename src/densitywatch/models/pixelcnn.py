@@ -70,6 +70,9 @@ class GatedLayer(nn.Module):
 class PixelCNN(nn.Module):
     """p(x) = prod_i p(x_i | x_1 .. x_{i-1}) over pixels in raster order, exact; x is uint8 (B, C, H, W)."""
 
+    OUTER_LAYERS = ("first_vertical", "first_horizontal", "head.colours", "head.out")
+    """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
+
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         if settings.conditional and not classes:

@@ -49,6 +49,9 @@ def half(size: int) -> int:
 class VAE(nn.Module):
     """Bounds on log p(x) of uint8 images (B, C, H, W), and a latent space z of (B, latent) to walk in."""
 
+    OUTER_LAYERS = ("encoder.0", "encoder.9", "decoder_in.0", "head.colours", "head.out")
+    """What Muon leaves to AdamW: the layers that read or write pixels, latents or distribution parameters."""
+
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes

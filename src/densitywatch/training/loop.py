@@ -47,14 +47,18 @@ def train(
     """
     ema = copy.deepcopy(model)
     best = copy.deepcopy(model)
-    optimizers = make_optimizers(model, training)
     progress = progress or Progress()
     step_function: Any = likelihood_step
-    if "discriminator" in optimizers:
+    if hasattr(model, "discriminator"):
         from densitywatch.training.adversarial import adversarial_step
 
         step_function = adversarial_step
 
+    trained = fabric.setup_module(model)
+    for method in ("loss", "generator_loss", "discriminator_loss"):
+        if hasattr(model, method):
+            trained.mark_forward_method(method)
+    optimizers = make_optimizers(model, training)
     if (found := load_state(folder, identity)) is not None:
         tensors, progress = found
         for part, prefix in ((model, "model/"), (ema, "ema/"), (best, "best/")):
@@ -63,10 +67,6 @@ def train(
 
     if compiled and hasattr(model, "loss"):
         model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[assignment]
-    trained = fabric.setup_module(model)
-    for method in ("loss", "generator_loss", "discriminator_loss"):
-        if hasattr(model, method):
-            trained.mark_forward_method(method)
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,27 +13,78 @@ from torch.optim import AdamW, Optimizer
 from densitywatch.params import TrainingParams
 
 
-def make_optimizers(model: nn.Module, training: TrainingParams) -> dict[str, Optimizer]:
-    """One optimiser, or two where generator and discriminator play against each other (two time scales)."""
+class KernelMuon(torch.optim.Muon):
+    """torch's Muon (Jordan et al. 2024), which takes matrices, for convolutions too: a kernel is its matrix (out, rest).
 
-    def adamw(part: nn.Module, learning_rate: float) -> AdamW:
-        optimizer = AdamW(
-            part.parameters(),
-            lr=learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-        )
-        for group in optimizer.param_groups:
-            group["peak"] = learning_rate
-        return optimizer
+    The matrices share the kernels' memory; the order of a matrix's columns does not matter to Muon.
+    """
+
+    def __init__(self, weights: list[nn.Parameter], lr: float) -> None:
+        self.weights = weights
+        super().__init__([nn.Parameter(as_matrix(weight.detach())) for weight in weights], lr=lr, weight_decay=0.0)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if weight.grad is None else as_matrix(weight.grad)
+        super().step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for weight in self.weights:
+            weight.grad = None
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """(out, in) or a kernel (out, in, h, w) as the matrix (out, rest): a view where the memory allows it."""
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.flatten(1)
+
+
+def make_optimizers(model: nn.Module, training: TrainingParams) -> dict[str, Optimizer]:
+    """The optimisers of a model by name.
+
+    Adversarial: `generator` and `discriminator`, AdamW with two time scales. Otherwise `model`, AdamW; and with
+    `optimizer: muon` the weights of the layers between first and last move under `matrices`, the rest under `model`.
+    """
+
+    def adamw(parameters: Iterable[nn.Parameter], learning_rate: float) -> AdamW:
+        return AdamW(parameters, lr=learning_rate, betas=training.betas, weight_decay=training.weight_decay)
 
     if hasattr(model, "discriminator"):
         second = training.discriminator_learning_rate or training.learning_rate
-        return {
-            "generator": adamw(model.generator, training.learning_rate),
-            "discriminator": adamw(model.discriminator, second),
+        optimizers: dict[str, Optimizer] = {
+            "generator": adamw(model.generator.parameters(), training.learning_rate),
+            "discriminator": adamw(model.discriminator.parameters(), second),
         }
-    return {"model": adamw(model, training.learning_rate)}
+    elif training.optimizer == "muon":
+        matrices = inner_weights(model)
+        chosen = {id(weight) for weight in matrices}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+        optimizers = {
+            "model": adamw(rest, training.learning_rate),
+            "matrices": KernelMuon(matrices, training.matrix_learning_rate),
+        }
+    else:
+        optimizers = {"model": adamw(model.parameters(), training.learning_rate)}
+    for optimizer in optimizers.values():
+        for group in optimizer.param_groups:
+            group["peak"] = group["lr"]
+    return optimizers
+
+
+def inner_weights(model: nn.Module) -> list[nn.Parameter]:
+    """Weights of linear and convolutional layers that read features and write features: Muon is not for the layers that
+    touch pixels or distribution parameters, nor for embeddings, gains and biases."""
+    outer = set(getattr(model, "OUTER_LAYERS", ()))
+    return [
+        module.weight
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
+        and module.weight.requires_grad
+        and name not in outer
+        and min(as_matrix(module.weight).shape) > 1
+    ]
 
 
 def schedule(step: int, training: TrainingParams) -> float:
@@ -57,12 +109,12 @@ def likelihood_step(
     training: TrainingParams,
 ) -> dict[str, Tensor]:
     """One step down the gradient of `model.loss`; returns the scalars to log, `loss` among them."""
-    optimizer = optimizers["model"]
     loss, logs = model.loss(x, labels)
     fabric.backward(loss)
     norm = clip_gradients(model, training.gradient_clip)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    for optimizer in optimizers.values():
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     return {"loss": loss.detach(), **logs, "gradient_norm": norm}
 
 
