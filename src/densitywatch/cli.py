@@ -280,6 +280,38 @@ def sample(
     print(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
 
 
+@app.command(
+    epilog="Examples:\n\n\b\n  densitywatch review demo\n  densitywatch review demo --to-csv verdicts.csv\n"
+    "  densitywatch review demo --from-csv verdicts.csv\n"
+    "  densitywatch review demo --collect data/reviewed      # originals, into fine/ and outlier/"
+)
+def review(
+    context: typer.Context,
+    batch: Annotated[str, typer.Argument(help="A scored batch: its name under data/outliers, or its results' folder.")],
+    port: Annotated[int, typer.Option(help="The page's port on 127.0.0.1.", min=1, max=65535)] = 8765,
+    to_csv: Annotated[Path | None, typer.Option(help="Write the flagged images as a table to fill in.")] = None,
+    from_csv: Annotated[Path | None, typer.Option(help="Take the verdicts of such a table.")] = None,
+    collect: Annotated[Path | None, typer.Option(help="Copy the reviewed originals there, by verdict.")] = None,
+) -> None:
+    """Judge a batch's flagged images, on a local page or in a table.
+
+    Verdicts (outlier, fine) stay with the batch and give the report its precision so far.
+    """
+    params, root = _load(context)
+    from densitywatch.outliers import review as module
+
+    folder = module.batch_folder(batch, params, root)
+    if from_csv is not None:
+        print(f"verdicts taken: {module.read_csv(folder, from_csv)}")
+    if to_csv is not None:
+        print(f"{to_csv}: {module.write_csv(folder, to_csv)} flagged images")
+    if collect is not None:
+        for verdict, count in module.collect(folder, collect, root).items():
+            print(f"{collect / verdict}: {count}")
+    if from_csv is None and to_csv is None and collect is None:
+        module.serve(folder, port)
+
+
 @app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
 def profile(name: Annotated[str, typer.Argument(help="The name of a file in profiles/.")]) -> None:
     """Lay profiles/NAME.yaml over params.yaml.

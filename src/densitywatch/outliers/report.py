@@ -30,7 +30,7 @@ def write_report(folder: Path) -> Path:
     """Write folder/report.html from the summary, scores, gallery and verdicts in `folder`."""
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     verdicts = read_verdicts(folder)
-    page = _environment().get_template("batch_report.html.j2")
+    page = environment().get_template("batch_report.html.j2")
     text = page.render(
         summary=summary,
         gallery=[
@@ -120,7 +120,8 @@ def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of this folder: everything is escaped, and a name that is not given is an error."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
