@@ -86,6 +86,8 @@ class TrainingParams(Block):
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
     """The cosine's end, as a share of learning_rate."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
+    compile: bool = False
+    """Compile this model's step where device.compile allows it; it takes about half a minute, so it is for long runs."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     evaluate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=250, ge=1)

@@ -19,6 +19,7 @@ from densitywatch.files import whole_folder
 from densitywatch.models import build_model, save_model
 from densitywatch.params import DeviceParams, Params
 from densitywatch.progress import say
+from densitywatch.training.adversarial import adversarial_warnings
 from densitywatch.training.checkpoint import Progress, load_state
 from densitywatch.training.loop import train
 
@@ -80,11 +81,14 @@ def train_model(name: str, params: Params, root: Path) -> Path:
             seed=params.seed,
             folder=folder,
             identity=identity,
-            compiled=should_compile(params.device),
+            compiled=block.training.compile and should_compile(params.device),
             log=run.log if run else None,
             progress=Progress(run_id=run.run_id if run else None),
         )
         if fabric.is_global_zero:
+            progress.warnings += adversarial_warnings(progress.history)
+            for warning in progress.warnings:
+                say(f"{name}: warning: {warning}")
             visits = block.training.steps * block.training.batch_size
             summary = {
                 "train_seconds": round(progress.seconds, 1),
