@@ -66,6 +66,7 @@ def train(
         restore_optimizers(optimizers, tensors)
 
     if compiled and hasattr(model, "loss"):
+        torch._dynamo.config.suppress_errors = True  # where the compiler turns out not to work, the eager form serves
         model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[assignment]
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
