@@ -125,7 +125,7 @@ def load_model_folder(folder: Path | str) -> nn.Module:
         )
         weights: dict[str, Tensor] = safetensors.torch.load_file(Path(folder) / WEIGHTS)
         model.load_state_dict(weights)
-    except ModuleNotFoundError:
+    except (ModuleNotFoundError, AttributeError):
         raise ModelError(f"{folder}: kind '{header['kind']}' is not among this version's models") from None
     except ValidationError as error:
         raise ModelError(f"{folder}: settings.{first_problem(error)}") from None
