@@ -74,14 +74,18 @@ def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
         yield
 
 
-def check_reachable(uri: str) -> None:
-    """Fail at once where MLflow itself would try for minutes. Raises DensitywatchError."""
+def check_reachable(uri: str, *, create: bool = True) -> None:
+    """Fail at once where MLflow itself would try for minutes; a sqlite file may be new unless `create` is False.
+
+    Raises DensitywatchError.
+    """
     address = urlsplit(uri)
     scheme, database = address.scheme.partition("+")[0], sqlite_path(uri)
     advice = "start it with `make up`, or set mlflow.tracking_uri or MLFLOW_TRACKING_URI to one that is there"
     try:
         if database is not None:
-            connection = sqlite3.connect(database, timeout=REACH_SECONDS)
+            mode = "rwc" if create else "ro"
+            connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode={mode}", timeout=REACH_SECONDS, uri=True)
             connection.execute("PRAGMA schema_version")
             connection.close()
         elif scheme in ("http", "https"):

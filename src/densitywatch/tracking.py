@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from densitywatch.environment import settle
 from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.params import Params, model_settings
 from densitywatch.store import check_reachable, plain, sqlite_path, store_lock, tracking_uri
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 5.0
 FLUSH_VALUES = 500
 BATCH_LIMIT = 1000  # values that MLflow takes in one log_batch
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 
 __all__ = ["Run", "log_evaluation", "open_client", "prepare_store", "store_errors", "tracking_uri", "training_run"]
 
@@ -34,13 +41,8 @@ log = logging.getLogger(__name__)
 
 def open_client(uri: str) -> MlflowClient:
     """MLflow's client for one store: no telemetry, no pickles, and it gives up within seconds rather than minutes."""
-    for key, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    }.items():
+    settle(os.environ)
+    for key, value in QUIET.items():
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 

@@ -1,0 +1,264 @@
+"""What a served model answers, over real HTTP with `mlflow models serve` and, faster, without it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from densitywatch import registry, tracking
+from densitywatch.answers import MAX_IMAGES, Service, answers_of
+from densitywatch.errors import DataError
+from densitywatch.models import load_model_folder
+from densitywatch.outliers import detector
+from tests.registry_project import SIZE, images, tiny_params, write_data, write_model
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with a trained pixelcnn and a calibrated detector."""
+    root = tmp_path_factory.mktemp("project")
+    write_data(root)
+    write_model(root, "pixelcnn", steps=40)
+    detector.calibrate(tiny_params(), root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def packed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from densitywatch.packing import pack_model
+
+    folder = tmp_path_factory.mktemp("packed")
+    pack_model("pixelcnn", root, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(packed: Path) -> Service:
+    return Service(packed, "crop")
+
+
+def png(pixels: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_arrays_and_image_files_get_the_same_exact_bits_and_conformal_p_values(service: Service, packed: Path) -> None:
+    x = images(5, 20)
+    answers = service.answer(x.tolist())
+    assert service.answer(x[:, 0].tolist()) == answers
+    assert service.answer([png(image[0]) for image in x]) == answers
+    assert service.answer(["data:image/png;base64," + png(image[0]) for image in x]) == answers
+    with torch.no_grad():
+        nll = -load_model_folder(packed).log_prob(torch.from_numpy(x)).double().numpy()
+    assert [answer["bits_per_dim"] for answer in answers] == pytest.approx(nll / (math.log(2) * SIZE * SIZE))
+    calibration = service.calibration
+    assert calibration is not None
+    by_hand = [(1 + (calibration >= value).sum()) / (len(calibration) + 1) for value in nll]
+    assert [answer["p_value"] for answer in answers] == pytest.approx(by_hand)
+
+
+def test_a_foreign_image_has_the_smallest_p_value(service: Service) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 1, SIZE, SIZE))
+    assert service.answer(noise)[0]["p_value"] == pytest.approx(1 / 100)
+
+
+def test_without_calibration_the_p_value_is_null_and_not_a_guess(root: Path, tmp_path: Path) -> None:
+    shutil.copytree(root / "models" / "pixelcnn", tmp_path / "model")
+    answer = Service(tmp_path / "model", "crop").answer(images(1, 0))[0]
+    assert answer["p_value"] is None
+    assert answer["bits_per_dim"] > 0
+
+
+@pytest.mark.parametrize(
+    ("request_", "sentence"),
+    [
+        ([], "there is no image"),
+        ("text", "send a list of images"),
+        (3, "send a list of images"),
+        ({"pixels": [1]}, "not as an object with the keys pixels"),
+        ([[[1, 2], [3, 4]]], "images have the shape [1, 2, 2] where the model takes [1, 8, 8]"),
+        ([[[1, 2], [3]]], "not all of one shape"),
+        (np.full((1, 8, 8), 256), "whole numbers from 0 to 255"),
+        (np.full((1, 8, 8), -1), "whole numbers from 0 to 255"),
+        (np.full((1, 8, 8), 0.5), "whole numbers from 0 to 255"),
+        (np.full((1, 8, 8), np.nan), "whole numbers from 0 to 255"),
+        (np.ones((1, 8, 8), dtype=bool), "whole numbers from 0 to 255"),
+        (np.zeros((MAX_IMAGES + 1, 8, 8), dtype=np.uint8), "more than the 1024 of one request"),
+        (["%%%"], "image 0 is not base64"),
+        ([png(np.zeros((8, 8), np.uint8)), base64.b64encode(b"<svg/>").decode()], "image 1: text such as HTML or SVG"),
+        ([png(np.zeros((8, 8), np.uint8))[:40]], "image 0: "),
+        ([png(np.zeros((8, 8), np.uint8)), [[0]]], "send arrays or base64, not both"),
+        ({"samples": 0}, "samples must be a whole number from 1 to 64"),
+        ({"samples": 2.5}, "samples must be a whole number"),
+        ({"samples": 2, "seed": -1}, "seed must be a whole number"),
+        ({"samples": 2, "sede": 1}, "'sede': unknown key"),
+        ({"samples": 2, "label": "cat"}, "this model knows no labels"),
+    ],
+)
+def test_wrong_input_is_one_sentence(service: Service, request_: Any, sentence: str) -> None:
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        service.answer(request_)
+
+
+def test_samples_are_pngs_that_the_seed_decides(service: Service) -> None:
+    answers = service.answer({"samples": 2, "seed": 3})
+    assert answers == service.answer({"samples": np.array(2), "seed": np.array(3)})
+    assert answers != service.answer({"samples": 2, "seed": 4})
+    assert Image.open(io.BytesIO(base64.b64decode(answers[0]["image"]))).size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("kind", "keys"),
+    [
+        ("vae", {"elbo_bits_per_dim", "reconstruction_mse"}),
+        ("autoencoder", {"reconstruction_mse"}),
+        ("gan", {"image"}),
+    ],
+)
+def test_models_without_a_density_answer_with_what_they_have(root: Path, kind: str, keys: set[str]) -> None:
+    service = Service(write_model(root, f"served_{kind}", kind=kind), "crop")
+    assert set(answers_of(service.model)) == keys
+    if keys == {"image"}:
+        assert set(service.answer({"samples": 1})[0]) == keys
+        with pytest.raises(DataError, match="it draws them"):
+            service.answer(images(1, 0))
+    else:
+        answer = service.answer(images(2, 0))
+        assert set(answer[0]) == keys
+        assert answer == service.answer(images(2, 0))
+
+
+def test_the_served_detector_answers_score_p_value_and_outlier(root: Path) -> None:
+    service = Service(root / "models" / "detector", "crop")
+    noise = np.random.default_rng(0).integers(0, 256, (1, 1, SIZE, SIZE))
+    normal, foreign = service.answer(np.concatenate([images(1, 0), noise]))
+    assert set(normal) == set(answers_of(None))
+    assert foreign["score"] > normal["score"]
+    assert foreign["p_value"] == pytest.approx(1 / 100)
+    assert foreign["outlier"] is True
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def address(root: Path) -> Iterator[str]:
+    """`mlflow models serve` of the champion on a free port, as a user starts it."""
+    params = tiny_params()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        registry.register("pixelcnn", params, root)
+        assert registry.promote("pixelcnn", params, root).passed
+        uri = tracking.tracking_uri(params, root)
+    port = free_port()
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/densitywatch-pixelcnn@champion"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # MLflow starts uvicorn by its name
+    log = root / "serve.log"
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [*command, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)],
+            env={
+                **os.environ,
+                "PATH": path,
+                "MLFLOW_TRACKING_URI": uri,
+                "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+            },
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    try:
+        wait_for(f"http://127.0.0.1:{port}/ping", server, log)
+        yield f"http://127.0.0.1:{port}/invocations"
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, 15)
+        server.wait(30)
+
+
+def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        try:
+            urllib.request.urlopen(url, timeout=5).close()
+            return
+        except OSError:
+            assert server.poll() is None, log.read_text()
+            time.sleep(0.3)
+    raise AssertionError(f"the server did not start: {log.read_text()}")
+
+
+def post(address: str, body: Any) -> tuple[int, Any]:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.load(error)
+
+
+def test_the_champion_answers_real_requests(address: str, service: Service) -> None:
+    x = images(3, 30)
+    expected = [{key: pytest.approx(value, rel=1e-5) for key, value in row.items()} for row in service.answer(x)]
+    files = [png(image[0]) for image in x]
+    for body in (
+        {"inputs": x.tolist()},
+        {"inputs": files},
+        {"instances": x.tolist()},
+        {"dataframe_split": {"columns": ["image"], "data": [[file] for file in files]}},
+        {"dataframe_records": [{"image": image.tolist()} for image in x]},
+    ):
+        assert post(address, body) == (200, {"predictions": expected})
+
+
+def test_samples_come_over_http_as_well(address: str) -> None:
+    status, answer = post(address, {"inputs": {"samples": 2, "seed": 1}})
+    assert status == 200
+    assert len(answer["predictions"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({"inputs": [[[1, 2], [3, 4]]]}, "images have the shape [1, 2, 2] where the model takes [1, 8, 8]"),
+        ({"inputs": ["x" * 200_000 + "%"]}, "image 0 is not base64"),
+        ({"inputs": []}, "there is no image in the request"),
+        ({"dataframe_split": {"columns": ["a", "b"], "data": [[1, 2]]}}, "a table needs one column, called image"),
+    ],
+)
+def test_wrong_input_gets_a_400_with_one_sentence(address: str, body: Any, sentence: str) -> None:
+    status, answer = post(address, body)
+    assert status == 400
+    assert answer == {"error_code": "INVALID_PARAMETER_VALUE", "message": sentence}
+
+
+@pytest.mark.parametrize("body", [b"no json", b'{"images": []}', b"[1]", b'{"inputs": [[1, 2], [3]]}'])
+def test_what_mlflow_refuses_before_the_model_is_a_400_too(address: str, body: bytes) -> None:
+    status, answer = post(address, body)
+    assert status == 400
+    assert answer["message"]
