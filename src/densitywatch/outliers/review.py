@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from fastapi import BackgroundTasks, Body, FastAPI, Header, HTTPException, Response
+from fastapi import BackgroundTasks, FastAPI, Header, HTTPException, Response
 from fastapi.responses import HTMLResponse
+from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from densitywatch.errors import DataError
@@ -62,6 +63,12 @@ def renew_report(folder: Path) -> None:
     """The report with the verdicts so far."""
     with publishing.only_job(folder), full_disk_as_error(folder):
         write_report(folder)
+
+
+class Judged(BaseModel):
+    """What the page sends: a verdict, or null to take it back."""
+
+    verdict: Verdict | None
 
 
 class Flagged:
@@ -132,16 +139,14 @@ def create_app(folder: Path) -> FastAPI:
     @app.post("/verdicts/{index}")
     def verdict(
         index: int,
+        judged: Judged,
         tasks: BackgroundTasks,
-        given: str | None = Body(embed=True, alias="verdict"),
         sent: str = Header("", alias="X-Review-Token"),
     ) -> dict[str, Any]:
         if not secrets.compare_digest(sent.encode(), token.encode()):
             raise HTTPException(403, "open the review page anew")
         key = checked(index)
-        if given is not None and given not in VERDICTS:
-            raise HTTPException(422, f"a verdict is one of {', '.join(VERDICTS)}")
-        verdicts = give_verdicts(folder, {key: given})
+        verdicts = give_verdicts(folder, {key: judged.verdict})
         tasks.add_task(renew_report, folder)
         return state(verdicts)
 
