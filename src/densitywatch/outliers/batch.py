@@ -138,20 +138,23 @@ def load_detector(detector: Any, params: Params, root: Path) -> tuple[Any, str]:
     if isinstance(detector, str) and detector.startswith("models:/"):
         from densitywatch.registry import download_model
 
-        folder = Path(download_model(detector))
+        folder = Path(download_model(detector, params, root))
     else:
         folder = root / (detector or "models/detector")
     from densitywatch.outliers.detector import load
 
     loaded = load(folder)
-    parts = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    for name in sorted(loaded.facts["models"]):
-        beside = folder.parent / name / "model.safetensors"
-        if not (folder / "members" / name).is_dir() and beside.is_file():
-            parts.append(beside)
+    # the same detector has the same digest in models/ and as the registry packs it, with its models inside
+    parts = {
+        str(path.relative_to(folder)).removeprefix("members/"): path
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".")
+    }
+    for name in loaded.facts["models"]:
+        parts.setdefault(f"{name}/model.safetensors", folder.parent / name / "model.safetensors")
     whole = hashlib.sha256()
-    for path in parts:
-        whole.update(f"{path.parent.name}/{path.name} {file_digest(path)}\n".encode())
+    for name in sorted(parts):
+        whole.update(f"{name} {file_digest(parts[name])}\n".encode())
     return loaded, whole.hexdigest()
 
 
