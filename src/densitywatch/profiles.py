@@ -9,7 +9,8 @@ from collections.abc import Mapping, MutableMapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from densitywatch.errors import ParamsError
 from densitywatch.params import load_params
@@ -31,16 +32,16 @@ def apply_profile(name: str, root: Path) -> list[str]:
         known = ", ".join(sorted(file.stem for file in folder.glob("*.yaml"))) or "none"
         raise ParamsError(f"no profile '{name}' in {folder}; there is: {known}")
     target = root / "params.yaml"
-    yaml = YAML()  # round-trip: keeps comments and order
-    yaml.width = 4096
-    yaml.preserve_quotes = True
-    yaml.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
-    params, overlay = _read(yaml, target), _read(yaml, profile)
+    round_trip = YAML()  # round-trip: keeps comments and order
+    round_trip.width = 4096
+    round_trip.preserve_quotes = True
+    round_trip.representer.add_representer(type(None), lambda dumper, _: dumper.represent_scalar(_NULL, "null"))
+    params, overlay = _read(round_trip, target), _read(round_trip, profile)
     changed = _merge(params, overlay, "")
     if not changed:
         return []
     text = io.StringIO()
-    yaml.dump(params, text)
+    round_trip.dump(params, text)
     beside = root / f".params.yaml.{os.getpid()}"
     try:
         beside.write_text(text.getvalue(), encoding="utf-8")
@@ -54,9 +55,9 @@ def apply_profile(name: str, root: Path) -> list[str]:
     return changed
 
 
-def _read(yaml: YAML, path: Path) -> MutableMapping[str, Any]:
+def _read(round_trip: YAML, path: Path) -> MutableMapping[str, Any]:
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"))  # ruamel's round-trip loader builds no objects
+        content = round_trip.load(path.read_text(encoding="utf-8"))  # ruamel's round-trip loader builds no objects
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run from the project's top folder") from None
     except (YAMLError, UnicodeDecodeError) as error:
