@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from densitywatch.data import SPLITS, batches, open_split, read_info
 from densitywatch.data import prepare as module
@@ -197,6 +198,31 @@ def test_photo_patches_of_different_splits_share_no_pixel(
     patches = open_split(tmp_path / "data/prepared", "train").images
     assert patches.shape[1:] == (channels, 28, 28)
     assert len(np.unique(patches)) > 200
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("s3://bucket/line 4/", "line_4"),
+        ("../my-images", "my-images"),
+        ("/", "folder"),
+        ("a/<b>", "b"),
+        ("..", "folder"),
+    ],
+)
+def test_a_folder_names_its_dataset(make_params: MakeParams, address: str, name: str) -> None:
+    assert module.dataset_name(make_params(source="folder", address=address).data) == name
+
+
+def test_an_image_of_one_colour_has_no_deviation(tmp_path: Path, make_params: MakeParams) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(20):
+        Image.new("RGB", (28, 28), (10 * number, 90, 200)).save(tmp_path / f"images/{number}.png")
+    params = make_params(source="folder", address="images", channels=3)
+    fetch(params, tmp_path)
+    prepare(params, tmp_path)
+    assert {row["std"] for row in manifest_of(tmp_path)} == {0.0}
+    assert len({row["sha256"] for row in manifest_of(tmp_path)}) == 20
 
 
 def test_patches_larger_than_the_photographs_allow_are_a_sentence(tmp_path: Path, make_params: MakeParams) -> None:

@@ -77,7 +77,7 @@ def fetch_folder(address: str, target: Path, root: Path) -> None:
     (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     classes = len({label for label in labels if label is not None})
     own = "with train and test parts" if any(parts) else "without parts of its own"
-    say(f"{len(names):,} images, {classes or 'no'} class folders, {own}, {len(rejected):,} files not usable")
+    say(f"{len(names):,} images, {classes or 'no'} class folders, {own}; files not usable: {len(rejected):,}")
 
 
 def parts_and_labels(names: Sequence[str]) -> tuple[list[str], list[str | None]]:

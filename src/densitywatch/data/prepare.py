@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -65,7 +66,7 @@ def prepare(params: Params, root: Path) -> None:
         _write_manifest(folder / "manifest.parquet", splits)
         counts = {name: len(splits[name]) for name in SPLITS}
         facts = {
-            "name": params.data.source,
+            "name": dataset_name(params.data),
             "size": params.data.size,
             "channels": params.data.channels,
             "class_names": list(raw.class_names),
@@ -83,7 +84,14 @@ def prepare(params: Params, root: Path) -> None:
             f"{len(dropped)} training images also stand in the test part and were left out: see {PREPARED}/dataset.json"
         )
     if rejected:
-        say(f"{len(rejected)} files were not usable: see {PREPARED}/dataset.json; the first is {rejected[0]}")
+        first = f"the first is {rejected[0]['path']!r}: {rejected[0]['reason']}"
+        say(f"files not usable: {len(rejected):,}, all listed in {PREPARED}/dataset.json; {first}")
+
+
+def dataset_name(data: DataParams) -> str:
+    """The source, or for a folder the last part of its address in letters, digits, dots, dashes and underscores."""
+    last = (data.address or "").rstrip("/").rsplit("/", 1)[-1]
+    return re.sub(r"[^\w.-]+", "_", last).strip("._") or data.source
 
 
 def choose(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
@@ -205,7 +213,9 @@ def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) 
     """Write a block of images and fill in their statistics."""
     images = np.stack(block)
     flat = images.reshape(len(images), -1)
-    means, deviations = flat.mean(axis=1, dtype=np.float64), flat.std(axis=1, dtype=np.float64)
+    means = flat.mean(axis=1, dtype=np.float64)
+    # within the channels, so that an image of one colour has no deviation
+    deviations = np.sqrt(images.var(axis=(2, 3), dtype=np.float64).mean(axis=1))
     for row, mean, std, low, high in zip(
         rows[-len(block) :], means, deviations, flat.min(axis=1), flat.max(axis=1), strict=True
     ):

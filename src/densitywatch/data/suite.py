@@ -126,7 +126,7 @@ def _shape_checks(gxe: Any, source: str) -> list[Check]:
         *(
             Check(
                 column,
-                f"the {column} of every original is {f'{low} pixels' if low == high else 'a number of pixels'}",
+                f"the {column} of every original is {f'{low} pixels' if low == high else 'at least one pixel'}",
                 gxe.ExpectColumnValuesToBeBetween(column=column, min_value=low, max_value=high),
             )
             for column, (low, high) in sizes.items()
