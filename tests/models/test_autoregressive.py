@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from densitywatch.models import pixelcnn
+from densitywatch.models import pixelcnn, pixelrnn
 
 SIZE = 7
 
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pixelcnn": (pixelcnn, {"channels": 6, "dilations": (1, 2), "components": 3}),
+    "row_lstm": (pixelrnn, {"recurrence": "row_lstm", "channels": 3, "layers": 2, "components": 3}),
+    "diagonal_bilstm": (pixelrnn, {"recurrence": "diagonal_bilstm", "channels": 3, "layers": 2, "components": 3}),
 }
 
 

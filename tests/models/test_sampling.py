@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
-from densitywatch.models import pixelcnn
+from densitywatch.models import pixelcnn, pixelrnn
 from densitywatch.models.layers import draw_from_table
 from densitywatch.models.sampling import walk
 
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pixelcnn": (pixelcnn, {"channels": 8, "dilations": (1, 2, 3), "components": 3}),
+    "row_lstm": (pixelrnn, {"recurrence": "row_lstm", "channels": 4, "layers": 2, "components": 3}),
+    "diagonal_bilstm": (pixelrnn, {"recurrence": "diagonal_bilstm", "channels": 4, "layers": 2, "components": 3}),
 }
 
 
