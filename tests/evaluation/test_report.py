@@ -128,7 +128,7 @@ def test_the_outlier_benchmark_is_shown_when_it_is_there(measured: Path) -> None
     page = page_of(measured)
     section = page[page.index('id="outliers"') :]
     members = re.findall(r'<th scope="row">([^<]*)', section)
-    assert members == ["Mnist", "Hflip", "Minimum"], "the minimum closes the table"
+    assert members == ["MNIST", "Hflip", "Minimum"], "the minimum closes the table"
     assert ">ROC<" in section
 
 

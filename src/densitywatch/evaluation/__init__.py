@@ -87,7 +87,8 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     if run_id := training.get("mlflow_run_id"):
         from densitywatch.tracking import log_evaluation
 
-        log_evaluation(run_id, metrics, target, params, root)
+        numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}
+        log_evaluation(run_id, numbers, target, params, root)
     return metrics
 
 

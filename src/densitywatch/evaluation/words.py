@@ -19,6 +19,8 @@ _NAMES = {
     "fpr": "FPR",
     "tpr": "TPR",
     "mlflow": "MLflow",
+    "mnist": "MNIST",
+    "fashion MNIST": "Fashion-MNIST",
     "stderr": "standard error",
 }
 
