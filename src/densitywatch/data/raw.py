@@ -183,15 +183,16 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = set(indices), 0
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=32, columns=["bytes"]):
-                for offset, value in enumerate(batch.column("bytes")):
-                    if position + offset in wanted:
+            for group in range(file.num_row_groups):  # iter_batches would read several groups ahead
+                values = file.read_row_group(group, columns=["bytes"]).column("bytes")
+                for index, value in enumerate(values, start=position):
+                    if index in wanted:
                         try:
                             yield decode_picture(
                                 value.as_py(), size=params.size, channels=params.channels, resize=params.resize
                             )
                         except DataError as error:
                             yield error
-                position += batch.num_rows
+                position += len(values)
 
     return Raw(entries, class_names, read, tuple(rejected))
