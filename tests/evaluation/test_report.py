@@ -16,7 +16,7 @@ from densitywatch.params import Params, load_params
 from .conftest import MODELS, write_info, write_params
 
 EXACT = {"bits_per_dim": 2.97, "bits_per_dim_stderr": 0.004, "parameters": 12345, "train_seconds": 250.0}
-BOUND = {"elbo_bits_per_dim": 3.6, "iwae_bits_per_dim": 3.4, "reconstruction_mse": 0.02, "fid": 12.5}
+BOUND = {"elbo_bits_per_dim": 3.6, "iwae_bits_per_dim": 3.4, "reconstruction_mse": 0.02, "fid": 12.5, "fid_floor": 1.25}
 
 
 def write(path: Path, value: Any) -> None:
@@ -40,7 +40,14 @@ def evaluated(root: Path, name: str, metrics: dict[str, Any], figures: list[dict
 def measured(project: Path) -> Path:
     samples = {"file": "samples.png", "title": "Samples", "caption": "Four of them."}
     evaluated(project, "pixelcnn", EXACT, [samples], settings={"channels": 4, "dilations": [1, 2]})
-    evaluated(project, "vae", BOUND, [samples | {"rows": ["a", "b"]}], warnings=["it <i>stalled</i>"], notes=["FID"])
+    evaluated(
+        project,
+        "vae",
+        BOUND,
+        [samples | {"rows": ["a", "b"]}],
+        warnings=["it <i>stalled</i>"],
+        notes=["the FID was left out"],
+    )
     return project
 
 
@@ -64,7 +71,7 @@ def test_exact_figures_and_bounds_stand_in_one_column_and_bounds_are_named(measu
 def test_what_a_model_does_not_offer_is_an_en_dash_and_an_empty_column_is_left_out(measured: Path) -> None:
     page = page_of(measured)
     assert row_of(page, "pixelcnn") == ["2.970 ± 0.004", "–", "–", "12,345", "4 min 10 s"]
-    assert row_of(page, "vae") == ["≤ 3.400 importance bound", "0.0200", "12.50", "–", "–"]
+    assert row_of(page, "vae") == ["≤ 3.400 importance bound", "0.0200", "12.5 floor 1.25", "–", "–"]
     assert "KID" not in page
 
 
@@ -116,7 +123,18 @@ def test_names_from_the_data_are_text_and_never_markup(measured: Path) -> None:
 def test_warnings_and_what_was_left_out_are_said(measured: Path) -> None:
     page = page_of(measured)
     assert "it &lt;i&gt;stalled&lt;/i&gt;" in page
-    assert "Left out: FID." in page
+    assert '<p class="small">The FID was left out.</p>' in page
+
+
+def test_the_feature_network_says_what_its_space_is_worth(measured: Path) -> None:
+    assert "feature network" not in page_of(measured)
+    write(
+        measured / "metrics" / "classifier.json",
+        {"task": "labels", "accuracy": 0.9155, "raw_pixel_probe_100": 0.7, "raw_pixel_probe_51000": 0.844},
+    )
+    page = " ".join(page_of(measured).split())
+    assert "it names the labels of 91.55 % of the test images rightly" in page
+    assert "raw pixels is right for 84.4 %" in page
 
 
 def test_the_outlier_benchmark_is_shown_when_it_is_there(measured: Path) -> None:

@@ -58,10 +58,14 @@ def sampling(metrics: Metrics) -> float | None:
     return 1 / rate if rate else None
 
 
+def floor_note(metrics: Metrics) -> str:
+    return f"floor {number(metrics['fid_floor'])}" if "fid_floor" in metrics else ""
+
+
 COLUMNS: list[Column] = [
     Column("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note),
     Column("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
-    Column("FID (our features)", key("fid"), lambda v: f"{v:.2f}", "lower"),
+    Column("FID (our features)", key("fid"), number, "lower", floor_note),
     Column("KID (our features)", key("kid"), lambda v: f"{v:.4f}", "lower"),
     Column("Precision", key("precision"), share, "higher"),
     Column("Recall", key("recall"), share, "higher"),

@@ -80,6 +80,7 @@ def write_report(params: Params, root: Path) -> Path:
     sections = [read_section(name, params, root) for name in params.models]
     columns, cells = compare({section.name: section.metrics for section in sections})
     outliers = read_json(root / "metrics" / "outliers.json")
+    network = read_json(root / "metrics" / "classifier.json") or {}
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -92,6 +93,8 @@ def write_report(params: Params, root: Path) -> Path:
         info=read_info(root / "data" / "prepared"),
         checks=flat(read_json(root / "metrics" / "data.json") or {}),
         sections=sections,
+        network=network,
+        raw_pixels=raw_pixel_probe(network),
         columns=columns,
         cells=cells,
         panel=as_table(outliers or {}),
@@ -168,6 +171,13 @@ def shorter(value: str) -> str:
         return value if value.lstrip("-").isdecimal() else number(float(value))
     except ValueError:
         return value
+
+
+def raw_pixel_probe(network: dict[str, Any]) -> float | None:
+    """The linear probe's accuracy on raw pixels with the most labels, of metrics/classifier.json."""
+    prefix = "raw_pixel_probe_"
+    curve = {int(name.removeprefix(prefix)): value for name, value in network.items() if name.startswith(prefix)}
+    return curve[max(curve)] if curve else None
 
 
 def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]], list[tuple[str, Any]]]:
