@@ -220,6 +220,21 @@ def test_two_sources_with_one_name_keep_their_own_results(params: Params, tmp_pa
         assert json.loads((folder / "summary.json").read_text())["files"] == count
 
 
+def test_a_batch_is_compared_with_those_before_it(params: Params, tmp_path: Path) -> None:
+    for day in range(3):
+        fill(tmp_path / f"day{day}", 60)
+        summary = score_source(f"day{day}", params, tmp_path, None, Brightness())
+    assert summary["past_batches"] == 2
+    assert summary["drift_from_past_p_value"] > 0.99
+    fill(tmp_path / "moved", 0, bright=40)
+    moved = score_source("moved", params, tmp_path, None, Brightness())
+    assert moved["drift_from_past_p_value"] < 1e-6
+    assert json.loads((tmp_path / "data/outliers/moved/run.json").read_text())["past_batches"] == 3
+    assert (
+        score_source("day0", params, tmp_path, tmp_path / "alone/out", Brightness())["drift_from_past_p_value"] is None
+    )
+
+
 @pytest.mark.parametrize(
     ("source", "name"),
     [

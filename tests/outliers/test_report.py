@@ -12,11 +12,11 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from densitywatch.errors import ModelError
-from densitywatch.outliers import gallery, report
+from densitywatch.outliers import conformal, gallery, report
 from densitywatch.outliers.batch import score_source
 from densitywatch.outliers.gallery import heat, nearest, picture
 from densitywatch.outliers.report import visible
-from densitywatch.outliers.results import histogram
+from densitywatch.outliers.results import fewest_to_flag, histogram
 from densitywatch.params import Params
 
 from .standin import Brightness, fill, png
@@ -171,6 +171,27 @@ def test_a_histogram_holds_every_image_whatever_its_score() -> None:
     assert (found["batch"][0], found["batch"][-1]) == (1, 1)
     assert histogram(np.zeros(3), np.zeros(5)) is not None  # all alike
     assert histogram(np.zeros(3), None) is None
+
+
+def test_the_page_says_when_a_batch_is_too_large_for_single_outliers_to_be_flagged(
+    params: Params, tmp_path: Path
+) -> None:
+    class Coarse(Brightness):
+        calibration = np.linspace(0.0, 100.0, 9)
+
+    fill(tmp_path / "batch", 40, bright=3)
+    summary = score_source("batch", params, tmp_path, tmp_path / "out", Coarse())
+    assert (summary["outliers"], summary["fewest_to_flag"]) == (0, 43)
+    assert "only when 43 or more of its images" in (tmp_path / "out" / "report.html").read_text()
+    assert fewest_to_flag(525, 0.1, np.zeros(5999)) == 1
+    calibration = np.arange(999.0)
+    for images in (10, 100, 1000, 5000):
+        few = fewest_to_flag(images, 0.1, calibration)
+        assert few is not None
+        for count, any_flagged in ((few, True), (few - 1, False)):
+            p = np.full(images, 0.9)
+            p[:count] = conformal.p_values(calibration, np.full(count, 1e9))
+            assert conformal.benjamini_hochberg(p, 0.1).any() == any_flagged
 
 
 def test_what_would_be_invisible_is_shown_by_its_code() -> None:

@@ -27,6 +27,7 @@ from densitywatch.outliers import publishing
 from densitywatch.outliers.archives import ARCHIVE, as_text
 from densitywatch.outliers.chunks import RESULTS, score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
+from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
 from densitywatch.outliers.results import LABELS, RUN, SCORES, write_scores
 from densitywatch.outliers.sources import entries, is_local, without_secrets
@@ -116,10 +117,12 @@ def score_source(
             publishing.keep_verdicts(folder, fresh)
             write_report(fresh)
             publishing.publish(fresh, folder, work)
+        past = drift_from_past(folder, digest)
+        _note(folder, **past)
     flagged = int(summary["outliers"])
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
-    return {**summary, "folder": str(folder)}
+    return {**summary, **past, "folder": str(folder)}
 
 
 def _note(folder: Path, **facts: Any) -> None:

@@ -47,6 +47,9 @@ def recover(folder: Path) -> None:
             shutil.rmtree(old)
         else:
             old.rename(folder)
+    if folder.is_dir():
+        for partial in folder.glob(".*.partial-*"):  # all who write here hold the lock, so nobody is writing these now
+            partial.unlink()
     if folder.is_dir() and any(folder.iterdir()) and read_summary(folder) is None:
         raise DataError(f"{as_text(str(folder))}: holds no results of a batch and is left alone; choose another --out")
     if folder.exists() and not folder.is_dir():

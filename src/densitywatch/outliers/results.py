@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
 OUTLIER = pa.field("outlier", pa.bool_())
 BINS = 40
+REASONS = 50
 
 
 def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
                 content.update(json.dumps([path, digest]).encode())
                 if status == "quarantined":
                     kind = re.sub(r"\d[\d,.]*", "N", str(reason))
+                    kind = kind if kind in reasons or len(reasons) < REASONS else "other reasons"
                     reasons[kind] = reasons.get(kind, 0) + 1
                 elif reason is not None:
                     changed += 1
@@ -70,9 +73,10 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         "drift_p_value": float(drift.p_value),
         "median_p_value": float(np.median(p[scored])) if scored.any() else None,
         "promise": promise(rate),
+        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, getattr(detector, "calibration", None)),
         "content": content.hexdigest(),
         "identity": identity,
-        "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:50]),
+        "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "histogram": histogram(
             np.concatenate([*score_chunks, np.empty(0)])[scored], getattr(detector, "calibration", None)
         ),
@@ -91,6 +95,16 @@ def promise(rate: float) -> str:
         f"Of all the images flagged over many batches, on average at most {100 * rate:.3g} in 100 are false alarms, as "
         "long as the normal images that arrive are like the ones the detector was calibrated on."
     )
+
+
+def fewest_to_flag(images: int, rate: float, calibration: Any) -> int | None:
+    """How many images must be as unusual as can be before Benjamini-Hochberg flags any of a batch of `images`.
+
+    No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
+    """
+    if calibration is None or len(calibration) == 0:
+        return None
+    return max(1, math.ceil(images / (rate * (len(calibration) + 1)) - 1e-9))
 
 
 def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:

@@ -82,16 +82,17 @@ def _walk(top: Path, base: Path) -> Iterator[Entry]:
         folder = folders.pop()
         try:
             with os.scandir(folder) as found:
-                children = sorted(found, key=lambda child: os.fsencode(child.name))
-            inside = [child.path for child in children if child.is_dir(follow_symlinks=False)]
+                # names alone: a hundred thousand directory entries would take five times the memory
+                kinds = [(child.name, child.is_dir(follow_symlinks=False)) for child in found]
         except OSError as error:
             yield Entry(_relative(folder, base), refused(f"the folder cannot be listed ({error.strerror})"))
             continue
-        directories = set(inside)
-        for child in children:
-            if child.path not in directories and not (child.name == MARKER and folder == str(top)):
-                yield from _file(base, Path(child.path))
-        folders.extend(reversed(inside))
+        kinds.sort(key=lambda kind: os.fsencode(kind[0]))
+        folders.extend(f"{folder}/{name}" for name, inside in reversed(kinds) if inside)
+        names = [name for name, inside in kinds if not inside and not (name == MARKER and folder == str(top))]
+        del kinds
+        for name in names:
+            yield from _file(base, Path(folder, name))
 
 
 def _local_glob(pattern: Path) -> Iterator[Entry]:
