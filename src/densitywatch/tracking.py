@@ -116,6 +116,7 @@ class Run:
 
     def flush(self) -> None:
         """Send what is kept. Raises DensitywatchError, with everything still kept, when the store does not answer."""
+        check_reachable(self._uri, create=False)  # MLflow would try for a quarter of a minute, in which nothing trains
         with store_errors(self._uri):
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:BATCH_LIMIT])
