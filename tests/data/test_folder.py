@@ -106,7 +106,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_shown(
     assert rejected["cut.png"].startswith("broken or cut short")
     assert "HTML" in rejected["page.png"]
     shown = capsys.readouterr().err
-    assert shown.count("not usable: ") == module.SHOWN + 1
+    assert shown.count("\nnot usable: ") == module.SHOWN + 1
     assert "2 more, see data/raw/rejected.json" in shown
     assert "\x1b[31m" not in shown, "a file's name does not reach the terminal as a command"
 
