@@ -54,10 +54,10 @@ def read_graph(root: Path) -> list[Stage]:
 
     with Repo(str(root)) as repo:
         graph = repo.index.graph
-        nodes = {stage.addressing: stage for stage in graph.nodes if isinstance(stage, PipelineStage)}
+        nodes = {stage.name: stage for stage in graph.nodes if isinstance(stage, PipelineStage)}
         names = networkx.DiGraph()
         names.add_nodes_from(nodes)
-        names.add_edges_from((b.addressing, a.addressing) for a, b in graph.edges if {a, b} <= set(nodes.values()))
+        names.add_edges_from((b.name, a.name) for a, b in graph.edges if {a, b} <= set(nodes.values()))
         return [
             Stage(
                 name=name,
@@ -186,7 +186,7 @@ def _last_line(lines: list[str]) -> str:
     for line in reversed(said):
         if line.startswith("densitywatch: "):
             return line.removeprefix("densitywatch: ")
-    traceback = any(line.startswith("Traceback (") for line in said)
-    words = [line for line in said if not line.startswith("ERROR: ")] if traceback else []
-    errors = [line for line in said if line.startswith("ERROR: ")]
-    return (words or errors or said or ["no word said"])[-1].removeprefix("ERROR: ")
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    if any(line.startswith("Traceback (") for line in said):
+        return [line for line in said if not line.startswith("ERROR: ")][-1]
+    return errors[-1] if errors else " ".join(" ".join(said).split())[:300] or "it ended without a word"

@@ -1,0 +1,166 @@
+"""The graph as Prefect runs it, on a server of the tests' own."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from densitywatch.gate import Figure, Verdict
+from pipelines import dag, retrain, stages
+from pipelines.timing import Step
+
+pytestmark = pytest.mark.usefixtures("prefect_server")
+
+
+def run(root: Path, graph: list[dag.Stage], stale: set[str]) -> tuple[list[Step], dict[str, str]]:
+    """The steps of one run of the graph, and the name of each task run's last state in Prefect."""
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.runtime import flow_run
+
+    found: dict[str, Any] = {}
+
+    @flow
+    def graph_alone() -> list[Step]:
+        found["id"] = flow_run.get_id()
+        stages.ensure_device_limit()
+        return stages.run_graph(root, graph, stale)
+
+    try:
+        steps = graph_alone()
+    except dag.StageFailed as error:
+        steps, found["error"] = [], str(error)
+    with get_client(sync_client=True) as client:
+        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [found["id"]]}))
+    states = {task.name: str(task.state_name) for task in runs}
+    if "error" in found:
+        states["error"] = found["error"]
+    return steps, states
+
+
+GRAPH = [
+    dag.Stage("fetch", (), False),
+    dag.Stage("train@a", ("fetch",), True),
+    dag.Stage("train@b", ("fetch",), True),
+    dag.Stage("evaluate@a", ("train@a",), True),
+    dag.Stage("evaluate@b", ("train@b",), True),
+]
+
+
+def test_one_task_a_stage_named_after_it_and_only_what_is_stale_or_after_it_asks_dvc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        asked.append(name)
+        return "ran"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    steps, states = run(tmp_path, GRAPH, {"train@a"})
+    assert asked == ["train@a", "evaluate@a"]
+    assert [step.name for step in steps] == [stage.name for stage in GRAPH]
+    assert states == {
+        "fetch": "Skipped",
+        "train@a": "Completed",
+        "train@b": "Skipped",
+        "evaluate@a": "Completed",
+        "evaluate@b": "Skipped",
+    }
+
+
+def test_two_stages_that_use_the_device_never_run_at_the_same_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        time.sleep(0.3)
+        return "ran"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    steps, _ = run(tmp_path, GRAPH, {"train@a", "train@b"})
+    using = sorted((step for step in steps if step.name != "fetch"), key=lambda step: step.started)
+    assert all(first.ended <= second.started + 0.05 for first, second in itertools.pairwise(using))
+
+
+def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        if name == "train@a":
+            raise dag.StageFailed("stage train@a: the loss is NaN at step 3")
+        return "ran"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    _, states = run(tmp_path, GRAPH, {"train@a", "train@b"})
+    assert states["error"] == "stage train@a: the loss is NaN at step 3"
+    assert states["train@a"] == "Failed"
+    assert states["evaluate@b"] == "Completed"
+    assert "Completed" not in (states.get("evaluate@a"),)
+
+
+class Registry:
+    """Stands in for the registry: one verdict, and what was asked of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, *, healthy: bool = True) -> None:
+        from densitywatch import registry
+        from densitywatch.errors import RegistryError
+
+        self.calls: list[str] = []
+
+        def call(name: str, answer: Any) -> Any:
+            def recorded(*_: Any) -> Any:
+                self.calls.append(name)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+
+            return recorded
+
+        monkeypatch.setattr(registry, "register", call("register", 3))
+        monkeypatch.setattr(registry, "promote", call("promote", verdict))
+        monkeypatch.setattr(registry, "rollback", call("rollback", 2))
+        broken = RegistryError("densitywatch-vae: the files are not those that were registered")
+        monkeypatch.setattr(registry, "download_model", call("load", Path() if healthy else broken))
+
+
+def release(verdict: Verdict, monkeypatch: pytest.MonkeyPatch, *, healthy: bool = True) -> tuple[Any, list[str]]:
+    from prefect import flow
+
+    registry = Registry(monkeypatch, verdict, healthy=healthy)
+
+    @flow
+    def release_alone() -> Any:
+        stages.ensure_device_limit()
+        return retrain.release("vae", None, Path())  # type: ignore[arg-type]  # only the registry looks at params
+
+    try:
+        return release_alone(), registry.calls
+    except Exception as error:
+        return error, registry.calls
+
+
+PASSED = Verdict(True, "version 3 passed: bits/dim 2.9", Figure("bits/dim", 2.9))
+
+
+def test_a_rejected_candidate_is_shown_and_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, calls = release(Verdict(False, "version 3 rejected: its bits/dim is nan"), monkeypatch)
+    assert (shown["outcome"], shown["gate"]) == ("rejected", "version 3 rejected: its bits/dim is nan")
+    assert calls == ["register", "promote"]
+
+
+def test_a_version_that_is_champion_already_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown, calls = release(Verdict(True, "version 3 is the champion already"), monkeypatch)
+    assert shown["outcome"] == "unchanged"
+    assert calls == ["register", "promote"]
+
+
+def test_a_new_champion_that_cannot_be_loaded_gives_its_place_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    error, calls = release(PASSED, monkeypatch, healthy=False)
+    assert "not those that were registered" in str(error)
+    assert calls == ["register", "promote", "load", "rollback"]
