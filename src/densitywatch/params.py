@@ -104,9 +104,11 @@ class ModelBlock(Block):
 
 
 class ClassifierSettings(Block):
-    channels: int = Field(default=24, ge=2)
-    """Of the first convolution; the features are four times as many."""
-    dropout: float = Field(default=0.2, ge=0, lt=1)
+    channels: int = Field(default=32, ge=2)
+    """Of the first convolution; those of the last are four times as many."""
+    features: int = Field(default=64, ge=2)
+    """The width of the feature space."""
+    dropout: float = Field(default=0.3, ge=0, lt=1)
 
 
 class ClassifierParams(Block):
@@ -127,6 +129,8 @@ class QualityParams(Block):
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
     """At most this many of both kinds for those four figures: their cost grows with the square."""
+    label_training_steps: int = Field(default=1000, ge=1)
+    """Steps of the classifier that is trained on a conditional model's samples alone."""
     inception_weights: str | None = None
     """A safetensors file of the Inception network of the published FID; null leaves that figure out."""
 
@@ -135,8 +139,6 @@ class LatentParams(Block):
     """Walks and arithmetic in the latent space."""
 
     draws: int = Field(default=200, ge=1)
-    exemplars: int = Field(default=8, ge=1)
-    """How many latents are averaged into a class's mean in one draw."""
 
 
 class ProbeParams(Block):
@@ -168,6 +170,14 @@ class DetectorParams(Block):
     """Names of functions in densitywatch/outliers/scores.py."""
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
+    small_network_steps: int = Field(default=300, ge=1)
+    """Length of the training of the small networks that some scores bring along (outliers/networks.py)."""
+    panel_images: int = Field(default=1000, ge=2)
+    """The benchmark scores so many images of each member of the panel."""
+    slow_images: int = Field(default=200, ge=2)
+    """The same for scores that take many times as long."""
+    folds: int = Field(default=10, ge=0)
+    """For so many classes the benchmark fits the detector anew without the class."""
     false_discovery_rate: float = Field(gt=0, lt=1)
     false_alarm_rate: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)

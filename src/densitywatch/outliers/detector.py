@@ -20,21 +20,23 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split, read_info
-from densitywatch.errors import ModelError
+from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS
-from densitywatch.outliers import conformal
+from densitywatch.outliers import conformal, explain
+from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.outliers.members import Fitted, Given, Member, find_member, named, part
 from densitywatch.outliers.readings import Images, Models, Readings
-from densitywatch.outliers.scores import Fitted, Given, find_member
 from densitywatch.params import Params
 from densitywatch.progress import say
 
 FORMAT = "1"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
-SMALL_NETWORK_STEPS = 300
-"""Length of the training of a score's own small network."""
-FIT_IMAGES = 20000
-"""At most this many training images are read for fitting, so that memory does not grow with the dataset."""
+TRAIN_IMAGES, SAMPLE_IMAGES = 16000, 4000
+"""Training images for densities without a network, and other ones that the models read: at most so many, so that
+time and memory do not grow with the dataset."""
+DECLARED_MEMBER = "transformation_judge"
+"""Joins the members when params declare transformations."""
 
 Floats = NDArray[np.float64]
 
@@ -51,6 +53,10 @@ class Scores:
     """Of the exact density model; NaN where the detector has none."""
     members: dict[str, Floats]
     """Each member's own score."""
+    places: Floats | None = None
+    """How what is unexpected is shared among the halves of the image (explain.HALVES), (B, 4)."""
+    texture: Floats | None = None
+    """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
     label_probability: Floats | None = None
 
@@ -70,7 +76,10 @@ class Detector:
         self.class_names: tuple[str, ...] = tuple(facts["class_names"])
         self.density: str | None = facts["density"]
         self.facts, self.arrays, self.models = facts, arrays, models
-        self.members = [find_member(name) for name in facts["members"]]
+        self.members: list[Member] = [find_member(name) for name in facts["members"]]
+        self._fitted = {name: part(dict(arrays), name) for name in facts["members"]}
+        self._tails = {name: part(dict(arrays), f"tail.{name}") for name in facts["members"]}
+        self._texture = part(dict(arrays), "texture")
         self.calibration = np.asarray(arrays["calibration.score"], dtype=np.float64)
 
     def read(self, images: Images) -> Readings:
@@ -84,22 +93,31 @@ class Detector:
 
     def fitted(self, name: str) -> Fitted:
         """What was fitted for the member `name`."""
-        prefix = f"{name}."
-        return {key.removeprefix(prefix): value for key, value in self.arrays.items() if key.startswith(prefix)}
+        return self._fitted[name]
 
     def member_scores(self, seen: Readings) -> dict[str, Floats]:
-        return {m.name: np.asarray(m.score(seen, self.fitted(m.name)), dtype=np.float64) for m in self.members}
+        """Each member's score of the images, by name."""
+        return {m.name: np.asarray(m.score(seen, self._fitted[m.name]), dtype=np.float64) for m in self.members}
+
+    def combine(self, members: Mapping[str, Floats]) -> Floats:
+        """One score: the sum over members of -log P(a normal image scores as high), nats, (B,)."""
+        return np.asarray(np.sum([tail_surprise(members[m.name], self._tails[m.name]) for m in self.members], axis=0))
 
     def score(self, images: Images) -> Scores:
         """Score a batch of uint8 images (B, C, H, W)."""
         seen = self.read(images)
+        if len(seen) == 0:
+            nothing = np.zeros(0)
+            return Scores(nothing, nothing, nothing, {m.name: nothing for m in self.members})
         members = self.member_scores(seen)
-        score = combine(members, self.fitted("combination"))
+        score = self.combine(members)
         return Scores(
             score=score,
             p_value=conformal.p_values(self.calibration, score),
             bits_per_dim=self._bits_per_dim(seen),
             members=members,
+            places=None if self.density is None else explain.unusual_places(seen, self.density),
+            texture=explain.texture_rank(seen, self._texture),
         )
 
     def _bits_per_dim(self, seen: Readings) -> Floats:
@@ -116,13 +134,17 @@ class Detector:
 
     def explain(self, scores: Scores, i: int) -> str:
         """Why image i of the batch scores as it does, in plain words."""
-        share = scores.p_value[i]
-        return f"{self.members[0].says}; {share:.1%} of normal images are at least as unusual"
-
-
-def combine(members: Mapping[str, Floats], fitted: Fitted) -> Floats:
-    """One score of the member scores."""
-    return np.asarray(next(iter(members.values())))
+        surprise = {
+            m.name: float(tail_surprise(scores.members[m.name][i : i + 1], self._tails[m.name])[0])
+            for m in self.members
+        }
+        return explain.in_words(
+            surprise,
+            self.members,
+            None if scores.places is None else scores.places[i],
+            0.5 if scores.texture is None else float(scores.texture[i]),
+            float(scores.p_value[i]),
+        )
 
 
 def load(folder: Path) -> Detector:
@@ -146,32 +168,21 @@ def calibrate(params: Params, root: Path) -> Path:
     """Fit the detector of params.yaml and write models/detector, whole or not at all. Returns its folder."""
     data = root / "data" / "prepared"
     info = read_info(data)
-    models = Models(root / "models")
-    rng = np.random.default_rng(params.seed)
-    members = [find_member(name) for name in params.detector.members]
-    batch = params.detector.batch_size
-
-    train_images = open_split(data, "train").images
-    chosen = np.sort(rng.choice(len(train_images), min(FIT_IMAGES, len(train_images)), replace=False))
-    train = Readings(train_images[chosen], models, batch)
-    validation = Readings(np.array(open_split(data, "validation").images), models, batch)
-    given = Given(train, validation, params.seed, params.detector.declared, SMALL_NETWORK_STEPS)
+    members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
+    given, models = what_is_given(params, root)
     arrays: dict[str, NDArray[Any]] = {}
     for member in members:
-        if member.fit is not None:
-            say(f"calibrate: fitting {member.name}")
-            arrays |= {f"{member.name}.{key}": value for key, value in member.fit(given).items()}
-
-    for member in members:  # tells which models the members read
-        member.score(Readings(validation.images[:2], models), _part(arrays, member.name))
-    density = next((name for name, model in models.used.items() if hasattr(model, "log_prob_map")), None)
+        arrays |= named(member.name, fit_member(member, given))
+        values = np.asarray(member.score(given.validation, part(arrays, member.name)), dtype=np.float64)
+        arrays |= named(f"tail.{member.name}", fit_tail(values))
+    arrays |= named("texture", explain.fit_texture(given.validation))
     facts = {
         "format": FORMAT,
         "members": [member.name for member in members],
         "models": sorted(models.used),
-        # the registry packs models beside the detector, and must not pack others than these
         "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
-        "density": density,
+        "density": next((name for name, model in models.used.items() if hasattr(model, "log_prob_map")), None),
+        "declared": list(params.detector.declared),
         "size": info.size,
         "channels": info.channels,
         "resize": params.data.resize,
@@ -181,10 +192,9 @@ def calibrate(params: Params, root: Path) -> Path:
         "false_alarm_rate": params.detector.false_alarm_rate,
     }
     say("calibrate: scoring the calibration images")
-    calibration = Readings(np.array(open_split(data, "calibration").images), models, batch)
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    values = combine(detector.member_scores(calibration), detector.fitted("combination"))
-    arrays["calibration.score"] = np.sort(values)
+    calibration = Readings(np.array(open_split(data, "calibration").images), models)
+    arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     for name in sorted(models.used):
         if any(hasattr(models[name], what) for what in ("log_prob_map", "log_prob", "elbo")):
             arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
@@ -195,6 +205,41 @@ def calibrate(params: Params, root: Path) -> Path:
     return target
 
 
-def _part(arrays: Mapping[str, NDArray[Any]], name: str) -> Fitted:
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The members of params, and the judge of declared transformations where there are any.
+
+    Raises ParamsError for a member that makes no sense without declared transformations when there are none.
+    """
+    if declared and DECLARED_MEMBER not in names:
+        names = (*names, DECLARED_MEMBER)
+    for name in names:
+        if find_member(name).declared and not declared:
+            raise ParamsError(f"detector.members: '{name}' needs detector.declared to name a transformation")
+    return names
+
+
+def what_is_given(params: Params, root: Path) -> tuple[Given, Models]:
+    """What members are fitted on, and the project's models; calibration and test images are not among it."""
+    data = root / "data" / "prepared"
+    models = Models(root / "models")
+    images = open_split(data, "train").images
+    order = np.random.default_rng(params.seed).permutation(len(images))
+    samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
+    sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
+    given = Given(
+        train=Readings(images[train], models),
+        sample=Readings(images[sample], models),
+        validation=Readings(np.array(open_split(data, "validation").images), models),
+        seed=params.seed,
+        declared=params.detector.declared,
+        steps=params.detector.small_network_steps,
+    )
+    return given, models
+
+
+def fit_member(member: Member, given: Given) -> Fitted:
+    """What `member` needs to score, fitted."""
+    if member.fit is None:
+        return {}
+    say(f"calibrate: fitting {member.name}")
+    return member.fit(given)

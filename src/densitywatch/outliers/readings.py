@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
 from densitywatch.models import WEIGHTS, load_model_folder
+from densitywatch.outliers import features
 from densitywatch.outliers.surprise import surprise_statistics
 
 Floats = NDArray[np.float32]
@@ -23,10 +24,10 @@ Images = NDArray[np.uint8]
 class Models(Mapping[str, Any]):
     """The models of a detector by name, loaded when first asked for; `used` tells which were."""
 
-    def __init__(self, *folders: Path) -> None:
-        """A model NAME is looked for as FOLDER/NAME, in the order of `folders`."""
+    def __init__(self, *folders: Path, given: Mapping[str, nn.Module] | None = None) -> None:
+        """A model NAME is one of `given`, or looked for as FOLDER/NAME, in the order of `folders`."""
         self.folders = folders
-        self.used: dict[str, nn.Module] = {}
+        self.used: dict[str, nn.Module] = dict(given or {})
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.used:
@@ -66,6 +67,21 @@ class Readings:
     def pixels(self) -> Floats:
         """(B, C * H * W) in [0, 1]."""
         return self.images.reshape(len(self.images), -1).astype(np.float32) / 255.0
+
+    @cached_property
+    def gradients(self) -> Floats:
+        """Histograms of gradient directions on a grid, (B, F); see features.py."""
+        return features.gradient_histograms(self.images)
+
+    @cached_property
+    def composition(self) -> Floats:
+        """What the images are made of wherever it lies, (B, F); see features.py."""
+        return features.composition(self.images)
+
+    @cached_property
+    def webp_nats(self) -> NDArray[np.float64]:
+        """Length of the lossless WebP file of each image, nats, (B,)."""
+        return features.webp_nats(self.images)
 
     def once(self, key: Any, compute: Callable[[], Any]) -> Any:
         """The value of `compute()`, kept under `key` for these images."""

@@ -1,0 +1,254 @@
+"""The stage `benchmark`: every score on every member of the panel, and whether the false-discovery rate is kept.
+
+Writes metrics/outliers.json (git keeps it) and reports/outliers. Nothing is fitted or chosen by these.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densitywatch.data import open_split, read_info
+from densitywatch.errors import ModelError
+from densitywatch.evaluation import charts
+from densitywatch.files import whole_folder, write_whole
+from densitywatch.outliers import conformal, detector, held_out
+from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.outliers.members import all_members
+from densitywatch.outliers.networks import TRANSFORMATIONS
+from densitywatch.outliers.panel import foreign_digits, panel_sets
+from densitywatch.outliers.ranking import FIGURES, separation
+from densitywatch.outliers.readings import Readings
+from densitywatch.params import Params
+from densitywatch.progress import track
+
+Floats = NDArray[np.float64]
+Table = dict[str, dict[str, list[float]]]
+"""Panel member -> figure -> [value, low, high]."""
+
+RESAMPLES = 100
+BATCHES, BATCH = 200, 500
+OUTLIER_SHARES = (0.01, 0.05, 0.1)
+DETECTOR, DECLARED = "detector", "detector, transformations declared"
+
+
+def benchmark(params: Params, root: Path) -> dict[str, Any]:
+    """Measure the detector in models/detector and every other score; returns what metrics/outliers.json holds."""
+    data = root / "data" / "prepared"
+    info = read_info(data)
+    fitted = detector.load(root / "models" / "detector")
+    test = open_split(data, "test").images
+    n = min(params.detector.panel_images, len(test))
+    # transformed images are others than the normal ones where there are enough
+    start = n if len(test) >= 2 * n else 0
+    normal = Readings(np.array(test[:n]), fitted.models)
+    sets = panel_sets(np.array(test[start : start + n]), foreign_digits(root, info, n), params.seed)
+    readings = {name: Readings(images, fitted.models) for name, images in sets.items()}
+
+    scores, left_out = every_score(params, root, fitted, normal, readings)
+    tables = {
+        name: {
+            member: separation(values["normal"], values[member], resamples=RESAMPLES, seed=params.seed)
+            for member in track(list(sets), name)
+        }
+        for name, values in scores.items()
+    }
+    normal_p = conformal.p_values(fitted.calibration, scores[DETECTOR]["normal"])
+    rates = {
+        member: realised_rates(
+            normal_p,
+            conformal.p_values(fitted.calibration, scores[DETECTOR][member]),
+            params.detector.false_discovery_rate,
+            params.seed,
+        )
+        for member in sets
+    }
+    folds = held_out.held_out_classes(params, root) if info.class_names else {}
+    metrics = summary(tables, rates, folds, normal_p, params)
+    write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
+    with whole_folder(root / "reports" / "outliers") as folder:
+        write_report(folder, tables, rates, folds, scores, normal_p, left_out, params)
+    return metrics
+
+
+def every_score(
+    params: Params,
+    root: Path,
+    fitted: detector.Detector,
+    normal: Readings,
+    panel: Mapping[str, Readings],
+) -> tuple[dict[str, dict[str, Floats]], list[str]]:
+    """Score -> "normal" or panel member -> values; and the scores that were left out, with the reason."""
+    declared = fitted.facts["declared"] or list(TRANSFORMATIONS)
+    given, _ = detector.what_is_given(params, root)
+    given = replace(given, declared=tuple(declared))
+    sets = {"normal": normal, **panel}
+    result: dict[str, dict[str, Floats]] = {}
+    left_out = []
+    judge: Any = None
+    for name, member in all_members().items():
+        try:
+            arrays = fitted.fitted(name) if name in fitted.facts["members"] else detector.fit_member(member, given)
+            some = params.detector.slow_images if member.slow else None
+            result[name] = {
+                key: np.asarray(member.score(first(seen, some), arrays), dtype=np.float64)
+                for key, seen in track(sets.items(), name, total=len(sets))
+            }
+            if name == detector.DECLARED_MEMBER:
+                judge = fit_tail(np.asarray(member.score(given.validation, arrays), dtype=np.float64))
+        except ModelError as error:
+            left_out.append(f"{name}: {error}")
+    whole = {key: fitted.combine({name: result[name][key] for name in fitted.facts["members"]}) for key in sets}
+    ordered: dict[str, dict[str, Floats]] = {DETECTOR: whole}
+    if not fitted.facts["declared"] and judge is not None:
+        ordered[DECLARED] = {
+            key: whole[key] + tail_surprise(result[detector.DECLARED_MEMBER][key], judge) for key in sets
+        }
+    return ordered | result, left_out
+
+
+def first(seen: Readings, some: int | None) -> Readings:
+    """The same readings, or fresh ones of the first `some` images."""
+    return seen if some is None or len(seen) <= some else Readings(seen.images[:some], seen.models)
+
+
+def realised_rates(normal_p: Floats, outlier_p: Floats, target: float, seed: int) -> dict[float, tuple[float, float]]:
+    """Outlier share -> (mean realised false-discovery rate, mean share of outliers found) over resampled batches."""
+    rng = np.random.default_rng(seed)
+    rates = {}
+    for share in OUTLIER_SHARES:
+        outliers = round(share * BATCH)
+        false, found = [], []
+        for _ in range(BATCHES):
+            p = np.concatenate([rng.choice(outlier_p, outliers), rng.choice(normal_p, BATCH - outliers)])
+            flagged = conformal.benjamini_hochberg(p, target)
+            false.append(flagged[outliers:].sum() / max(1, flagged.sum()))
+            found.append(flagged[:outliers].mean())
+        rates[share] = (float(np.mean(false)), float(np.mean(found)))
+    return rates
+
+
+def summary(
+    tables: Mapping[str, Table],
+    rates: Mapping[str, Mapping[float, tuple[float, float]]],
+    folds: Mapping[str, Mapping[str, float]],
+    normal_p: Floats,
+    params: Params,
+) -> dict[str, Any]:
+    """What metrics/outliers.json holds: the detector's figures by panel member, and single figures beside them."""
+    metrics: dict[str, Any] = {}
+    for figure in FIGURES:
+        values = {member: round(table[figure][0], 4) for member, table in tables[DETECTOR].items()}
+        worst, name = (max, "max") if figure == "fpr_at_95_tpr" else (min, "min")
+        metrics[figure] = {**values, name: worst(values.values())}
+    if DECLARED in tables:
+        values = {member: round(table["auroc"][0], 4) for member, table in tables[DECLARED].items()}
+        metrics["auroc_declared"] = {**values, "min": min(values.values())}
+    for share in OUTLIER_SHARES:
+        key = f"{share:.0%}_outliers".replace("%", "_percent")
+        metrics[f"false_discovery_rate_at_{key}"] = {m: round(rate[share][0], 4) for m, rate in rates.items()}
+        metrics[f"power_at_{key}"] = {m: round(rate[share][1], 4) for m, rate in rates.items()}
+    if folds:
+        for score in ("detector", "pixel_mixture"):
+            metrics[f"held_out_auroc_{score}"] = round(float(np.mean([fold[score] for fold in folds.values()])), 4)
+    alarm = params.detector.false_alarm_rate
+    metrics["false_alarm_rate_on_test_images"] = round(float((normal_p <= alarm).mean()), 4)
+    return metrics
+
+
+def write_report(
+    folder: Path,
+    tables: Mapping[str, Table],
+    rates: Mapping[str, Mapping[float, tuple[float, float]]],
+    folds: Mapping[str, Mapping[str, float]],
+    scores: Mapping[str, Mapping[str, Floats]],
+    normal_p: Floats,
+    left_out: list[str],
+    params: Params,
+) -> None:
+    """Tables, pictures and figures.json, as the report page reads them."""
+    sets = list(tables[DETECTOR])
+    figures: list[dict[str, str]] = []
+
+    def table(file: str, header: list[str], rows: list[list[Any]], title: str, caption: str) -> None:
+        with (folder / file).open("w", newline="", encoding="utf-8") as out:
+            csv.writer(out, lineterminator="\n").writerows([header, *rows])
+        figures.append({"file": file, "title": title, "caption": caption})
+
+    without = f" Left out: {'; '.join(left_out)}" if left_out else ""
+    table(
+        "auroc.csv",
+        ["score", *sets, "min"],
+        [
+            [name, *(f"{t[m]['auroc'][0]:.3f}" for m in sets), f"{min(t[m]['auroc'][0] for m in sets):.3f}"]
+            for name, t in tables.items()
+        ],
+        "Every score on every kind of outlier: AUROC",
+        "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
+        "which transformations count as outliers. "
+        f"Slow scores are measured on {params.detector.slow_images} images.{without}",
+    )
+    table(
+        "detector.csv",
+        ["outliers", *(f"{f} {end}" for f in FIGURES for end in ("", "low", "high"))],
+        [
+            [m, *(f"{value:.3f}" for f in FIGURES for value in t[f])]
+            for m, t in (
+                (f"{m}{suffix}", tables[name][m])
+                for name, suffix in ((DETECTOR, ""), (DECLARED, " (declared)"))
+                if name in tables
+                for m in sets
+            )
+        ],
+        "The detector, with intervals",
+        f"Low and high bound 95 % of {RESAMPLES} bootstrap resamples of test images and outliers.",
+    )
+    table(
+        "false_discoveries.csv",
+        ["outliers", "share of outliers", "realised false-discovery rate", "share of outliers found"],
+        [[m, share, f"{false:.3f}", f"{found:.3f}"] for m, r in rates.items() for share, (false, found) in r.items()],
+        f"Is the false-discovery rate of {params.detector.false_discovery_rate:g} kept?",
+        f"Mean over {BATCHES} batches of {BATCH} images drawn from test images and outliers. Of the images that the "
+        "detector calls outliers, the realised rate says what share was normal.",
+    )
+    if folds:
+        table(
+            "held_out.csv",
+            ["class held out", *next(iter(folds.values()))],
+            [[name, *(f"{value:.3f}" for value in fold.values())] for name, fold in folds.items()],
+            "A class never seen: AUROC",
+            "For each class everything is fitted anew on a small budget without it; its test images are the outliers.",
+        )
+    every = [
+        {"score": name, "outliers": m, **{f: t[m][f][0] for f in FIGURES}} for name, t in tables.items() for m in sets
+    ]
+    with (folder / "every_score.csv").open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(every[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(every)
+    levels = np.linspace(0.0, 1.0, 41)
+    rows = [
+        {"p": round(float(level), 4), "share": round(float(share), 5), "images": name}
+        for name, shares in (("test images", [(normal_p <= level).mean() for level in levels]), ("as promised", levels))
+        for level, share in zip(levels, shares, strict=True)
+    ]
+    (folder / "calibration.svg").write_text(
+        charts.lines(rows, x="p", y="share", x_title="p-value", y_title="share of images at or below", series="images"),
+        encoding="utf-8",
+    )
+    figures.append(
+        {
+            "file": "calibration.svg",
+            "title": "Are the p-values honest?",
+            "caption": "A share a of normal images, no more, should have a p-value up to a. That holds on average over "
+            "calibration sets, if future normal images are like the calibration images.",
+        }
+    )
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
