@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,8 @@ def contrast(one: str, two: str) -> float:
 def test_the_page_fits_a_phone_and_a_desk_in_light_and_dark(project: Path, params: Params, browser: Any) -> None:
     for name in params.models:
         evaluate_model(name, params, project)
+    metrics = project / "metrics" / "vae.json"
+    metrics.write_text(json.dumps(json.loads(metrics.read_text()) | {"mlflow_run_id": "0123456789abcdef" * 2}))
     address = write_report(params, project).as_uri()
     for width, scheme in ((390, "light"), (1200, "dark")):
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)

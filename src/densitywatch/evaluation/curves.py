@@ -41,7 +41,7 @@ def curves(context: Context) -> Result | None:
             Figure(
                 file,
                 f"Training: {title}",
-                f"By training step, up to {history[-1]['step']:,}.",
+                f"By training step, up to {history[-1]['step']:,.0f}.",
                 alt=f"Line chart of {', '.join(sorted({row['series'] for row in rows}))} by training step",
             )
         )
@@ -84,7 +84,7 @@ def loss_csv(history: History) -> str:
     for row in history:
         train = row.get(f"train_{headline[0]}", row.get(headline[0])) if headline else None
         validation = row.get(f"validation_{headline[0]}") if headline else None
-        writer.writerow([row["step"], *("" if value is None else f"{value:.6g}" for value in (train, validation))])
+        writer.writerow([int(row["step"]), *("" if value is None else f"{value:.6g}" for value in (train, validation))])
     return text.getvalue()
 
 
