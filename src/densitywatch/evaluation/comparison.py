@@ -1,4 +1,4 @@
-"""The comparison table: which figures of metrics/<model>.json stand in which column, and which is best."""
+"""The comparison table: which figures of metrics/<model>.json stand in which row, and which is best."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class Row:
     title: str
     value: Callable[[Metrics], float | None]
     show: Callable[[float], str]
@@ -58,49 +58,43 @@ def sampling(metrics: Metrics) -> float | None:
     return 1 / rate if rate else None
 
 
-def floor_note(metrics: Metrics) -> str:
-    return f"floor {number(metrics['fid_floor'])}" if "fid_floor" in metrics else ""
-
-
-COLUMNS: list[Column] = [
-    Column("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note),
-    Column("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
-    Column("FID (our features)", key("fid"), number, "lower", floor_note),
-    Column("KID (our features)", key("kid"), lambda v: f"{v:.4f}", "lower"),
-    Column("Precision", key("precision"), share, "higher"),
-    Column("Recall", key("recall"), share, "higher"),
-    Column("GAN-test accuracy", key("gan_test_accuracy"), share, "higher"),
-    Column("GAN-train accuracy", key("gan_train_accuracy"), share, "higher"),
-    Column("Linear probe", key("linear_probe_accuracy"), share, "higher"),
-    Column("Label accuracy", key("accuracy"), share, "higher"),
-    Column("at 90 % coverage", key("accuracy_at_90_coverage"), share, "higher"),
-    Column("Parameters", key("parameters"), number),
-    Column("Training time", key("train_seconds"), duration),
-    Column("Sampling time an image", sampling, duration, "lower"),
+ROWS: list[Row] = [
+    Row("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note),
+    Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
+    Row("FID (our features)", key("fid"), number, "lower"),
+    Row("KID (our features)", key("kid"), lambda v: f"{v:.4f}", "lower"),
+    Row("Precision", key("precision"), share, "higher"),
+    Row("Recall", key("recall"), share, "higher"),
+    Row("GAN-test accuracy", key("gan_test_accuracy"), share, "higher"),
+    Row("GAN-train accuracy", key("gan_train_accuracy"), share, "higher"),
+    Row("Linear probe", key("linear_probe_accuracy"), share, "higher"),
+    Row("Label accuracy", key("accuracy"), share, "higher"),
+    Row("Label accuracy at 90 % coverage", key("accuracy_at_90_coverage"), share, "higher"),
+    Row("Parameters", key("parameters"), number),
+    Row("Training time", key("train_seconds"), duration),
+    Row("Sampling time an image", sampling, duration, "lower"),
 ]
 
 
-def compare(metrics: Mapping[str, Metrics]) -> tuple[list[Column], dict[str, list[Cell]]]:
-    """The columns that at least one model fills, and each model's cells in them; the best of several is marked."""
-    columns = [column for column in COLUMNS if any(column.value(m) is not None for m in metrics.values())]
-    best = [best_of(column, list(metrics.values())) for column in columns]
-    cells = {
-        name: [_cell(column, m, mark) for column, mark in zip(columns, best, strict=True)]
-        for name, m in metrics.items()
-    }
-    return columns, cells
+def compare(metrics: Mapping[str, Metrics]) -> list[tuple[Row, dict[str, Cell]]]:
+    """The rows that at least one model fills, with a cell a model; the best of several is marked."""
+    return [
+        (row, {name: _cell(row, m, best_of(row, list(metrics.values()))) for name, m in metrics.items()})
+        for row in ROWS
+        if any(row.value(m) is not None for m in metrics.values())
+    ]
 
 
-def best_of(column: Column, metrics: Sequence[Metrics]) -> float | None:
-    values = [value for m in metrics if (value := column.value(m)) is not None]
-    if column.better is None or len(values) < 2:
+def best_of(row: Row, metrics: Sequence[Metrics]) -> float | None:
+    values = [value for m in metrics if (value := row.value(m)) is not None]
+    if row.better is None or len(values) < 2:
         return None
-    return min(values) if column.better == "lower" else max(values)
+    return min(values) if row.better == "lower" else max(values)
 
 
-def _cell(column: Column, metrics: Metrics, best: float | None) -> Cell:
-    value = column.value(metrics)
+def _cell(row: Row, metrics: Metrics, best: float | None) -> Cell:
+    value = row.value(metrics)
     if value is None:
         return Cell(DASH)
-    bound = "≤ " if column.value is bits and "bits_per_dim" not in metrics else ""
-    return Cell(bound + column.show(value), column.note(metrics), best=value == best)
+    bound = "≤ " if row.value is bits and "bits_per_dim" not in metrics else ""
+    return Cell(bound + row.show(value), row.note(metrics), best=value == best)

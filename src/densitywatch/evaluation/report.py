@@ -78,7 +78,6 @@ def write_report(params: Params, root: Path) -> Path:
     Raises DataError when a file is missing that another one promises, or is not readable.
     """
     sections = [read_section(name, params, root) for name in params.models]
-    columns, cells = compare({section.name: section.metrics for section in sections})
     outliers = read_json(root / "metrics" / "outliers.json")
     network = read_json(root / "metrics" / "classifier.json") or {}
     environment = jinja2.Environment(
@@ -94,9 +93,9 @@ def write_report(params: Params, root: Path) -> Path:
         checks=flat(read_json(root / "metrics" / "data.json") or {}),
         sections=sections,
         network=network,
+        floor=next((section.metrics["fid_floor"] for section in sections if "fid_floor" in section.metrics), None),
         raw_pixels=raw_pixel_probe(network),
-        columns=columns,
-        cells=cells,
+        table=compare({section.name: section.metrics for section in sections}),
         panel=as_table(outliers or {}),
         outlier_figures=read_figures(root / "reports" / "outliers"),
         test_images=params.evaluate.test_images,
