@@ -136,11 +136,16 @@ def demo_batch(context: typer.Context) -> None:
 
 @app.command(epilog="Example: densitywatch train pixelcnn")
 def train(context: typer.Context, model: Name) -> None:
-    """Train a model into models/MODEL.
+    """Train a model, or the feature network `classifier`, into models/MODEL.
 
     Started again after a kill, it goes on where it was.
     """
-    params, root = _load_for(context, model)
+    params, root = _load_for(context, model, "classifier")
+    if model == "classifier":
+        from densitywatch.evaluation.classifier import train_classifier
+
+        train_classifier(params, root)
+        return
     from densitywatch.training import train_model
 
     train_model(model, params, root)
@@ -169,6 +174,28 @@ def benchmark(context: typer.Context) -> None:
     from densitywatch.outliers import benchmark as module
 
     module.benchmark(*_load(context, check_models=True))
+
+
+@app.command("verify-likelihood", epilog="Example: densitywatch verify-likelihood pixelcnn -n 256 --out images.dwcode")
+def verify_likelihood(
+    context: typer.Context,
+    model: Name,
+    n: Annotated[int, typer.Option("-n", help="How many test images.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Keep the file there.", show_default=False)] = None,
+) -> None:
+    """Code test images with MODEL's own probabilities and decode them in another process.
+
+    Says how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
+    """
+    params, root = _load_for(context, model)
+    from dataclasses import asdict
+
+    from densitywatch.evaluation import code_length
+
+    length = asdict(code_length.verify_likelihood(model, n, params, root, out))
+    print(f"{model}: {length.pop('images')} test images, decoded byte for byte by another process; bits/dim:")
+    for means, bits in length.items():
+        print(f"  {means:9} {bits:.4f}")
 
 
 @app.command()

@@ -158,6 +158,8 @@ class EvaluateParams(Block):
     importance_images: int | None = Field(default=None, ge=1)
     sample_images: int = Field(ge=1)
     """How many images each model draws for its sample grid."""
+    code_images: int = Field(default=256, ge=0)
+    """How many test images are coded into a file and decoded by another process; 0 leaves that out."""
     quality: QualityParams = QualityParams()
     latent: LatentParams = LatentParams()
     probe: ProbeParams = ProbeParams()

@@ -95,6 +95,7 @@ def write_params(root: Path, models: dict[str, Any], **blocks: Any) -> None:
         "importance_samples": 3,
         "importance_images": 10,
         "sample_images": 20,
+        "code_images": 0,
     }
     (root / "params.yaml").write_text(yaml.safe_dump(raw | blocks, sort_keys=False))
 

@@ -49,6 +49,12 @@ class Settings(BaseModel):
     """Condition every layer on the image's label."""
 
 
+def by_tap(*layers: nn.Module, taps: int) -> Tensor:
+    """State-to-state layers, one a direction, as lstm_scan takes them: (D, taps, K, 4 K)."""
+    weights = [layer.get_parameter("weight") for layer in layers]
+    return torch.stack([weight.view(len(weight), taps, -1).permute(1, 2, 0) for weight in weights])
+
+
 class RowLSTM(nn.Module):
     """Features (H, W, B, F) to features; a state sees its row so far and the triangle above it."""
 
@@ -57,7 +63,7 @@ class RowLSTM(nn.Module):
     def __init__(self, channels: int, colours: int, classes: int) -> None:
         super().__init__()
         self.input_to_state = nn.Linear(2 * 2 * channels, 4 * channels)  # of the pixel to the left and of its own
-        self.state_to_state = nn.Parameter(torch.randn(1, 3, channels, 4 * channels) * (3 * channels) ** -0.5)
+        self.state_to_state = nn.Linear(3 * channels, 4 * channels, bias=False)
         self.out = nn.Linear(channels, 2 * channels)
         self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
@@ -66,7 +72,7 @@ class RowLSTM(nn.Module):
         maps = self.input_to_state(torch.cat([to_the_left, x], 3))
         if self.label is not None and labels is not None:
             maps = maps + self.label(labels)
-        states = lstm_scan(maps.unsqueeze(0), self.state_to_state, self.offsets, diagonal=False)
+        states = lstm_scan(maps.unsqueeze(0), by_tap(self.state_to_state, taps=3), self.offsets, diagonal=False)
         return x + F.linear(states[0], self.out.weight, self.out.bias)
 
 
@@ -79,7 +85,7 @@ class DiagonalBiLSTM(nn.Module):
         super().__init__()
         self.left = nn.Linear(2 * channels, 4 * channels)
         self.right = nn.Linear(2 * channels + colours, 4 * channels)
-        self.state_to_state = nn.Parameter(torch.randn(2, 2, channels, 4 * channels) * (2 * channels) ** -0.5)
+        self.state_to_state = nn.ModuleList(nn.Linear(2 * channels, 4 * channels, bias=False) for _ in range(2))
         self.out = nn.Linear(channels, 2 * channels)
         self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
@@ -87,13 +93,16 @@ class DiagonalBiLSTM(nn.Module):
         maps = torch.stack([self.left(x), self.right(torch.cat([x, image], 3).flip(1))])
         if self.label is not None and labels is not None:
             maps = maps + self.label(labels)
-        left, right = lstm_scan(maps, self.state_to_state, self.offsets, diagonal=True)
+        left, right = lstm_scan(maps, by_tap(*self.state_to_state, taps=2), self.offsets, diagonal=True)
         states = left + F.pad(right.flip(1)[:-1], (0, 0, 0, 0, 0, 0, 1, 0))
         return x + F.linear(states, self.out.weight, self.out.bias)
 
 
 class PixelRNN(nn.Module):
     """p(x) = prod_i p(x_i | x_1 .. x_{i-1}) over pixels in raster order, exact; x is uint8 (B, C, H, W)."""
+
+    OUTER_LAYERS = ("above", "left", "head.colours", "head.out")
+    """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()

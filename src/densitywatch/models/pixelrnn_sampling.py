@@ -98,7 +98,7 @@ class RowSteps:
 
     def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
         self.size = size
-        self.state_to_state = doubled(layer.state_to_state.detach()[0].flatten(0, 1))  # (3 K, 4 K)
+        self.state_to_state = doubled(layer.state_to_state.weight.detach().t())  # (3 K, 4 K)
         self.input_to_state = doubled(layer.input_to_state.weight.detach().t())  # (2 F, 4 K)
         bias = layer.input_to_state.bias.detach()
         if layer.label is not None and labels is not None:
@@ -134,7 +134,8 @@ class DiagonalSteps:
 
     def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
         self.size = size
-        (self.left_from_above, left), (self.right_from_above, self.right) = doubled(layer.state_to_state.detach())
+        for_left, for_right = (doubled(one.weight.detach().t()) for one in layer.state_to_state)
+        (self.left_from_above, left), (self.right_from_above, self.right) = for_left.chunk(2), for_right.chunk(2)
         bias_left, bias_right = layer.left.bias.detach(), layer.right.bias.detach()
         if layer.label is not None and labels is not None:
             for_label = layer.label(labels).detach()
