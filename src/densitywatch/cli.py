@@ -226,15 +226,19 @@ def register(
 
 
 @app.command(epilog="Example: densitywatch promote pixelcnn")
-def promote(context: typer.Context, model: Name) -> None:
+def promote(
+    context: typer.Context,
+    model: Name,
+    version: Annotated[int | None, typer.Option(min=1, help="This version.  [default: the challenger]")] = None,
+) -> None:
     """Make the challenger champion if it passes the gate.
 
-    Challenger and champion are compared on the same images, now.
+    Challenger and champion are compared on the same images, now. A version that was rolled back must be named.
     """
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 
-    verdict = registry.promote(model, params, root)
+    verdict = registry.promote(model, params, root, version)
     if not verdict.passed:
         raise GateRejected(f"{model}: {verdict.reason}")
     print(f"{model}: {verdict.reason}")
