@@ -83,6 +83,17 @@ def test_every_colours_table_sums_to_one(kind: str, channels: int) -> None:
 
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("channels", [1, 3])
+def test_the_expected_value_is_the_tables_mean(kind: str, channels: int) -> None:
+    head, x = head_of(kind, channels), images(4, channels)
+    features = torch.randn(4, 6, 3, 3, dtype=torch.float64) * 3
+    values = torch.arange(256, dtype=torch.float64).view(1, 256, 1, 1)
+    for k in range(channels):
+        mean = (head.table(features, x, k).exp() * values).sum(1)
+        assert torch.allclose(head.expected(features, x, k), mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("channels", [1, 3])
 def test_log_prob_is_the_tables_entry_of_each_colour(kind: str, channels: int) -> None:
     head, x = head_of(kind, channels), images(4, channels)
     features = torch.randn(4, 6, 3, 3, dtype=torch.float64)

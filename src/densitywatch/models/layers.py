@@ -125,6 +125,29 @@ class PixelHead(nn.Module):
         values = torch.arange(256, device=x.device).view(1, 256, 1, 1).expand(b, 256, h, w)
         return logistic_mixture_log_prob(values, mixture)
 
+    def expected(self, features: Tensor, x: Tensor, k: int) -> Tensor:
+        """The expected value (B, H, W) in 0..255 of colour k of the sequence; reads only colours before k from x.
+
+        For logistics it is the sum over v of P(X > v): one sigmoid a value, where the table needs many functions.
+        """
+        if self.kind == "softmax":
+            values = torch.arange(256, device=x.device).view(1, 256, 1, 1)
+            return (self.table(features, x, k).exp() * values).sum(1)
+        parameters = self.parameters_of(features, x)[:, k]
+        parameters = parameters.to(torch.promote_types(parameters.dtype, torch.float32))
+        b, _, h, w = parameters.shape
+        logits, means, log_scales = parameters.view(b, 3, self.components, h, w).unbind(1)
+        inverse_scale = torch.exp(-log_scales.clamp(min=-7.0))
+        edges = (torch.arange(255, device=x.device, dtype=parameters.dtype) + 0.5) / 127.5 - 1.0
+        above = torch.stack(
+            [  # a component at a time: all of them at once would take as many times the memory
+                torch.sigmoid((means[:, i, None] - edges.view(1, 255, 1, 1)) * inverse_scale[:, i, None]).sum(1)
+                for i in range(self.components)
+            ],
+            1,
+        )
+        return (F.softmax(logits, 1) * above).sum(1)
+
 
 def draw_from_table(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """Values 0..255 by inversion: the first whose cumulated probability exceeds `uniform`. (B, 256), (B,) -> uint8 (B,)."""

@@ -148,9 +148,8 @@ class VAE(nn.Module):
         """The expected image of p(x|z), uint8; colours in sequence, each given the ones before it."""
         features = self.decoder_features(z)
         x = torch.zeros(len(z), self.channels, self.size, self.size, dtype=torch.uint8, device=z.device)
-        values = torch.arange(256, device=z.device, dtype=features.dtype).view(1, 256, 1, 1)
         for k, colour in enumerate(self.head.sequence):
-            x[:, colour] = (self.head.table(features, x, k).exp() * values).sum(1).round().to(torch.uint8)
+            x[:, colour] = self.head.expected(features, x, k).round().to(torch.uint8)
         return x
 
     def reconstruct(self, x: Tensor) -> Tensor:
