@@ -38,6 +38,12 @@ __all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback
 CHAMPION, CHALLENGER = "champion", "challenger"
 PREVIOUS, ROLLED_BACK = "previous_champion", "rolled_back"
 PACKED = "model"  # the folder among a version's artifacts that holds what `load_model` reads
+DESCRIPTION = """\
+Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
+
+Ask it: POST /invocations with `{{"inputs": [...]}}`, a list of images as nested arrays of 0 to 255, (C, H, W) each, or
+as image files in base64; or `{{"inputs": {{"samples": 4, "seed": 1}}}}` where the model draws samples.
+"""
 REQUIREMENTS = ("densitywatch", "mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "scipy", "torch")
 
 
@@ -127,7 +133,7 @@ def _log_version(
         )
         mlflow.pyfunc.load_model(info.model_uri).predict(example)
         with suppress(MlflowException):  # it exists already from the second version on
-            client.create_registered_model(registered)
+            client.create_registered_model(registered, description=DESCRIPTION.format(registered=registered))
         version = client.create_model_version(
             registered, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
         )
@@ -167,7 +173,7 @@ def promote(name: str, params: Params, root: Path, version: int | None = None) -
             if champion is not None and champion.version == candidate.version:
                 return Verdict(True, f"version {candidate.version} is the champion already")
             if version is None and candidate.tags.get(ROLLED_BACK):
-                why = "was rolled back; to promote it all the same, name its number"
+                why = f"was rolled back; `densitywatch promote {name} --version {candidate.version}` would insist"
                 return Verdict(False, f"rejected: version {candidate.version} {why}")
             ours = _fetch(client, uri, candidate)
             theirs = None if champion is None else _fetch(client, uri, champion)

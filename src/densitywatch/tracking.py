@@ -78,7 +78,9 @@ def prepare_store(params: Params, root: Path) -> str:
             experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
             if experiment is None:
                 location = None if sqlite_path(uri) is None else (root / "mlartifacts").resolve().as_uri()
-                return str(client.create_experiment(name, artifact_location=location))
+                # so that MLflow's pages show it as training, not as an application of language models
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return str(client.create_experiment(name, artifact_location=location, tags=tags))
     if experiment.lifecycle_stage != "active":
         raise DensitywatchError(
             f"MLflow's experiment '{name}' was deleted; restore it or choose another mlflow.experiment"
