@@ -1,13 +1,15 @@
 """The feature network: a small classifier of the dataset, trained as its own stage into models/classifier.
 
-Its features are the space of every sample-quality figure, and its labels decide of which class a generated image is. For a
-dataset without at least two labels it learns to tell the four right-angled rotations of an image apart (Gidaris et al. 2018), which
-gives features all the same; what needs labels is then left out.
+Its features are the space of every sample-quality figure, and its labels decide of which class a generated image is.
+For a dataset without at least two labels it learns to tell the four right-angled rotations of an image apart (Gidaris
+et al. 2018), which gives features all the same; what needs labels is then left out.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.data import open_split, read_info
+from densitywatch.data import Split, open_split, read_info
 from densitywatch.errors import ModelError
+from densitywatch.evaluation.probe_fit import RAW_PIXELS, Labelled, probe_curve
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.models import WEIGHTS, read_header, save_model
-from densitywatch.models.layers import scale_images
+from densitywatch.models.layers import halvings, scale_images
 from densitywatch.params import ClassifierSettings, Params
 from densitywatch.progress import say
 
@@ -29,46 +32,43 @@ FOLDER = Path("models/classifier")
 KIND = "classifier"
 
 
-class FeatureNetwork(nn.Module):
-    """Three convolutions with batch normalisation; uint8 images (B, C, H, W) to features (B, 4 * channels) and logits.
+def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
+    """A 3 x 3 convolution, batch normalisation, ReLU."""
+    return [nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
 
-    classes: 2 or more labels to tell apart; below that the network learns rotations.
+
+class FeatureNetwork(nn.Module):
+    """Convolutions with batch normalisation and one hidden layer, whose activations are the features.
+
+    uint8 images (B, C, H, W) to features (B, settings.features) and logits. classes: 2 or more labels to tell apart;
+    below that the network learns rotations.
     """
 
     def __init__(self, settings: ClassifierSettings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         self.rotations = classes < 2
-        c = settings.channels
-        self.convolutions = nn.Sequential(
-            nn.Conv2d(channels, c, 3, padding=1, bias=False),
-            nn.BatchNorm2d(c),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(c, 2 * c, 3, padding=1, bias=False),
-            nn.BatchNorm2d(2 * c),
-            nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(2 * c, 4 * c, 3, padding=1, bias=False),
-            nn.BatchNorm2d(4 * c),
-            nn.ReLU(),
-        )
-        self.out = nn.Linear(4 * c, 4 if self.rotations else classes)
-
-    @property
-    def num_features(self) -> int:
-        """The width of the feature space."""
-        return self.out.in_features
+        widths = [min(4, 2**i) * settings.channels for i in range(halvings(size) + 1)]
+        side = -(-size // 2)
+        layers = block(4 * channels, widths[0], stride=1)
+        for i, o in pairwise(widths[:-1]):
+            layers += block(i, o, stride=2)
+            side = -(-side // 2)
+        layers += block(widths[-2], widths[-1], stride=1)
+        self.convolutions = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(settings.dropout))
+        self.hidden = nn.Linear(widths[-1] * side**2, settings.features)
+        self.out = nn.Linear(settings.features, 4 if self.rotations else classes)
 
     def features(self, x: Tensor) -> Tensor:
-        """The mean over the image of the last convolution's activations, (B, num_features)."""
-        images = scale_images(x).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.convolutions(images).mean((2, 3))
-        return features
+        """The hidden layer's activations, (B, settings.features)."""
+        odd = self.size % 2
+        # 2 x 2 pixels become channels: a quarter of the positions for the same information
+        images = F.pixel_unshuffle(F.pad(scale_images(x), (0, odd, 0, odd)), 2)
+        return F.relu(self.hidden(self.convolutions(images.contiguous(memory_format=torch.channels_last))))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits of the labels (of the rotations, where there are no labels), (B, classes)."""
-        logits: Tensor = self.out(F.dropout(self.features(x), self.settings.dropout, self.training))
+        logits: Tensor = self.out(self.features(x))
         return logits
 
     def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -88,13 +88,13 @@ class FeatureNetwork(nn.Module):
 def train_classifier(params: Params, root: Path) -> Path:
     """Train the feature network on data/prepared and write models/classifier and metrics/classifier.json.
 
-    `accuracy` there is that on the test images, of labels or, where `task` says so, of rotations. Interrupted, it goes on
-    when started again.
+    `accuracy` there is that on the test images, of labels or, where `task` says so, of rotations. The linear probe on
+    raw pixels is measured here, too, once for all models. Interrupted, it goes on when started again.
 
     Raises TrainingDiverged when the loss is no longer a number, DataError when data/prepared is missing.
     """
     from densitywatch.training import start_fabric
-    from densitywatch.training.loop import train
+    from densitywatch.training.loop import train, validate
 
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
@@ -103,8 +103,9 @@ def train_classifier(params: Params, root: Path) -> Path:
     fabric = start_fabric(params.device)
     torch.manual_seed(params.seed)
     network = FeatureNetwork(settings, channels=info.channels, size=info.size, classes=len(info.class_names))
-    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    identity = json.dumps([params.classifier.model_dump(), params.seed, info.digest, torch.__version__], sort_keys=True)
+    network = network.to(memory_format=torch.channels_last)
+    decides = [params.classifier.model_dump(), params.seed, info.digest, len(info.class_names), torch.__version__]
+    identity = json.dumps(decides, sort_keys=True)
     folder = root / "checkpoints" / KIND
     best, progress = train(
         fabric,
@@ -117,31 +118,36 @@ def train_classifier(params: Params, root: Path) -> Path:
         folder=folder,
         identity=identity,
     )
-    limit = params.evaluate.test_images
-    images, labels = np.asarray(test.images[:limit]), test.labels[:limit]
-    with torch.no_grad():
-        sums = [
-            (
-                best.loss(torch.from_numpy(images[i : i + 500]), torch.from_numpy(labels[i : i + 500])),
-                len(images[i : i + 500]),
-            )  # type: ignore[operator]
-            for i in range(0, len(images), 500)
-        ]
-    accuracy = sum(float(logs["accuracy"]) * n for (_, logs), n in sums) / len(images)
+    limit = {"validation_images": params.evaluate.test_images}
+    accuracy = validate(best, test, training.model_copy(update=limit), params.seed, fabric)["accuracy"]
+    pixels = {} if network.rotations else pixel_curve(train_split, validation, test, params)
     facts = {
         "task": "rotations" if network.rotations else "labels",
         "accuracy": round(accuracy, 6),
+        **({f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()}),
         "parameters": sum(p.numel() for p in best.parameters()),
         "train_seconds": round(progress.seconds, 1),
     }
     with whole_folder(root / FOLDER) as out:
         save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})
+        write_whole(out / RAW_PIXELS, json.dumps(pixels) + "\n")
         write_whole(
             out / "history.json", json.dumps({"columns": list(progress.history[-1]), "rows": progress.history}) + "\n"
         )
     write_whole(root / "metrics" / f"{KIND}.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
     say(f"{KIND}: {facts['accuracy']:.2%} of the test images' {facts['task']} -> {root / FOLDER}")
     return root / FOLDER
+
+
+def pixel_curve(train: Split, validation: Split, test: Split, params: Params) -> dict[int, float]:
+    """The linear probe on raw pixels: what the probe on any model's features is compared with."""
+
+    def flat(split: Split, limit: int | None = None) -> Labelled:
+        known = split.labels[:limit] >= 0
+        return split.images[:limit][known].reshape(int(known.sum()), -1).astype(np.float32), split.labels[:limit][known]
+
+    return probe_curve(flat(train), flat(validation), flat(test, params.evaluate.test_images), params.evaluate.probe)
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> FeatureNetwork:
@@ -163,10 +169,21 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Feature
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: np.ndarray, batch_size: int = 500) -> Tensor:
-    """Features (N, num_features) of uint8 images (N, C, H, W), on the CPU; reads a batch at a time."""
+    """Features (N, D) of uint8 images (N, C, H, W), on the CPU; reads a batch at a time."""
     device = network.out.weight.device
     parts = [
         network.features(torch.from_numpy(np.array(images[i : i + batch_size])).to(device)).cpu()
         for i in range(0, len(images), batch_size)
     ]
     return torch.cat(parts)
+
+
+@torch.no_grad()
+def classes_of(network: FeatureNetwork, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    """The class (N,) that `network` gives each uint8 image (N, C, H, W)."""
+    device = network.out.weight.device
+    parts = [
+        network(torch.from_numpy(np.array(images[i : i + batch_size])).to(device)).argmax(1).cpu().numpy()
+        for i in range(0, len(images), batch_size)
+    ]
+    return np.concatenate(parts)

@@ -3,7 +3,8 @@
 The narrow code must hold what tells one image from another, so it serves other tasks. With `noise` above 0 the encoder
 sees a spoilt image and the loss still asks for the clean one, which keeps it from copying.
 
-What differs from the papers: strided convolutions instead of layers trained one by one, Gaussian noise instead of masking.
+What differs from the papers: strided convolutions instead of layers trained one by one, Gaussian noise instead of
+masking.
 """
 
 from __future__ import annotations

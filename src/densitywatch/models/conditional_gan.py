@@ -1,9 +1,10 @@
-"""Conditional GAN: projection discriminator (Miyato & Koyama 2018) under spectral normalisation (Miyato et al. 2018), and
-a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): scale and shift per label.
+"""Conditional GAN: projection discriminator (Miyato & Koyama 2018) under spectral normalisation (Miyato et al. 2018),
+and a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): scale and shift per
+label.
 
-What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; a label may also
-be a mixture of labels, so that one can walk from one to the other; an exponential average of the generator's weights.
-Without labels in the dataset it trains as one label, that is unconditionally.
+What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; a label may
+also be a mixture of labels, so that one can walk from one to the other; an exponential average of the generator's
+weights. Without labels in the dataset it trains as one label, that is unconditionally.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class ConditionalBatchNorm(nn.Module):
     def forward(self, h: Tensor, weights: Tensor) -> Tensor:
         """weights: (B, labels), how much of each label; one-hot for an image of one label."""
         scale, shift = weights @ self.scale, weights @ self.shift
-        return self.norm(h) * scale[:, :, None, None] + shift[:, :, None, None]
+        normalised: Tensor = self.norm(h)
+        return normalised * scale[:, :, None, None] + shift[:, :, None, None]
 
 
 class Generator(nn.Module):
@@ -124,7 +126,7 @@ class ConditionalGAN(nn.Module):
 
     def generate(self, z: Tensor) -> Tensor:
         """Images in [-1, 1] of latents (B, latent + labels)."""
-        images: Tensor = self.generator(*z.split([self.settings.latent, self.labels], 1))
+        images: Tensor = self.generator(z[:, : self.settings.latent], z[:, self.settings.latent :])
         return images
 
     def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

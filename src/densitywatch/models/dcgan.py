@@ -1,10 +1,11 @@
 """Deep convolutional GAN (Radford, Metz & Chintala 2016): the game of gan.py between two convolutional networks.
 
 Strided and transposed convolutions instead of pooling, batch normalisation in both except at the generator's output and
-the discriminator's input, ReLU in the generator with tanh at its end, leaky ReLU in the discriminator, weights from N(0, 0.02).
+the discriminator's input, ReLU in the generator with tanh at its end, leaky ReLU in the discriminator, weights from
+N(0, 0.02).
 
-What differs from the paper: as many doublings as the image's size needs (two for 28 x 28), narrower layers, a learning rate
-for each player, and an exponential average of the generator's weights, which is what samples come from.
+What differs from the paper: as many doublings as the image's size needs (two for 28 x 28), narrower layers, a learning
+rate for each player, and an exponential average of the generator's weights, which is what samples come from.
 """
 
 from __future__ import annotations
@@ -131,8 +132,8 @@ class DCGAN(nn.Module):
         return self.decode(self.latents(n, generator=generator))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The discriminator's features for other tasks (the paper's section 5.1): every layer's activations, max-pooled to a
-        4 x 4 grid, (B, D). They are no latents: `decode` does not take them."""
+        """The discriminator's features for other tasks (the paper's section 5.1): every layer's activations, max-pooled
+        to a 4 x 4 grid, (B, D). They are no latents: `decode` does not take them."""
         maps = self.discriminator.maps(scale_images(x))
         return torch.cat([F.adaptive_max_pool2d(h, 4).flatten(1) for h in maps], 1)
 

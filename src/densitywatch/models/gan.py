@@ -2,11 +2,11 @@
 
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]
 
-The discriminator ascends V. The generator descends it (`minimax`), or ascends E_z[log D(G(z))] (`non_saturating`), which
-has the same fixed point and, as the paper says in section 3, a gradient that does not vanish while D wins easily.
+The discriminator ascends V. The generator descends it (`minimax`), or ascends E_z[log D(G(z))] (`non_saturating`),
+which has the same fixed point and, as the paper says in section 3, a gradient that does not vanish while D wins easily.
 
-What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the generator
-(Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum.
+What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the
+generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum.
 """
 
 from __future__ import annotations

@@ -69,12 +69,12 @@ def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
     found = []
     if accuracy >= WON:
         found.append(
-            f"collapsed discriminator: right on at least {accuracy:.1%} of the images since step {since}, so the generator "
-            "learns little; lower discriminator_learning_rate"
+            f"collapsed discriminator: right on at least {accuracy:.1%} of the images since step {since}, so the"
+            " generator learns little; lower discriminator_learning_rate"
         )
     if spread <= ALIKE:
         found.append(
-            f"collapsed generator: its images since step {since} vary at most {spread:.0%} as much as real ones, all look "
-            "alike; lower learning_rate or use another loss"
+            f"collapsed generator: its images since step {since} vary at most {spread:.0%} as much as real ones, all"
+            " look alike; lower learning_rate or use another loss"
         )
     return found

@@ -17,6 +17,7 @@ from densitywatch.data import Split
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import TrainingParams
 from densitywatch.progress import track
+from densitywatch.training.adversarial import adversarial_step, adversarial_warnings
 from densitywatch.training.checkpoint import Progress, load_state, optimizer_tensors, restore_optimizers, save_state
 from densitywatch.training.steps import likelihood_step, make_optimizers, schedule, set_learning_rate
 
@@ -50,8 +51,6 @@ def train(
     progress = progress or Progress()
     step_function: Any = likelihood_step
     if hasattr(model, "discriminator"):
-        from densitywatch.training.adversarial import adversarial_step
-
         step_function = adversarial_step
 
     trained = fabric.setup_module(model)
@@ -101,6 +100,7 @@ def train(
             parts = (("model/", model), ("ema/", ema), ("best/", best))
             tensors = {f"{prefix}{key}": value for prefix, part in parts for key, value in part.state_dict().items()}
             save_state(folder, identity, tensors | optimizer_tensors(optimizers), progress)
+    progress.warnings += adversarial_warnings(progress.history)
     return best.cpu().eval(), progress
 
 

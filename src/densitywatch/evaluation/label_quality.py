@@ -1,0 +1,93 @@
+"""Whether a conditional model's samples are of the label that was asked for (Shmelkov et al. 2018, "How good is my
+GAN?").
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from densitywatch.data import Split
+from densitywatch.evaluation.classifier import FeatureNetwork, classes_of
+from densitywatch.evaluation.context import Context, Result, takes_labels
+from densitywatch.evaluation.quality import feature_network, generated
+from densitywatch.params import DeviceParams, TrainingParams
+
+
+def label_quality(context: Context) -> Result | None:
+    """GAN-test and GAN-train accuracy of a conditional model's samples.
+
+    `gan_test_accuracy`: the share of samples that a classifier of real images (models/classifier) gives the label asked
+    for; low when samples are poor or of the wrong label. `gan_train_accuracy`: the share of real test images that a
+    classifier trained on nothing but the samples gets right; low, too, when the samples lack variety.
+
+    Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
+    """
+    if not hasattr(context.model, "sample") or not takes_labels(context.model):
+        return None
+    if context.classifier is None or len(context.info.class_names) < 2:
+        return Result({}, notes=["GAN-train and GAN-test accuracy were left out: they need at least two labels"])
+    images, labels = generated(context)
+    if labels is None:
+        return None
+    metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
+    steps = context.params.evaluate.quality.label_training_steps
+    student = train_on(images, labels, len(context.info.class_names), steps, context)
+    real, known = context.pick("test", context.params.evaluate.test_images)
+    metrics["gan_train_accuracy"] = share_right(student, real, known)
+    note = f"gan_train_accuracy is that of a classifier trained for {steps:,} steps on {len(images):,} samples"
+    return Result(dict(metrics), notes=[note])
+
+
+def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, context: Context) -> FeatureNetwork:
+    """A fresh classifier of the settings of params.classifier, trained for `steps` steps on the given images alone."""
+    from densitywatch.training import start_fabric
+    from densitywatch.training.loop import train
+
+    params = context.params
+    one = DeviceParams(
+        accelerator="cpu" if context.device.type == "cpu" else "auto", devices=1, threads=params.device.threads
+    )
+    fabric = start_fabric(one)
+    settings = params.classifier
+    training: TrainingParams = settings.training.model_copy(
+        update={
+            "steps": steps,
+            "warmup_steps": min(settings.training.warmup_steps, steps),
+            "evaluate_every": steps,
+            "checkpoint_every": steps,
+        }
+    )
+    split = Split(images=images, labels=labels.astype(np.int64))
+    torch.manual_seed(params.seed)
+    network: nn.Module = FeatureNetwork(
+        settings.settings, channels=context.info.channels, size=context.info.size, classes=classes
+    )
+    with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
+        network, _ = train(
+            fabric,
+            network.to(memory_format=torch.channels_last),
+            split,
+            split,
+            training,
+            name="classifier on samples",
+            seed=params.seed,
+            folder=Path(folder),
+            identity="",
+        )
+    assert isinstance(network, FeatureNetwork)
+    return network.to(context.device).eval()
+
+
+@torch.no_grad()
+def share_right(network: FeatureNetwork, images: np.ndarray, labels: np.ndarray, batch_size: int = 500) -> float:
+    """The share of uint8 images (N, C, H, W) to which `network` gives their label; images without one (-1) are passed
+    over.
+    """
+    known = labels >= 0
+    guesses = classes_of(network, images, batch_size)
+    return float((guesses == labels)[known].mean())
