@@ -88,6 +88,7 @@ def write_params(root: Path, models: dict[str, Any], **blocks: Any) -> None:
     """The project's own params.yaml with small models and few images."""
     raw = yaml.safe_load((TOP / "params.yaml").read_text())
     raw["models"] = models
+    raw["data"] |= {"size": 8}
     raw["device"] |= {"accelerator": "cpu", "threads": None}
     raw["evaluate"] = {
         "test_images": None,

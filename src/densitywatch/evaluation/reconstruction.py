@@ -21,7 +21,8 @@ def reconstruction(context: Context) -> Result | None:
     model: Any = context.model
     if not hasattr(model, "reconstruct"):
         return None
-    errors, shown = [], []
+    errors: list[np.ndarray] = []
+    shown: list[np.ndarray] = []
     for x, _ in context.test_batches(context.params.evaluate.importance_images):
         again = model.reconstruct(x)
         errors.append(((again.cpu().double() - x.cpu().double()) / 255).square().mean((1, 2, 3)).numpy())
