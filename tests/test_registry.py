@@ -100,6 +100,22 @@ def test_each_kind_of_model_has_its_measure(params: Params, root: Path) -> None:
     assert 0 < autoencoder.candidate.value < 1
 
 
+def test_a_model_that_only_draws_samples_needs_the_feature_network_to_be_judged(params: Params, root: Path) -> None:
+    verdict = gate("x", write_model(root, "gate_gan", kind="gan"), None, params, root)
+    assert not verdict.passed
+    assert "models/classifier" in verdict.reason
+
+
+def test_a_model_that_only_draws_samples_is_judged_by_their_distance(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from densitywatch.evaluation import quality
+
+    monkeypatch.setattr(quality, "quality_figure", lambda model, params, root: 12.5)
+    verdict = gate("x", write_model(root, "gate_gan", kind="gan"), None, params, root)
+    assert verdict.candidate == Figure("FID of samples", 12.5)
+
+
 def test_a_bound_is_measured_with_the_same_draws_each_time(params: Params, root: Path) -> None:
     folder = write_model(root, "gate_vae", kind="vae")
     verdict = gate("x", folder, folder, params, root)

@@ -5,7 +5,6 @@ Stored figures are never compared: a champion's old metric was taken on other im
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +52,8 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     """Measure the models (or detectors) in both folders on the first params.gate.images validation images and compare.
 
     The measure is the best that the candidate offers: bits/dim of an exact density, the ELBO's, mean squared error of
-    reconstructions, distance of samples. Whatever cannot be measured does not pass: never raises for a bad candidate.
+    reconstructions, or the distance of samples in the feature network's space. Whatever cannot be measured does not
+    pass: never raises for a bad candidate.
     """
     images = np.array(open_split(root / "data" / "prepared", "validation").images[: params.gate.images])
     measure = measure_detector if name == "detector" else measure_model
@@ -113,7 +113,9 @@ def measure_model(folder: Path, images: Images, params: Params, root: Path) -> F
                     for start in range(0, len(images), BATCH)
                 ]
             return Figure(measure, float(torch.cat(parts).mean()))
-    return quality_figure(model, images, params, root)
+    from densitywatch.evaluation.quality import quality_figure  # for models that only draw samples
+
+    return Figure("FID of samples", quality_figure(model, params, root))
 
 
 def shape_of(channels: int, size: int) -> str:
@@ -135,23 +137,6 @@ MEASURES: tuple[tuple[str, str, Callable[[Any, Tensor], Tensor]], ...] = (
     ("reconstruct", "reconstruction error", _squared_error),
 )
 """What a model may offer, the measure that follows, its value for each image of a batch; the first that fits counts."""
-
-
-def quality_figure(model: Any, images: Images, params: Params, root: Path) -> Figure:
-    """For models that only draw samples: `densitywatch.evaluation.quality.gate_figure(model, images, params, root)`.
-
-    It returns (measure, value), smaller being better, or None where it cannot measure. Raises DensitywatchError then.
-    """
-    module = "densitywatch.evaluation.quality"
-    try:
-        found = importlib.import_module(module).gate_figure(model, images, params, root)
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        found = None
-    if found is None:
-        raise DensitywatchError("it offers no density, bound or reconstruction, and its samples cannot be judged here")
-    return Figure(*found)
 
 
 def measure_detector(folder: Path, images: Images, params: Params, root: Path) -> Figure:
