@@ -176,6 +176,23 @@ def contents() -> dict[str, tuple[bytes, str]]:
         "a thread": (saved(grey(1, 20000), "PNG"), SCORED),
         "a beam": (saved(grey(20000, 1), "PNG"), SCORED),
         "webp": (saved(grey(mode="RGB"), "WEBP"), SCORED),
+        "black": (saved(Image.new("L", (28, 28)), "PNG"), SCORED),
+        "white": (saved(Image.new("L", (28, 28), 255), "PNG"), SCORED),
+        "cmyk tiff": (saved(grey(mode="CMYK"), "TIFF"), SCORED),
+        "lab tiff": (saved(grey(mode="RGB").convert("LAB"), "TIFF"), "."),
+        "signed 32-bit tiff": (saved(Image.fromarray(np.full((28, 28), -5, np.int32)), "TIFF"), "outside 0 to 65535"),
+        "tiff with a lying strip": (saved(grey(), "TIFF").replace(struct.pack("<I", 784), b"\xff\xff\xff\x7f"), "."),
+        "jpeg without a frame": (b"\xff\xd8\xff\xd9", "."),
+        "jpeg with a thousand comments": (
+            b"\xff\xd8" + b"\xff\xfe\x00\x04aa" * 1000 + saved(grey(), "JPEG")[2:],
+            SCORED,
+        ),
+        "webp cut short": (saved(grey(mode="RGB"), "WEBP")[:60], "."),
+        "riff that is no webp": (b"RIFF\x24\0\0\0WAVEfmt ", "not an image"),
+        "utf-16 text": ("<svg>".encode("utf-16"), "."),
+        "half a million newlines": (b"\n" * 500_000, "not an image"),
+        "jpeg 2000": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(80), "not an image"),
+        "metafile": (b"\xd7\xcd\xc6\x9a" + bytes(60), "not an image"),
         **{f"rotated {i}": (rotated(i), SCORED) for i in range(1, 9)},
         "rotated 77": (rotated(77), SCORED),
     }
@@ -341,7 +358,7 @@ def test_at_least_sixty_hostile_inputs_are_tried_and_none_is_lost_or_stops_the_b
     batch: tuple[pd.DataFrame, list[tuple[str, str]], Path],
 ) -> None:
     rows, expected, _ = batch
-    assert len(expected) >= 150
+    assert len(expected) >= 170
     assert sorted(rows.path) == sorted(path for path, _ in expected)
     assert set(rows.status) == {"scored", "quarantined"}
     assert rows[rows.status == "quarantined"].reason.str.len().gt(0).all()

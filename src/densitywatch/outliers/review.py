@@ -106,6 +106,7 @@ def create_app(folder: Path) -> FastAPI:
     that another site open in the same browser can neither read the images nor judge them.
     """
     images, token = Flagged(folder), secrets.token_urlsafe(16)
+    name = str((publishing.read_summary(folder) or {}).get("batch", folder.name))
     app = FastAPI(title="densitywatch review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
 
@@ -128,7 +129,7 @@ def create_app(folder: Path) -> FastAPI:
         return str(
             environment()
             .get_template("review.html.j2")
-            .render(name=folder.name, token=token, nonce=nonce, state=state(read_verdicts(folder)))
+            .render(name=name, token=token, nonce=nonce, state=state(read_verdicts(folder)))
         )
 
     @app.get("/items/{index}")
@@ -161,6 +162,8 @@ def serve(folder: Path, port: int = 8765) -> None:
     say(f"review: http://127.0.0.1:{port}/ (keys: o outlier, f fine, u undo, arrows; stop with Ctrl-C)")
     try:
         uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    except KeyboardInterrupt:
+        pass
     except SystemExit:
         raise DataError(f"port {port} on 127.0.0.1 cannot be had; choose another one with --port") from None
     renew_report(folder)
