@@ -162,7 +162,7 @@ def test_samples_of_the_label_asked_for_pass_gan_test_and_samples_of_another_do_
     assert float(right.metrics["gan_test_accuracy"]) > 0.8
     assert float(wrong.metrics["gan_test_accuracy"]) < 0.2
     assert 0 <= float(right.metrics["gan_train_accuracy"]) <= 1
-    assert label_quality(context_of(Shows(images), params=params, classifier=folder)) is None
+    assert label_quality(context_of(torch.nn.Identity(), params=params, classifier=folder)) is None
 
 
 def test_without_labels_the_network_learns_rotations_and_everything_that_needs_none_still_runs(
@@ -226,3 +226,26 @@ def test_the_feature_network_takes_images_of_any_size_and_colour(channels: int, 
     x = torch.zeros(2, channels, size, size, dtype=torch.uint8)
     assert network.features(x).shape == (2, 6)
     assert network(x).shape == (2, 3)
+
+
+def test_the_published_fid_needs_inceptions_weights_and_says_what_is_wrong_with_others(tmp_path: Path) -> None:
+    import safetensors.torch
+
+    from densitywatch.evaluation.inception import inception, inception_fid, load_inception
+
+    torch.manual_seed(0)
+    whole = tmp_path / "inception.safetensors"
+    safetensors.torch.save_file(inception().state_dict(), whole)
+    images = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8), dtype=np.uint8)
+    assert inception_fid(whole, images[:3], images[3:]) > 0
+    assert inception_fid(whole, images[:3], images[:3]) == pytest.approx(0.0, abs=1e-3)
+    with pytest.raises(ModelError, match="no such file"):
+        load_inception(tmp_path / "elsewhere.safetensors")
+    other = tmp_path / "other.safetensors"
+    safetensors.torch.save_file({"weight": torch.zeros(1)}, other)
+    with pytest.raises(ModelError, match="not Inception's weights"):
+        load_inception(other)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"not a file of weights")
+    with pytest.raises(ModelError, match="not Inception's weights"):
+        load_inception(broken)

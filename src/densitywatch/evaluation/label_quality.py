@@ -27,6 +27,10 @@ def label_quality(context: Context) -> Result | None:
 
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
+    if getattr(context.model, "conditional", None) is False:
+        return Result(
+            {}, notes=["the dataset has no labels, so this model was trained as one label, without GAN-train and -test"]
+        )
     if not hasattr(context.model, "sample") or not takes_labels(context.model):
         return None
     if context.classifier is None or len(context.info.class_names) < 2:

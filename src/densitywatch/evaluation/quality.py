@@ -1,7 +1,8 @@
 """Sample quality in the feature network's space, never to be mixed up with figures in Inception's space.
 
-Every figure compares generated images with test images through the features of models/classifier. Beside them stands
-the floor, the same distance between half of the training images and the test images: no honest model gets below it.
+Every figure compares generated images with test images through the features of models/classifier, but for
+`inception_fid`, the published figure, which is computed where params name Inception's weights. Beside them stands the
+floor, the same distance between half of the training images and the test images: no honest model gets below it.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ def sample_quality(context: Context) -> Result | None:
         **manifold_figures(test_features[:few], fake_features[:few], settings.neighbours),
         "quality_images": len(images),
     }
+    if settings.inception_weights is not None:
+        from densitywatch.evaluation.inception import inception_fid
+
+        metrics["inception_fid"] = inception_fid(Path(settings.inception_weights), real, images, context.device)
     neighbour_metrics, figure = training_neighbours(context, network, images, fake_features, test_features)
     space = "labels" if not network.rotations else "rotations, for lack of labels"
     note = (
