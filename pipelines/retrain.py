@@ -134,12 +134,12 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
 
 @promote.on_rollback
 def put_back(held: Transaction) -> None:
-    """The champion before is champion again."""
+    """The champion before is champion again; the first of its name leaves none."""
     from densitywatch import registry
 
     if held.get("promoted"):
         name, params, root = held.get("release")
-        registry.rollback(name, params, root)
+        registry.rollback(name, params, root, to_none=True)
 
 
 @task(name="check", cache_policy=NO_CACHE)

@@ -75,8 +75,8 @@ def up(root: Path) -> None:
     print(_addresses(root))
 
 
-def down(root: Path) -> None:
-    """Stop what `up` has started, and nothing else; says so when there was nothing."""
+def down(root: Path) -> list[str]:
+    """Stop what `up` has started, and nothing else; returns the names of what was running."""
     noted = _noted(root)
     alive = [process for entry in reversed(noted) if (process := _process(entry)) is not None]
     family = [child for process in alive for child in process.children(recursive=True)]
@@ -87,8 +87,7 @@ def down(root: Path) -> None:
             left.kill()
     for file in ("services.json", "prefect.address", "addresses.json"):
         (root / "var" / file).unlink(missing_ok=True)
-    if alive:
-        print(f"stopped: {', '.join(entry['name'] for entry in noted)}")
+    return [entry["name"] for entry in noted] if alive else []
 
 
 def _end(process: psutil.Process) -> None:
@@ -101,7 +100,7 @@ def _end(process: psutil.Process) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _start(root: Path, name: str, command: Sequence[str]) -> None:
+def _start(root: Path, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
     log = root / "var" / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     program = Path(sys.executable).with_name(command[0])
@@ -119,6 +118,7 @@ def _start(root: Path, name: str, command: Sequence[str]) -> None:
         )
     entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time(), "log": str(log)}
     write_whole(root / "var" / "services.json", json.dumps([*_noted(root), entry], indent=1) + "\n")
+    return process
 
 
 def _wait(root: Path, name: str, address: str) -> None:
@@ -227,12 +227,14 @@ def _process(entry: dict[str, Any]) -> psutil.Process | None:
 
 
 def main(arguments: list[str]) -> int:
-    verbs = {"up": up, "down": down}
-    if len(arguments) != 1 or arguments[0] not in verbs:
+    if arguments not in (["up"], ["down"]):
         print("usage: python -m pipelines.services [up | down]", file=sys.stderr)
         return 2
     try:
-        verbs[arguments[0]](Path.cwd())
+        if arguments == ["up"]:
+            up(Path.cwd())
+        else:
+            print(f"stopped: {', '.join(down(Path.cwd())) or 'nothing was running'}")
     except DensitywatchError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         return error.exit_code

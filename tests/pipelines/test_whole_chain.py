@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import yaml
 
 from pipelines import dag
+from tests.pipelines.checkout import copy_checkout, own_environment, run
 
 pytestmark = pytest.mark.timeout(2400)  # minutes on a free machine; a busy one takes its time
 
@@ -37,43 +36,11 @@ class Project:
         return run(self.root, self.environment, *command)
 
 
-def run(root: Path, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *command],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-
-
-def copy_checkout(source: Path, target: Path) -> None:
-    """The files that git tracks or would track, as a repository of its own with one commit."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=source,
-        capture_output=True,
-        check=True,
-    )
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (source / name).is_file():
-            (target / name).parent.mkdir(parents=True, exist_ok=True)
-            (target / name).write_bytes((source / name).read_bytes())
-    identity = ("-c", "user.name=tests", "-c", "user.email=tests@localhost")
-    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "the checkout under test"]):
-        subprocess.run(["git", *command], cwd=target, check=True)
-
-
 @pytest.fixture(scope="module")
 def project(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("checkout")
     copy_checkout(project_root, root)
-    # a server that this machine happens to run, or a store that it is told to use, is none of the copy's business
-    others = ("PREFECT_", "MLFLOW_TRACKING", "DVC_")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    environment |= {"PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    environment = own_environment(root)
     laid = run(root, environment, "densitywatch", "profile", "tiny")
     assert laid.returncode == 0, laid.stdout
     first = run(root, environment, "pipelines", "retrain")
