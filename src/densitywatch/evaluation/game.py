@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from densitywatch.evaluation import charts
 from densitywatch.evaluation.context import Context, Figure, Result
 from densitywatch.files import write_whole
-from densitywatch.models.gan import GAN, Settings
 from densitywatch.models.layers import discriminator_game_loss, generator_game_loss
 
 P_DATA = (0.30, 0.22, 0.16, 0.12, 0.08, 0.06, 0.04, 0.02)
@@ -109,6 +108,8 @@ def gradient_norms(
 
     One row every steps / 10: `step`, `minimax`, `non_saturating`, both at the same weights and with the same noise.
     """
+    from densitywatch.models.gan import GAN, Settings  # only models of this kind come here: others do not depend on it
+
     torch.manual_seed(seed)
     game = GAN(Settings(dropout=0.0), channels=images.shape[1], size=images.shape[2], classes=0)
     optimizer = torch.optim.Adam(game.discriminator.parameters(), lr=5e-4)
