@@ -33,7 +33,8 @@ def test_an_exact_density_gets_its_figures_and_pictures(project: Path, params: P
     figures = read(folder / "figures.json")
     expected = {"bits_per_dim.svg", "surprise.png", "samples.png", "loss.svg", "curve_gradient_norm.svg"}
     assert expected <= {figure["file"] for figure in figures}
-    assert {path.name for path in folder.iterdir()} == {f["file"] for f in figures} | {"figures.json", "about.json"}
+    promised = {figure["file"] for figure in figures} | {"figures.json", "about.json"}
+    assert promised <= {path.name for path in folder.iterdir()}
     assert all(figure["title"] and figure["caption"] for figure in figures)
 
 
