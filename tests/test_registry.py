@@ -207,6 +207,15 @@ def test_a_worse_or_broken_candidate_does_not_become_champion(params: Params, ro
         assert aliases(params, root, name) == {"champion": "1", "challenger": str(number)}
 
 
+def test_a_first_champion_that_is_taken_back_leaves_none(params: Params, root: Path) -> None:
+    write_model(root, "withdrawn")
+    registry.register("withdrawn", params, root)
+    assert registry.promote("withdrawn", params, root).passed
+    assert registry.rollback("withdrawn", params, root, to_none=True) is None
+    assert "champion" not in aliases(params, root, "withdrawn")
+    assert not registry.promote("withdrawn", params, root).passed
+
+
 def test_a_first_version_with_a_broken_figure_does_not_become_champion(params: Params, root: Path) -> None:
     write_model(root, "first_nan", spoil=math.nan)
     registry.register("first_nan", params, root)

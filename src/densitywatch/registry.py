@@ -198,10 +198,11 @@ def _make_champion(client: MlflowClient, candidate: ModelVersion, champion: Mode
     client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.version))
 
 
-def rollback(name: str, params: Params, root: Path) -> int:
+def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
     """Make the champion before the present one champion again; returns its version.
 
-    Raises RegistryError when there is none, or its files are gone or altered.
+    Where there is none before it, `to_none` leaves the model without a champion and returns None.
+    Raises RegistryError when there is none otherwise, or its files are gone or altered.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
@@ -210,6 +211,10 @@ def rollback(name: str, params: Params, root: Path) -> int:
     with store_lock(uri, root, f"promote-{name}"), store_errors(uri, RegistryError):
         champion = _find(client, f"models:/{registered}@{CHAMPION}")
         before = champion.tags.get(PREVIOUS)
+        if not before and to_none:
+            client.set_model_version_tag(registered, champion.version, ROLLED_BACK, "true")
+            client.delete_registered_model_alias(registered, CHAMPION)
+            return None
         if not before:
             raise RegistryError(f"{registered}: version {champion.version} has no champion before it to go back to")
         previous = _find(client, f"models:/{registered}/{before}")

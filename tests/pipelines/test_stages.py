@@ -114,7 +114,7 @@ class Registry:
         self.calls: list[str] = []
 
         def call(name: str, answer: Any) -> Any:
-            def recorded(*_: Any) -> Any:
+            def recorded(*_: Any, **__: Any) -> Any:
                 self.calls.append(name)
                 if isinstance(answer, Exception):
                     raise answer
