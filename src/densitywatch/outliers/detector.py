@@ -161,7 +161,10 @@ def load(folder: Path) -> Detector:
         raise ModelError(f"{folder}: not a whole detector ({error}); run `dvc repro -f calibrate`") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ModelError(f"{folder}: this version reads detectors of format {FORMAT} only; run `dvc repro calibrate`")
-    return Detector(facts, arrays, Models(folder / "members", folder.parent))
+    try:
+        return Detector(facts, arrays, Models(folder / "members", folder.parent))
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"{folder}: not a whole detector (no {error}); run `dvc repro -f calibrate`") from None
 
 
 def calibrate(params: Params, root: Path) -> Path:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -25,11 +24,8 @@ def fit_mixture(
     """
     x = np.asarray(x, dtype=np.float64)
     kept = max(1, min(dimensions, x.shape[1], len(x) // 10))
-    if kept == x.shape[1]:
-        mean, axes = x.mean(0), np.eye(kept)
-    else:
-        pca = PCA(kept, svd_solver="covariance_eigh").fit(x)
-        mean, axes = pca.mean_, pca.components_
+    mean = x.mean(0)
+    axes = np.eye(kept) if kept == x.shape[1] else np.linalg.eigh(np.cov(x, rowvar=False))[1][:, ::-1][:, :kept].T
     z = (x - mean) @ axes.T
     spread = float(z.var(0).mean()) or 1.0
     mixture = GaussianMixture(

@@ -33,7 +33,10 @@ class Models(Mapping[str, Any]):
         if name not in self.used:
             for folder in self.folders:
                 if (folder / name / WEIGHTS).is_file():
-                    self.used[name] = load_model_folder(folder / name)
+                    with torch.inference_mode(
+                        False
+                    ):  # first asked for inside it, weights could never be differentiated
+                        self.used[name] = load_model_folder(folder / name)
                     break
             else:
                 raise ModelError(

@@ -53,7 +53,7 @@ def vae_reconstruction(seen: Readings, fitted: Fitted) -> Floats:
 
 @member("its place among the learned factors is far from the usual")
 def vae_kl(seen: Readings, fitted: Fitted) -> Floats:
-    """KL(q(z|x) || p(z)), nats, the ELBO's other term."""
+    """KL(q(z|x) || p(z)), nats, the ELBO's other term (Kingma & Welling 2014)."""
     return seen.vae_terms("vae")[:, 1]
 
 
@@ -69,7 +69,7 @@ def likelihood_regret(seen: Readings, fitted: Fitted) -> Floats:
         with torch.inference_mode(False), torch.enable_grad():
             x = x.clone()
             mean, log_variance = (value.detach().clone().requires_grad_() for value in vae.posterior(x))
-            noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(0))
+            noise = torch.randn(mean.shape[1], generator=torch.Generator().manual_seed(0))  # the same for every image
             optimizer = torch.optim.Adam([mean, log_variance], lr=0.05)
             first = elbo = torch.zeros(len(x))
             for step in range(21):
