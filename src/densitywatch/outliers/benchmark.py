@@ -233,8 +233,9 @@ def write_report(
         ],
         f"Is the false-discovery rate of {params.detector.false_discovery_rate:g} kept?",
         f"Mean over {BATCHES} batches of at most {BATCH} images drawn from normal images and outliers, with a "
-        "calibration set drawn anew each time. The rate is the share of normal images among those called outliers; power "
-        "is the share of outliers found. The conditional variant holds for 90 % of single calibration sets, and finds less.",
+        "calibration set drawn anew each time. The rate is the share of normal images among those called outliers; "
+        "power is the share of outliers found. The conditional variant holds for 90 % of single calibration sets, and "
+        "finds less.",
     )
     if folds:
         table(
