@@ -149,14 +149,15 @@ def test_the_feature_network_says_what_its_space_is_worth(measured: Path) -> Non
 
 def test_the_outlier_benchmark_is_shown_when_it_is_there(measured: Path) -> None:
     assert 'id="outliers"' not in page_of(measured)
-    figures = {"mnist": 0.99, "min": 0.6, "hflip": 0.6}
-    write(measured / "metrics" / "outliers.json", {"auroc": figures, "fpr_at_95_tpr": {"mnist": 0.1}, "images": 500})
+    figures = {"mnist": 0.99, "hflip": 0.6, "min": 0.6}
+    rates = {"mnist": 0.1, "hflip": 0.9, "max": 0.9}
+    write(measured / "metrics" / "outliers.json", {"auroc": figures, "fpr_at_95_tpr": rates, "images": 500})
     write(measured / "reports" / "outliers" / "figures.json", [{"file": "roc.svg", "title": "ROC", "caption": "All."}])
     (measured / "reports" / "outliers" / "roc.svg").write_text("<svg/>")
     page = page_of(measured)
     section = page[page.index('id="outliers"') :]
-    members = re.findall(r'<th scope="row">([^<]*)', section)
-    assert members == ["MNIST", "Hflip", "Minimum"], "the minimum closes the table"
+    assert re.findall(r'<th scope="col">([^<]*)', section)[1:] == ["MNIST", "Hflip", "Worst"]
+    assert re.findall(r"<td>([^<]*)", section) == ["0.99", "0.6", "0.6", "0.1", "0.9", "0.9"]
     assert ">ROC<" in section
 
 

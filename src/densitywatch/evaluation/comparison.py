@@ -60,9 +60,11 @@ def sampling(metrics: Metrics) -> float | None:
 
 ROWS: list[Row] = [
     Row("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note),
+    Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower"),
     Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
     Row("FID (our features)", key("fid"), number, "lower"),
     Row("KID (our features)", key("kid"), lambda v: f"{v:.4f}", "lower"),
+    Row("FID (Inception)", key("inception_fid"), number, "lower"),
     Row("Precision", key("precision"), share, "higher"),
     Row("Recall", key("recall"), share, "higher"),
     Row("GAN-test accuracy", key("gan_test_accuracy"), share, "higher"),

@@ -180,12 +180,14 @@ def raw_pixel_probe(network: dict[str, Any]) -> float | None:
 
 
 def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]], list[tuple[str, Any]]]:
-    """metrics/outliers.json as (figures across, rows by panel member, what fits no table)."""
+    """metrics/outliers.json as (panel members and last the worst of them, a row a figure, what fits no table)."""
     nested = {name: value for name, value in figures.items() if isinstance(value, dict)}
-    members = list(dict.fromkeys(member for value in nested.values() for member in value))
-    members.sort(key=lambda member: member == "min")  # the minimum closes the table
-    rows = [(member, [value.get(member) for value in nested.values()]) for member in members]
-    return list(nested), rows, flat({name: value for name, value in figures.items() if name not in nested})
+    members = [m for m in dict.fromkeys(m for value in nested.values() for m in value) if m not in ("min", "max")]
+    rows = [
+        (name, [*(value.get(member) for member in members), value.get("min", value.get("max"))])
+        for name, value in nested.items()
+    ]
+    return [*members, "worst"], rows, flat({name: value for name, value in figures.items() if name not in nested})
 
 
 def read_json(path: Path) -> Any:
