@@ -77,5 +77,6 @@ def test_images_of_any_size_come_back_in_their_shape(channels: int, size: int) -
 def test_the_two_terms_of_the_elbo_are_logged_apart_and_add_up() -> None:
     model = small_vae().float()
     loss, logs = model.loss(torch.randint(0, 256, (2, 1, 4, 4), dtype=torch.uint8))
-    assert float(loss.detach()) == pytest.approx(float(logs["reconstruction_bits_per_dim"] + logs["kl_bits_per_dim"]), rel=1e-5)
+    terms = logs["reconstruction_bits_per_dim"] + logs["kl_bits_per_dim"]
+    assert float(loss.detach()) == pytest.approx(float(terms), rel=1e-5)
     assert float(logs["kl_bits_per_dim"]) > 0

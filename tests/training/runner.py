@@ -16,7 +16,14 @@ from densitywatch.params import DeviceParams, ModelBlock, TrainingParams
 from densitywatch.training import loop, start_fabric
 
 TRAINING = TrainingParams(
-    steps=12, batch_size=4, learning_rate=1e-3, optimizer="muon", warmup_steps=2, evaluate_every=4, checkpoint_every=3, validation_images=8
+    steps=12,
+    batch_size=4,
+    learning_rate=1e-3,
+    optimizer="muon",
+    warmup_steps=2,
+    evaluate_every=4,
+    checkpoint_every=3,
+    validation_images=8,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import signal
 import subprocess
 import sys
@@ -112,7 +113,7 @@ def test_the_schedule_warms_up_and_ends_where_params_say() -> None:
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == pytest.approx(shares[9], abs=0.03)
     assert shares[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(shares[10:], shares[11:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(shares[10:]))
 
 
 def test_gradients_are_scaled_down_to_the_limit_and_their_norm_is_told() -> None:

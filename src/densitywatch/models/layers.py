@@ -37,7 +37,7 @@ def require_labels(labels: Tensor | None, classes: int) -> Tensor:
 def logistic_mixture_log_prob(x: Tensor, parameters: Tensor) -> Tensor:
     """Log-probability of 8-bit values under a mixture of discretised logistics (Salimans et al. 2017, PixelCNN++).
 
-    x: integers 0..255, shape (...). parameters: (3, K, ...), the mixture logits, means and log-scales, on the [-1, 1] scale.
+    x: integers 0..255, shape (...). parameters: (3, K, ...), mixture logits, means, log-scales, on the [-1, 1] scale.
     Returns nats, shape (...). The first and the last value take the tails, so the 256 probabilities sum to one.
 
     The mass of a bin, sigmoid(b) - sigmoid(a), is computed as sigmoid(b) * sigmoid(-a) * (1 - exp(a - b)), which keeps
@@ -61,8 +61,8 @@ class PixelHead(nn.Module):
     """The distribution of a pixel's sub-pixels, in a chosen colour sequence, given features of what came before it.
 
     The features (B, F, H, W) may depend on earlier pixels only. Within a pixel, colour k of the sequence also sees the
-    colours before it, through a 1x1 convolution whose weights are masked to be strictly lower triangular in the sequence
-    (the role of masks A and B in PixelRNN, van den Oord et al. 2016, kept here in one place).
+    colours before it, through a 1x1 convolution whose weights are masked to be strictly lower triangular in the
+    sequence (the role of masks A and B in PixelRNN, van den Oord et al. 2016, kept here in one place).
 
     kind: `softmax`, 256 free probabilities; `logistic_mixture`, `components` discretised logistics.
     """
@@ -90,7 +90,8 @@ class PixelHead(nn.Module):
             self.register_buffer("mask", earlier.repeat_interleave(features, 0)[:, :, None, None], persistent=False)
         if kind == "logistic_mixture":
             with torch.no_grad():  # start with means spread over the range and scales about the spread between them
-                bias = self.out.bias.view(channels, 3, components)
+                assert self.out.bias is not None
+                bias = self.out.get_parameter("bias").view(channels, 3, components)
                 bias[:, 1] = torch.linspace(-1.0, 1.0, components + 2)[1:-1]
                 bias[:, 2] = -2.0
 
@@ -101,7 +102,8 @@ class PixelHead(nn.Module):
             in_sequence = scale_images(x[:, self.sequence], features.dtype)
             hidden = hidden + F.conv2d(in_sequence, self.colours.weight * self.mask)
         b, _, h, w = hidden.shape
-        return self.out(F.elu(hidden)).view(b, self.channels, self.outputs, h, w)
+        parameters: Tensor = self.out(F.elu(hidden))
+        return parameters.view(b, self.channels, self.outputs, h, w)
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
         """Nats of every sub-pixel, (B, C, H, W) with the colours in sequence."""
@@ -150,7 +152,10 @@ class PixelHead(nn.Module):
 
 
 def draw_from_table(log_probs: Tensor, uniform: Tensor) -> Tensor:
-    """Values 0..255 by inversion: the first whose cumulated probability exceeds `uniform`. (B, 256), (B,) -> uint8 (B,)."""
+    """Values 0..255 by inversion: the first whose cumulated probability exceeds `uniform`.
+
+    (B, 256), (B,) -> uint8 (B,).
+    """
     cumulated = log_probs.exp().cumsum(1)
     return (cumulated <= uniform.unsqueeze(1) * cumulated[:, -1:]).sum(1).clamp(max=255).to(torch.uint8)
 
@@ -178,8 +183,9 @@ def generator_game_loss(fake: Tensor, kind: GeneratorLoss) -> Tensor:
 
 @torch.no_grad()
 def game_logs(x: Tensor, generated: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """How the game stands: the share of images that the discriminator (logits, 0 is undecided) calls rightly, and the spread
-    of the generated images beside that of the real ones (mean standard deviation of a pixel; near 0: all look alike)."""
+    """How the game stands: the share of images that the discriminator (logits, 0 is undecided) calls rightly, and the
+    spread of the generated images beside that of the real ones (mean standard deviation of a pixel; near 0: all look
+    alike)."""
     return {
         "discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean()),
         "spread_ratio": generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6),

@@ -63,7 +63,7 @@ def save_state(folder: Path, identity: str, tensors: dict[str, Tensor], progress
 
 
 def load_state(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
-    """The state in `folder`, or None when there is none, it is unreadable, or it is of another run (other params or data)."""
+    """The state in `folder`, or None when there is none, it is unreadable, or it is another run's (params or data)."""
     path = folder / STATE
     try:
         with safetensors.safe_open(path, framework="pt") as file:
