@@ -1,8 +1,8 @@
 """One file a model; `MODELS` maps a kind to its class, and a model's folder holds `model.safetensors`.
 
-A model file `<kind>.py` defines `Settings` (a frozen pydantic model) and names its class in `MODEL`. The class is made by
-`MODEL(settings, channels, size, classes)` (`classes` = number of labels, 0 where there are none) and offers what it can do
-and nothing more:
+A model file `<kind>.py` defines `Settings` (a frozen pydantic model) and names its class in `MODEL`. The class is made
+by `MODEL(settings, channels, size, classes)` (`classes` = number of labels, 0 where there are none) and offers what it
+can do and nothing more:
 
     loss(x, labels) -> (scalar to minimise, dict of scalars to log)     likelihood and reconstruction models
     generator_loss(n, labels), discriminator_loss(x, labels)             adversarial models
@@ -61,7 +61,7 @@ def build_model(block: ModelBlock, *, channels: int, size: int, classes: int) ->
 
 
 def save_model(
-    model: nn.Module, folder: Path | str, *, kind: str, class_names: tuple[str, ...], about: Mapping[str, Any]
+    model: Any, folder: Path | str, *, kind: str, class_names: tuple[str, ...], about: Mapping[str, Any]
 ) -> Path:
     """Write `folder/model.safetensors`, whole or not at all; all that `load_model` needs stands in its header.
 
@@ -117,7 +117,7 @@ def load_model_folder(folder: Path | str) -> nn.Module:
         if not block_kind.isidentifier():
             raise ModelError(f"{folder}: '{block_kind}' is no model kind")
         module = importlib.import_module(f"{__name__}.{block_kind}")
-        model: nn.Module = module.MODEL(
+        model: Any = module.MODEL(
             module.Settings.model_validate(header["settings"]),
             channels=header["channels"],
             size=header["size"],
@@ -133,4 +133,5 @@ def load_model_folder(folder: Path | str) -> nn.Module:
         raise ModelError(f"{folder}: weights and settings do not fit: {' '.join(str(error).split())[:300]}") from None
     model.class_names = tuple(header["class_names"])
     model.header = header
-    return model.eval()
+    loaded: nn.Module = model.eval()
+    return loaded

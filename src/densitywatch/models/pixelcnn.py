@@ -5,7 +5,6 @@ What differs from the paper:
 * kernels are cropped to the part that a mask would leave: (2, 3) and (1, 2) instead of masked (3, 3) and (1, 3), a
   third less arithmetic for the same function; dilations widen the view at no cost;
 * a learned map of positions is added to the first features, since images are centred and of one size;
-* the horizontal features of all layers, summed, feed the head (skip connections as in WaveNet);
 * the head takes the colours in sequence in one place (layers.PixelHead): 256-way softmax or logistic mixture.
 """
 

@@ -70,9 +70,7 @@ class VAE(nn.Module):
             nn.SiLU(),
             nn.Linear(256, 2 * settings.latent),
         )
-        self.decoder_in = nn.Sequential(
-            nn.Linear(settings.latent, 256), nn.SiLU(), nn.Linear(256, smallest), nn.SiLU()
-        )
+        self.decoder_in = nn.Sequential(nn.Linear(settings.latent, 256), nn.SiLU(), nn.Linear(256, smallest), nn.SiLU())
         self.decoder_convolutions = nn.ModuleList(
             [
                 nn.Conv2d(2 * c, 2 * c, 3, padding=1),
@@ -93,7 +91,7 @@ class VAE(nn.Module):
 
     def decoder_features(self, z: Tensor) -> Tensor:
         """What the head draws pixels from, (B, F, H, W)."""
-        h = self.decoder_in(z).view(len(z), -1, self.sizes[0], self.sizes[0])
+        h: Tensor = self.decoder_in(z).view(len(z), -1, self.sizes[0], self.sizes[0])
         h = h.contiguous(memory_format=torch.channels_last)
         for size, convolution in zip(self.sizes, self.decoder_convolutions, strict=True):
             if h.shape[-1] != size:
@@ -103,7 +101,8 @@ class VAE(nn.Module):
 
     def conditional_log_prob(self, x: Tensor, z: Tensor) -> Tensor:
         """log p(x|z), (B,) nats."""
-        return self.head.log_prob(self.decoder_features(z), x).sum((1, 2, 3))
+        log_prob: Tensor = self.head.log_prob(self.decoder_features(z), x)
+        return log_prob.sum((1, 2, 3))
 
     def elbo_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(reconstruction, KL), each (B,) nats, with one z of torch's global generator; ELBO = reconstruction - KL."""
@@ -123,9 +122,7 @@ class VAE(nn.Module):
         for _ in range(samples):
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
             prior = diagonal_gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
-            weights.append(
-                self.conditional_log_prob(x, z) + prior - diagonal_gaussian_log_prob(z, mean, log_variance)
-            )
+            weights.append(self.conditional_log_prob(x, z) + prior - diagonal_gaussian_log_prob(z, mean, log_variance))
         return torch.logsumexp(torch.stack(weights), 0) - math.log(samples)
 
     def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:

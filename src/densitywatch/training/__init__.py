@@ -48,7 +48,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     except ValueError as error:
         raise ParamsError(f"models.{name}.settings: {error}") from None
     if params.device.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
 
     folder = root / "checkpoints" / name
     identity = identity_of(params, name, info.digest, fabric.world_size)

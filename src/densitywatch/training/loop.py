@@ -26,7 +26,7 @@ Log = Callable[[int, dict[str, float]], None]
 
 def train(
     fabric: Any,
-    model: nn.Module,
+    model: Any,
     images: Split,
     validation: Split,
     training: TrainingParams,
@@ -41,8 +41,9 @@ def train(
 ) -> tuple[nn.Module, Progress]:
     """Train `model` and return the EMA weights of its best checkpoint by validation, with what happened on the way.
 
-    The state goes to `folder` every `checkpoint_every` steps. A run that finds a state of the same `identity` goes on from
-    it and ends with the weights of a run never stopped, bit for bit: batches and random numbers follow from (seed, step).
+    The state goes to `folder` every `checkpoint_every` steps. A run that finds a state of the same `identity` goes on
+    from it and ends with the weights of a run never stopped, bit for bit: batches and random numbers follow from
+    (seed, step).
 
     Raises TrainingDiverged when the loss is NaN or infinite; the state of the last checkpoint stays.
     """
@@ -66,7 +67,7 @@ def train(
 
     if compiled and hasattr(model, "loss"):
         torch._dynamo.config.suppress_errors = True  # where the compiler turns out not to work, the eager form serves
-        model.loss = torch.compile(model.loss, dynamic=False)  # type: ignore[assignment]
+        model.loss = torch.compile(model.loss, dynamic=False)
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
@@ -82,7 +83,8 @@ def train(
         last = step + 1 == training.steps
         if last or (step + 1) % training.evaluate_every == 0:
             row = {"step": float(step + 1), **{f"train_{key}": float(value) for key, value in logs.items()}}
-            row |= {f"validation_{key}": value for key, value in validate(ema, validation, training, seed, fabric).items()}
+            figures = validate(ema, validation, training, seed, fabric)
+            row |= {f"validation_{key}": value for key, value in figures.items()}
             # a game has no loss that says which checkpoint is best, so the last one stands
             figure = row.get("validation_loss", -float(step))
             if progress.best_validation is None or figure <= progress.best_validation:
@@ -110,7 +112,7 @@ def seed_of(seed: int, step: int, rank: int) -> int:
 
 
 def batch(images: Split, step: int, size: int, seed: int, fabric: Any) -> tuple[Tensor, Tensor]:
-    """The images of `step`: position step * size in an endless sequence of shuffled epochs, this device's share of them.
+    """The images of `step`: position step * size in an endless sequence of shuffled epochs, this device's share.
 
     It follows from (seed, step) alone, which is what makes a resumed run exact.
     """
@@ -128,7 +130,7 @@ def batch(images: Split, step: int, size: int, seed: int, fabric: Any) -> tuple[
 
 @torch.no_grad()
 def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int, fabric: Any) -> dict[str, float]:
-    """The mean of every scalar of `model.loss` over the validation images, `loss` among them; empty for adversarial models."""
+    """The mean of every scalar of `model.loss` over the validation images, `loss` among them; empty for a game."""
     if not hasattr(model, "loss"):
         return {}
     count = min(len(split), training.validation_images or len(split))

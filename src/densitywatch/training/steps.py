@@ -14,7 +14,7 @@ from densitywatch.params import TrainingParams
 
 
 class KernelMuon(torch.optim.Muon):
-    """torch's Muon (Jordan et al. 2024), which takes matrices, for convolutions too: a kernel is its matrix (out, rest).
+    """torch's Muon (Jordan et al. 2024), which takes matrices, for convolutions too: a kernel is a matrix (out, rest).
 
     The matrices share the kernels' memory; the order of a matrix's columns does not matter to Muon.
     """
@@ -27,7 +27,7 @@ class KernelMuon(torch.optim.Muon):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for weight, matrix in zip(self.weights, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if weight.grad is None else as_matrix(weight.grad)
-        super().step(closure)
+        super().step(closure)  # type: ignore[no-untyped-call]
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for weight in self.weights:
@@ -41,7 +41,7 @@ def as_matrix(weight: Tensor) -> Tensor:
     return weight.flatten(1)
 
 
-def make_optimizers(model: nn.Module, training: TrainingParams) -> dict[str, Optimizer]:
+def make_optimizers(model: Any, training: TrainingParams) -> dict[str, Optimizer]:
     """The optimisers of a model by name.
 
     Adversarial: `generator` and `discriminator`, AdamW with two time scales. Otherwise `model`, AdamW; and with
@@ -77,14 +77,13 @@ def inner_weights(model: nn.Module) -> list[nn.Parameter]:
     """Weights of linear and convolutional layers that read features and write features: Muon is not for the layers that
     touch pixels or distribution parameters, nor for embeddings, gains and biases."""
     outer = set(getattr(model, "OUTER_LAYERS", ()))
-    return [
-        module.weight
+    layers = {
+        name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d)
-        and module.weight.requires_grad
-        and name not in outer
-        and min(as_matrix(module.weight).shape) > 1
-    ]
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d) and name not in outer
+    }
+    weights = [layer.get_parameter("weight") for layer in layers.values()]
+    return [weight for weight in weights if weight.requires_grad and min(as_matrix(weight).shape) > 1]
 
 
 def schedule(step: int, training: TrainingParams) -> float:
