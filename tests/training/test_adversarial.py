@@ -66,7 +66,7 @@ def test_a_step_moves_both_players_and_logs_how_the_game_stands(fabric: Any, kin
 
     def moved(player: str) -> float:
         pairs = zip(getattr(model, player).parameters(), getattr(before, player).parameters(), strict=True)
-        return max(float((new - old).abs().max()) for new, old in pairs)
+        return max(float((new - old).detach().abs().max()) for new, old in pairs)
 
     # Adam's first step is the learning rate, whatever the gradient's size: two time scales show at once
     assert moved("generator") == pytest.approx(1e-3, rel=0.1)
