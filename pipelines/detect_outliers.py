@@ -54,17 +54,23 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     if summaries:
         create_table_artifact([_row(summary) for summary in summaries], key="outlier-batches", description="Batches")
     if failures:
-        raise DataError(f"not scored: {'; '.join(failures)}")
+        raise DataError(f"not scored, or not as expected: {'; '.join(failures)}")
     return summaries
 
 
 @task(name="score", cache_policy=NO_CACHE)
 def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
-    """Score one batch under a device slot, note it, and leave a page about it in Prefect."""
+    """Score one batch under a device slot, note it in MLflow, leave a page about it in Prefect, and check it.
+
+    Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
+    """
+    from densitywatch.outliers.acceptance import validate_batch
     from densitywatch.outliers.batch import score_source
+    from densitywatch.tracking import log_batch
 
     with device_slot():
         summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing)
+    log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     page = Path(summary["folder"]).resolve() / "report.html"
     create_markdown_artifact(
@@ -72,6 +78,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
         key="outlier-batch",
         description=_text(batch.name),
     )
+    validate_batch(Path(summary["folder"]), summary["files"], params)
     return summary
 
 

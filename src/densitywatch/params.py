@@ -87,7 +87,7 @@ class TrainingParams(Block):
     """The cosine's end, as a share of learning_rate."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
     compile: bool = False
-    """Compile this model's step where device.compile allows it; it takes about half a minute, so it is for long runs."""
+    """Compile this model's step where device.compile allows it; that takes about half a minute: for long runs."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     evaluate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=250, ge=1)
@@ -195,6 +195,10 @@ class InboxParams(Block):
     settle_seconds: float = Field(ge=0)
     """A batch without a _SUCCESS marker is left alone until its newest file is this old."""
     cron: str
+    max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
+    max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
+    """Beyond these shares of unreadable files, or of files that are there more than once, a batch's flow run fails: the
+    results stand, but someone should look at the camera or the transfer."""
 
 
 class MlflowParams(Block):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 5.0
 FLUSH_VALUES = 500
+BATCH_TAG = "densitywatch.batch"
 BATCH_LIMIT = 1000  # values that MLflow takes in one log_batch
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -34,7 +37,16 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
-__all__ = ["Run", "log_evaluation", "open_client", "prepare_store", "store_errors", "tracking_uri", "training_run"]
+__all__ = [
+    "Run",
+    "log_batch",
+    "log_evaluation",
+    "open_client",
+    "prepare_store",
+    "store_errors",
+    "tracking_uri",
+    "training_run",
+]
 
 log = logging.getLogger(__name__)
 
@@ -271,3 +283,33 @@ def log_evaluation(
         if figures_folder is not None and figures_folder.is_dir():
             run.log_artifacts(figures_folder, "evaluation")
     return True
+
+
+def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
+    """The run of one scored batch: its figures, what it was scored with, report.html and summary.json. Returns its id.
+
+    `summary` is what `score_source` returns. The same results have one run, however often they are logged.
+    """
+    from mlflow.entities import Param, RunTag
+
+    experiment = prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    key = hashlib.sha256(
+        json.dumps([summary[part] for part in ("content", "identity", "false_discovery_rate")], sort_keys=True).encode()
+    ).hexdigest()
+    name = re.sub(r"[^\w ./:+-]", "?", str(summary["batch"]))[-200:]
+    with store_errors(uri):
+        known = client.search_runs([experiment], f"tags.`{BATCH_TAG}` = '{key}' and attributes.status = 'FINISHED'")
+        if known:
+            return str(known[0].info.run_id)
+        run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
+        tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
+        client.log_batch(run_id, params=[Param("batch", name)], tags=tags)
+        run = Run(client, uri, run_id)
+        run.log(0, {key: float(value) for key, value in summary.items() if isinstance(value, int | float)})
+        run.flush()
+        for file in ("report.html", "summary.json"):
+            client.log_artifact(run_id, str(Path(summary["folder"]) / file), "batch")
+        client.set_terminated(run_id)
+    return run_id
