@@ -136,9 +136,9 @@ def demo_batch(context: typer.Context) -> None:
 
 @app.command(epilog="Example: densitywatch train pixelcnn")
 def train(context: typer.Context, model: Name) -> None:
-    """Train a model, or the feature network `classifier`, into models/MODEL.
+    """Train MODEL, or the network `classifier`.
 
-    Started again after a kill, it goes on where it was.
+    Writes models/MODEL. Started again after a kill, it goes on where it was.
     """
     params, root = _load_for(context, model, "classifier")
     if model == "classifier":
@@ -183,9 +183,9 @@ def verify_likelihood(
     n: Annotated[int, typer.Option("-n", help="How many test images.")] = 256,
     out: Annotated[Path | None, typer.Option(help="Keep the file there.", show_default=False)] = None,
 ) -> None:
-    """Code test images with MODEL's own probabilities and decode them in another process.
+    """Code and decode test images: a code length that is real.
 
-    Says how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
+    MODEL's own probabilities code them, another process decodes them, and every byte is compared. Says how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
     """
     params, root = _load_for(context, model)
     from dataclasses import asdict
@@ -324,9 +324,9 @@ def review(
     from_csv: Annotated[Path | None, typer.Option(help="Take the verdicts of such a table.")] = None,
     collect: Annotated[Path | None, typer.Option(help="Copy the reviewed originals there, by verdict.")] = None,
 ) -> None:
-    """Judge a batch's flagged images, on a local page or in a table.
+    """Judge a batch's flagged images.
 
-    Verdicts (outlier, fine) stay with the batch and give the report its precision so far.
+    On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision so far.
     """
     params, root = _load(context)
     from densitywatch.outliers import review as module
