@@ -185,7 +185,8 @@ def verify_likelihood(
 ) -> None:
     """Code and decode test images: a code length that is real.
 
-    MODEL's own probabilities code them, another process decodes them, and every byte is compared. Says how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
+    MODEL's own probabilities code them, another process decodes them, and every byte is compared. Says
+    how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
     """
     params, root = _load_for(context, model)
     from dataclasses import asdict
@@ -326,7 +327,7 @@ def review(
 ) -> None:
     """Judge a batch's flagged images.
 
-    On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision so far.
+    On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision.
     """
     params, root = _load(context)
     from densitywatch.outliers import review as module

@@ -19,7 +19,6 @@ from densitywatch.files import whole_folder
 from densitywatch.models import build_model, save_model
 from densitywatch.params import DeviceParams, Params
 from densitywatch.progress import say
-from densitywatch.training.adversarial import adversarial_warnings
 from densitywatch.training.checkpoint import Progress, load_state
 from densitywatch.training.loop import train
 
@@ -86,7 +85,6 @@ def train_model(name: str, params: Params, root: Path) -> Path:
             progress=Progress(run_id=run.run_id if run else None),
         )
         if fabric.is_global_zero:
-            progress.warnings += adversarial_warnings(progress.history)
             for warning in progress.warnings:
                 say(f"{name}: warning: {warning}")
             visits = block.training.steps * block.training.batch_size
