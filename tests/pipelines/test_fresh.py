@@ -1,0 +1,114 @@
+"""What `make run` says when there is nothing to do, and when there is; no Prefect is started here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import __main__ as entry
+from pipelines import dag, fresh, home
+
+
+@pytest.fixture
+def done(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project whose last run got to its end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
+    (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
+    (tmp_path / "mlflow.db").touch()
+    fresh.note_fresh(tmp_path)
+    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    return tmp_path
+
+
+def test_with_nothing_changed_the_second_run_ends_before_prefect_is_imported(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = set(sys.modules)
+    assert entry.main([]) == 0
+    assert capsys.readouterr().out.startswith("everything is up to date")
+    assert not {name for name in set(sys.modules) - known if name.partition(".")[0] in ("prefect", "torch", "mlflow")}
+
+
+@pytest.mark.parametrize("lost", ["var/fresh.json", "mlflow.db"])
+def test_without_its_receipt_or_its_registry_a_run_is_not_done(done: Path, lost: str) -> None:
+    assert fresh.is_fresh(done)
+    (done / lost).unlink()
+    assert not fresh.is_fresh(done)
+
+
+@pytest.mark.parametrize("file", ["params.yaml", "dvc.lock"])
+def test_an_edit_of_what_the_last_run_was_about_is_seen(done: Path, file: str) -> None:
+    with (done / file).open("a") as text:
+        text.write("# an edit\n")
+    assert not fresh.is_fresh(done)
+
+
+def test_a_stale_stage_or_a_complete_batch_in_the_inbox_is_work(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dag, "stale_stages", lambda root: {"train@vae"})
+    assert not fresh.is_fresh(done)
+    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    batch = done / "data" / "inbox" / "monday"
+    batch.mkdir(parents=True)
+    (batch / "a.png").write_bytes(b"not looked at here")
+    assert fresh.is_fresh(done), "the batch may still be written"
+    (batch / "_SUCCESS").touch()
+    assert not fresh.is_fresh(done)
+
+
+def test_a_receipt_that_is_no_json_counts_as_none(done: Path) -> None:
+    (done / "var" / "fresh.json").write_text("{")
+    assert not fresh.is_fresh(done)
+
+
+def test_a_second_run_of_the_same_checkout_is_refused_in_one_line(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with home.one_run_at_a_time(done):
+        assert entry.main(["retrain"]) == 1
+    assert capsys.readouterr().err == (
+        f"pipelines: another run is going on in {done}; wait for it to end, or stop it\n"
+    )
+    assert entry.main(["retrain"]) == 0
+
+
+def test_params_that_cannot_be_used_exit_with_2_before_anything_starts(
+    done: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (done / "params.yaml").write_text("seed: many\n")
+    assert entry.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("pipelines: ")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["retrain", "again"]])
+def test_wrong_usage_is_told(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(arguments) == 2
+    assert capsys.readouterr().err == "usage: python -m pipelines [retrain | detect-outliers]\n"
+
+
+def test_with_no_new_batch_the_inbox_job_says_so(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert entry.main(["detect-outliers"]) == 0
+    assert capsys.readouterr().out == "no new batch\n"
+
+
+def test_flows_talk_to_the_server_of_make_up_only_while_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def settle(answering: bool) -> str | None:
+        environment: dict[str, str] = {}
+        monkeypatch.setattr(home.os, "environ", environment)
+        monkeypatch.setattr(home, "answers", lambda address: answering)
+        found: Any = home.settle(tmp_path)
+        assert environment["PREFECT_HOME"] == str(tmp_path / "var" / "prefect")
+        return found
+
+    assert settle(True) is None, "nobody has started one"
+    (tmp_path / "var" / "prefect.address").write_text("http://127.0.0.1:4200/api\n")
+    assert settle(True) == "http://127.0.0.1:4200/api"
+    assert settle(False) is None
