@@ -174,11 +174,11 @@ class DetectorParams(Block):
     """Names of functions in densitywatch/outliers/scores.py."""
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
-    small_network_steps: int = Field(default=300, ge=1)
+    small_network_steps: int = Field(default=100, ge=1)
     """Length of the training of the small networks that some scores bring along (outliers/networks.py)."""
     panel_images: int = Field(default=1000, ge=2)
     """The benchmark scores so many images of each member of the panel."""
-    slow_images: int = Field(default=200, ge=2)
+    slow_images: int = Field(default=60, ge=2)
     """The same for scores that take many times as long."""
     folds: int = Field(default=10, ge=0)
     """For so many classes the benchmark fits the detector anew without the class."""

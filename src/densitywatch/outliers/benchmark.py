@@ -89,7 +89,10 @@ def every_score(
     """Score -> "normal" or panel member -> values; and the scores that were left out, with the reason."""
     declared = fitted.facts["declared"] or list(TRANSFORMATIONS)
     given, _ = detector.what_is_given(params, root)
-    given = replace(given, declared=tuple(declared))
+    few = len(normal)  # enough to fit what only rivals need
+    given = replace(
+        given, declared=tuple(declared), sample=first(given.sample, few), validation=first(given.validation, few)
+    )
     sets = {"normal": normal, **panel}
     result: dict[str, dict[str, Floats]] = {}
     left_out = []

@@ -16,9 +16,9 @@ from densitywatch.outliers.readings import Models, Readings
 from densitywatch.params import Params
 from densitywatch.progress import track
 
-TRAIN, SAMPLE = 4000, 1000
-LIMITS: dict[SplitName, int] = {"train": TRAIN + SAMPLE, "validation": 1000, "test": 600}
-OUTSIDE = 300
+TRAIN, SAMPLE = 2000, 400
+LIMITS: dict[SplitName, int] = {"train": TRAIN + SAMPLE, "validation": 300, "test": 300}
+OUTSIDE = 150
 RIVAL = "pixel_mixture"
 
 

@@ -108,7 +108,7 @@ def fit_judge(images: Images, declared: tuple[str, ...], *, steps: int, seed: in
         model = Judge(images.shape[1]).to(memory_format=torch.channels_last)
 
     def loss() -> Tensor:
-        batch = np.array(images[rng.integers(0, len(images), 64)])
+        batch = np.array(images[rng.integers(0, len(images), 32)])
         changed = transformed(batch, declared)
         drawn = np.stack(changed)[rng.integers(0, len(changed), len(batch)), np.arange(len(batch))]
         logits = model(torch.from_numpy(np.concatenate([batch, drawn])))
