@@ -148,6 +148,8 @@ class ProbeParams(Block):
     """Points of the curve; all labels come after them."""
     regularisation: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
     """L2 weights (a share of the mean loss) to choose from on the validation images."""
+    slow_images: int = Field(default=10000, ge=10)
+    """At most so many training images for autoregressive models, which are slow to read them all."""
 
 
 class EvaluateParams(Block):

@@ -29,7 +29,7 @@ def encode(model: Any, x: Tensor) -> np.ndarray:
     first = min(CHUNK, len(x)) * model.settings.latent
     start = np.random.default_rng(0).integers(1, 2**32, first * START_BITS // 32 + 2, dtype=np.uint32)
     coder = constriction.stream.stack.AnsCoder(start)
-    for images in x.split(CHUNK):
+    for images in x.split(CHUNK):  # type: ignore[no-untyped-call]  # torch has no hints here
         mean, width = _posterior(model, images)
         z = coder.decode(_gaussian(), mean, width)
         for values, tables in reversed(list(_pixels(model, z, images))):

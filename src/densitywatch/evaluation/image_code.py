@@ -148,7 +148,7 @@ def _range_encode(model: Any, x: Tensor, labels: Tensor | None) -> np.ndarray:
     values = iter(x[:, model.head.sequence].permute(2, 3, 1, 0).reshape(-1, len(x)).long())
 
     def choose(cumulated: Tensor) -> Tensor:
-        value = next(values)
+        value: Tensor = next(values)
         coder.encode(value.numpy().astype(np.int32), family, probabilities(cumulated))
         return value
 

@@ -21,7 +21,7 @@ def linear_probe(context: Context) -> Result | None:
     """Test accuracy of multinomial logistic regression on `encode(x)`, over the number of labelled training images.
 
     Left out for a model that was given labels in training: its features would tell what it was told. Raw pixels stand
-    beside it where models/classifier has their curve.
+    beside it where models/classifier has their curve. An autoregressive model's curve ends at `probe.slow_images`.
     """
     model: Any = context.model
     if not hasattr(model, "encode") or takes_labels(model):
@@ -29,7 +29,9 @@ def linear_probe(context: Context) -> Result | None:
     if len(context.info.class_names) < 2:
         return Result({}, notes=["the linear probe was left out: it needs at least two labels"])
     limit = context.params.evaluate.test_images
-    parts: dict[SplitName, int | None] = {"train": None, "validation": None, "test": limit}
+    # an autoregressive model reads an image several times as slowly as the others
+    most_for_training = context.params.evaluate.probe.slow_images if hasattr(model, "log_prob_map") else None
+    parts: dict[SplitName, int | None] = {"train": most_for_training, "validation": None, "test": limit}
     train, validation, test = (encoded(context, split, most) for split, most in parts.items())
     curve = probe_curve(train, validation, test, context.params.evaluate.probe)
     rows: list[dict[str, Any]] = [{"labels": n, "accuracy": a, "features": context.name} for n, a in curve.items()]

@@ -66,8 +66,8 @@ class LSTMScan(torch.autograd.Function):
         return as_maps(states[1:, :, left : left + p], diagonal, w).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:  # type: ignore[override]
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
         gates, cells, states, weight = ctx.saved_tensors
         offsets, spans = ctx.offsets, ctx.spans
         s, d, p, _, k4 = gates.shape
