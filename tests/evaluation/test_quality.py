@@ -140,7 +140,7 @@ def test_real_images_are_of_far_better_quality_than_noise(
         assert (folder.parents[1] / "pictures" / "neighbours.png").stat().st_size > 100
     for key in ("fid", "kid"):
         assert float(found["real"][key]) < 0.4 * float(found["noise"][key])
-    # density counts the balls a sample lies in: noise that falls together inside a wide one can have more than real images
+    # density counts the balls a sample lies in: noise that falls together inside a wide one can have more
     for key in ("precision", "coverage"):
         assert float(found["real"][key]) > float(found["noise"][key])
     assert float(found["real"]["neighbour_ratio"]) == 0.0  # they are the training images: a memoriser shows
