@@ -55,12 +55,15 @@ class ExpectationParams(Block):
     """The dataset's mean pixel value (0 to 255) lies between these."""
 
 
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+
+
 class DeviceParams(Block):
     """Where and how computation runs; passed to Lightning Fabric."""
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Precision = "32-true"
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
     """auto: torch.compile where a C++ compiler (CPU) or Triton (CUDA) is found, the eager form elsewhere."""
@@ -86,6 +89,8 @@ class TrainingParams(Block):
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
     """The cosine's end, as a share of learning_rate."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
+    precision: Precision | None = None
+    """null takes device.precision; bf16-mixed is left aside on a CPU that would only emulate it."""
     compile: bool = False
     """Compile this model's step where device.compile allows it; that takes about half a minute: for long runs."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)

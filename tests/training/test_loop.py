@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from densitywatch.data import Split
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
-from densitywatch.training import checkpoint, loop, start_fabric
+from densitywatch.training import checkpoint, loop, start_fabric, usable_precision
 from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, schedule
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -151,3 +151,31 @@ def test_every_parameter_has_exactly_one_optimiser() -> None:
     moved_by_muon = {p.data_ptr() for p in optimizers["matrices"].param_groups[0]["params"]}
     assert model.head.out.weight.data_ptr() not in moved_by_muon
     assert model.layers[0].vertical.weight.data_ptr() in moved_by_muon
+
+
+def test_mixed_precision_reaches_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Fabric applies its precision to `forward` alone; the losses are other methods."""
+    seen: list[torch.dtype] = []
+
+    class Linear(Slope):
+        def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            product = self.w.expand(1, 4) @ x.flatten(1).float().T
+            if self.training:
+                seen.append(product.dtype)
+            return product.float().square().mean(), {}
+
+    training = TrainingParams(steps=2, batch_size=4, learning_rate=0.1, evaluate_every=2)
+    split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # emulated where it is not
+    fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1), "bf16-mixed")
+    loop.train(fabric, Linear(), split, split, training, name="linear", seed=1, folder=tmp_path, identity="one")
+    assert seen == [torch.bfloat16, torch.bfloat16]
+
+
+def test_bfloat16_is_left_aside_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = DeviceParams(accelerator="cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert usable_precision("bf16-mixed", cpu) == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert usable_precision("bf16-mixed", cpu) == "bf16-mixed"
+    assert usable_precision("32-true", cpu) == "32-true"

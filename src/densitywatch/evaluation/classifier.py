@@ -126,7 +126,7 @@ def train_classifier(params: Params, root: Path) -> Path:
         "accuracy": round(accuracy, 6),
         **({f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()}),
         "parameters": sum(p.numel() for p in best.parameters()),
-        "train_seconds": round(progress.seconds, 1),
+        "train_seconds": round(progress.seconds, 3),
     }
     with whole_folder(root / FOLDER) as out:
         save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})

@@ -112,6 +112,8 @@ class PixelHead(nn.Module):
         values = x[:, self.sequence]
         if self.kind == "softmax":
             return F.log_softmax(parameters, 2).gather(2, values.long().unsqueeze(2)).squeeze(2)
+        # pixels side by side in memory, which compiled code works on many at a time
+        parameters = parameters.contiguous()
         b, c, _, h, w = parameters.shape
         mixture = parameters.view(b, c, 3, self.components, h, w).permute(2, 3, 0, 1, 4, 5)
         return logistic_mixture_log_prob(values, mixture)

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import PixelHead, bits_per_dim, require_labels, scale_images
+from densitywatch.models.autoregressive import PixelDensity
+from densitywatch.models.layers import PixelHead, require_labels, scale_images
 from densitywatch.models.pixelcnn_sampling import PixelCNNSteps
-from densitywatch.models.sampling import sample_pixels
 
 
 class Settings(BaseModel):
@@ -49,24 +49,24 @@ class GatedLayer(nn.Module):
     def __init__(self, channels: int, dilation: int, classes: int) -> None:
         super().__init__()
         d = dilation
-        # padding on both ends and a crop in forward: row i of the output sees input rows i - d and i
-        self.vertical = nn.Conv2d(channels, 2 * channels, (2, 3), padding=(d, d), dilation=d)
-        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, 2), padding=(0, d), dilation=d)
+        self.vertical = nn.Conv2d(channels, 2 * channels, (2, 3), dilation=d)
+        self.horizontal = nn.Conv2d(channels, 2 * channels, (1, 2), dilation=d)
         self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
         self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
     def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-        rows, columns = v.shape[2:]
-        vertical = self.vertical(v)[:, :, :rows]
-        horizontal = self.horizontal(h)[:, :, :, :columns] + self.vertical_to_horizontal(vertical)
+        d = self.vertical.dilation[0]
+        # zeros above and to the left alone: row i of the output sees input rows i - d and i; nothing is cropped away
+        vertical = self.vertical(F.pad(v, (d, d, d, 0)))
+        horizontal = self.horizontal(F.pad(h, (d, 0, 0, 0))) + self.vertical_to_horizontal(vertical)
         if self.label is not None and labels is not None:
             for_v, for_h = self.label(labels)[:, :, None, None].chunk(2, 1)
             vertical, horizontal = vertical + for_v, horizontal + for_h
         return v + gate(vertical), h + self.out(gate(horizontal))
 
 
-class PixelCNN(nn.Module):
+class PixelCNN(PixelDensity):
     """p(x) = prod_i p(x_i | x_1 .. x_{i-1}) over pixels in raster order, exact; x is uint8 (B, C, H, W)."""
 
     OUTER_LAYERS = ("first_vertical", "first_horizontal", "head.colours", "head.out")
@@ -79,8 +79,8 @@ class PixelCNN(nn.Module):
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         width, labels = settings.channels, classes if settings.conditional else 0
         # the channel of ones beside the image tells zero padding from a pixel of the middle grey
-        self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3), padding=(2, 1))
-        self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2), padding=(0, 2))
+        self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3))
+        self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = nn.Parameter(torch.zeros(1, width, size, size))
         self.layers = nn.ModuleList(GatedLayer(width, d, labels) for d in settings.dilations)
         self.head = PixelHead(
@@ -97,54 +97,16 @@ class PixelCNN(nn.Module):
             labels = require_labels(labels, self.classes)
         image = F.pad(scale_images(x, self.position.dtype), (0, 0, 0, 0, 0, 1), value=1.0)
         image = image.contiguous(memory_format=torch.channels_last)
-        # strictly above, strictly left: the crop leaves input rows i - 2 and i - 1, columns j - 2 and j - 1
-        v = self.first_vertical(image)[:, :, : self.size] + self.position
-        h = v + self.first_horizontal(image)[:, :, :, : self.size]
+        # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
+        v = self.first_vertical(F.pad(image, (1, 1, 2, -1))) + self.position
+        h = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
         for layer in self.layers:
             v, h = layer(v, h, labels)
         return F.elu(h)
 
-    def log_prob_map(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Nats of every pixel given those before it, (B, H, W), colours summed."""
-        return self.head.log_prob(self.features(x, labels), x).sum(1)
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Exact log-likelihood of uint8 images, (B,) nats.
-
-        A conditional model without labels answers with the mixture over them, all labels alike likely.
-        """
-        if self.settings.conditional and labels is None:
-            return torch.logsumexp(self.log_prob_by_label(x), 1) - torch.log(torch.tensor(float(self.classes)))
-        return self.log_prob_map(x, labels).sum((1, 2))
-
-    def log_prob_by_label(self, x: Tensor) -> Tensor:
-        """log p(x | label) for every label, (B, classes) nats; for conditional models."""
-        labels = torch.arange(self.classes, device=x.device)
-        return torch.stack([self.log_prob(x, label.expand(len(x))) for label in labels], 1)
-
-    def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean bits per dimension, to minimise."""
-        bits = bits_per_dim(self.log_prob(x, labels), x[0].numel()).mean()
-        return bits, {"bits_per_dim": bits.detach()}
-
-    def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        given: Tensor | None = None,
-        rows: int = 0,
-    ) -> Tensor:
-        """n images, uint8 (n, C, H, W), at about the arithmetic of one forward pass; see sampling.sample_pixels."""
-        return sample_pixels(self, n, labels, generator, given, rows)
-
     def steps(self, n: int, labels: Tensor | None = None) -> PixelCNNSteps:
         """The features one pixel at a time, with everything kept that later pixels need."""
         return PixelCNNSteps(self, n, labels)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Features for other tasks: the last layer's, averaged over a 4 x 4 grid of the image, (B, 16 F)."""
-        return F.adaptive_avg_pool2d(self.features(x), 4).flatten(1)
 
 
 MODEL = PixelCNN

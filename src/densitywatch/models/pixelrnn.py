@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import PixelHead, bits_per_dim, require_labels, scale_images
+from densitywatch.models.autoregressive import PixelDensity
+from densitywatch.models.layers import PixelHead, require_labels, scale_images
 from densitywatch.models.lstm_scan import lstm_scan
 from densitywatch.models.pixelrnn_sampling import PixelRNNSteps
-from densitywatch.models.sampling import sample_pixels
 
 
 class Settings(BaseModel):
@@ -98,7 +98,7 @@ class DiagonalBiLSTM(nn.Module):
         return x + F.linear(states, self.out.weight, self.out.bias)
 
 
-class PixelRNN(nn.Module):
+class PixelRNN(PixelDensity):
     """p(x) = prod_i p(x_i | x_1 .. x_{i-1}) over pixels in raster order, exact; x is uint8 (B, C, H, W)."""
 
     OUTER_LAYERS = ("above", "left", "head.colours", "head.out")
@@ -136,47 +136,9 @@ class PixelRNN(nn.Module):
             features = layer(features, image, labels)
         return F.elu(features).permute(2, 3, 0, 1)
 
-    def log_prob_map(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Nats of every pixel given those before it, (B, H, W), colours summed."""
-        return self.head.log_prob(self.features(x, labels), x).sum(1)
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Exact log-likelihood of uint8 images, (B,) nats.
-
-        A conditional model without labels answers with the mixture over them, all labels alike likely.
-        """
-        if self.settings.conditional and labels is None:
-            return torch.logsumexp(self.log_prob_by_label(x), 1) - torch.log(torch.tensor(float(self.classes)))
-        return self.log_prob_map(x, labels).sum((1, 2))
-
-    def log_prob_by_label(self, x: Tensor) -> Tensor:
-        """log p(x | label) for every label, (B, classes) nats; for conditional models."""
-        labels = torch.arange(self.classes, device=x.device)
-        return torch.stack([self.log_prob(x, label.expand(len(x))) for label in labels], 1)
-
-    def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean bits per dimension, to minimise."""
-        bits = bits_per_dim(self.log_prob(x, labels), x[0].numel()).mean()
-        return bits, {"bits_per_dim": bits.detach()}
-
-    def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        given: Tensor | None = None,
-        rows: int = 0,
-    ) -> Tensor:
-        """n images, uint8 (n, C, H, W), at about the arithmetic of one forward pass; see sampling.sample_pixels."""
-        return sample_pixels(self, n, labels, generator, given, rows)
-
     def steps(self, n: int, labels: Tensor | None = None) -> PixelRNNSteps:
         """The features one pixel at a time, with everything kept that later pixels need."""
         return PixelRNNSteps(self, n, labels)
-
-    def encode(self, x: Tensor) -> Tensor:
-        """Features for other tasks: the last layer's, averaged over a 4 x 4 grid of the image, (B, 16 F)."""
-        return F.adaptive_avg_pool2d(self.features(x), 4).flatten(1)
 
 
 MODEL = PixelRNN

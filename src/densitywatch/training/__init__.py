@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from densitywatch.compiling import should_compile
 from densitywatch.data import open_split, read_info
 from densitywatch.errors import ParamsError
 from densitywatch.files import whole_folder
 from densitywatch.models import build_model, save_model
-from densitywatch.params import DeviceParams, Params
+from densitywatch.params import DeviceParams, Params, Precision
 from densitywatch.progress import say
 from densitywatch.training.checkpoint import Progress, load_state
 from densitywatch.training.loop import train
@@ -40,7 +41,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     info = read_info(prepared)
     images, validation = open_split(prepared, "train"), open_split(prepared, "validation")
 
-    fabric = start_fabric(params.device)
+    fabric = start_fabric(params.device, block.training.precision)
     torch.manual_seed(params.seed)
     try:
         model = build_model(block, channels=info.channels, size=info.size, classes=len(info.class_names))
@@ -89,7 +90,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
                 say(f"{name}: warning: {warning}")
             visits = block.training.steps * block.training.batch_size
             summary = {
-                "train_seconds": round(progress.seconds, 1),
+                "train_seconds": round(progress.seconds, 3),
                 "images_per_second": round(visits / max(progress.seconds, 1e-9), 1),
                 "steps": block.training.steps,
                 "best_step": progress.best_step,
@@ -126,8 +127,8 @@ def write_model(
         (beside / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
 
 
-def start_fabric(device: DeviceParams) -> Any:
-    """Lightning Fabric on the devices of params.yaml, with this process's threads set.
+def start_fabric(device: DeviceParams, precision: Precision | None = None) -> Any:
+    """Lightning Fabric on the devices of params.yaml, with this process's threads set; `precision` overrides theirs.
 
     Raises ParamsError when the accelerator that params ask for is not there.
     """
@@ -138,7 +139,7 @@ def start_fabric(device: DeviceParams) -> Any:
         fabric = lightning_fabric.Fabric(
             accelerator=device.accelerator,
             devices=1 if device.accelerator == "cpu" and device.devices == "auto" else device.devices,
-            precision=device.precision,
+            precision=usable_precision(precision or device.precision, device),
         )
         fabric.launch()
     except (RuntimeError, ValueError) as error:
@@ -147,13 +148,12 @@ def start_fabric(device: DeviceParams) -> Any:
     return fabric
 
 
-def should_compile(device: DeviceParams) -> bool:
-    """Whether torch.compile is to be used: as params say, or where a C++ compiler (CPU) or Triton (CUDA) is found."""
-    if device.compile != "auto":
-        return device.compile
-    if torch.cuda.is_available() and device.accelerator in ("auto", "cuda"):
-        return torch.utils._triton.has_triton()
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+def usable_precision(precision: Precision, device: DeviceParams) -> Precision:
+    """bf16-mixed only where the processor computes with bfloat16 itself: emulated, it is slower than 32 bits."""
+    on_cpu = device.accelerator == "cpu" or (device.accelerator == "auto" and not torch.accelerator.is_available())
+    if precision == "bf16-mixed" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
+        return "32-true"
+    return precision
 
 
 def identity_of(params: Params, name: str, data_digest: str, devices: int) -> str:

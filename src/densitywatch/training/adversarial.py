@@ -29,16 +29,16 @@ def adversarial_step(
     Two time scales (Heusel et al. 2017): each optimiser has its learning rate. Returns the scalars to log: both losses,
     both gradient norms, and what the model logs of the game.
     """
-    discriminator_loss, logs = model.discriminator_loss(x, labels)
+    with fabric.autocast():
+        discriminator_loss, logs = model.discriminator_loss(x, labels)
     fabric.backward(discriminator_loss)
     discriminator_norm = clip_gradients(model.discriminator, training.gradient_clip)
     optimizers["discriminator"].step()
     optimizers["discriminator"].zero_grad(set_to_none=True)
 
-    model.discriminator.requires_grad_(
-        False
-    )  # the gradient passes through it to the generator and stops nowhere on the way
-    generator_loss, more_logs = model.generator_loss(len(x), labels)
+    model.discriminator.requires_grad_(False)  # the gradient passes through it and stops nowhere on the way
+    with fabric.autocast():
+        generator_loss, more_logs = model.generator_loss(len(x), labels)
     fabric.backward(generator_loss)
     model.discriminator.requires_grad_(True)
     generator_norm = clip_gradients(model.generator, training.gradient_clip)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from densitywatch.compiling import compiled as compile_function
 from densitywatch.data import Split
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import TrainingParams
@@ -66,8 +67,7 @@ def train(
         restore_optimizers(optimizers, tensors)
 
     if compiled and hasattr(model, "loss"):
-        torch._dynamo.config.suppress_errors = True  # where the compiler turns out not to work, the eager form serves
-        model.loss = torch.compile(model.loss, dynamic=False)
+        model.loss = compile_function(model.loss)
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
@@ -86,8 +86,8 @@ def train(
             figures = validate(ema, validation, training, seed, fabric)
             row |= {f"validation_{key}": value for key, value in figures.items()}
             # a game has no loss that says which checkpoint is best, so the last one stands
-            figure = row.get("validation_loss", -float(step))
-            if progress.best_validation is None or figure <= progress.best_validation:
+            figure = row.get("validation_loss")
+            if figure is None or progress.best_validation is None or figure <= progress.best_validation:
                 progress.best_validation, progress.best_step = figure, step + 1
                 best.load_state_dict(ema.state_dict())
             progress.history.append(row)

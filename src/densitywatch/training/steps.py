@@ -108,7 +108,8 @@ def likelihood_step(
     training: TrainingParams,
 ) -> dict[str, Tensor]:
     """One step down the gradient of `model.loss`; returns the scalars to log, `loss` among them."""
-    loss, logs = model.loss(x, labels)
+    with fabric.autocast():  # Fabric itself does so for `forward` alone, not for other methods on one device
+        loss, logs = model.loss(x, labels)
     fabric.backward(loss)
     norm = clip_gradients(model, training.gradient_clip)
     for optimizer in optimizers.values():
