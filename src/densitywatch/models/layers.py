@@ -97,12 +97,15 @@ class PixelHead(nn.Module):
 
     def parameters_of(self, features: Tensor, x: Tensor) -> Tensor:
         """Distribution parameters (B, C, outputs, H, W), colours in sequence; x is uint8 (B, C, H, W)."""
-        hidden = self.hidden(features)
-        if self.channels > 1:
-            in_sequence = scale_images(x[:, self.sequence], features.dtype)
-            hidden = hidden + F.conv2d(in_sequence, self.colours.weight * self.mask)
-        b, _, h, w = hidden.shape
-        parameters: Tensor = self.out(F.elu(hidden))
+        # bfloat16's 8 digits are too few for a mean that must tell 256 values apart: the head computes in float32
+        with torch.autocast(x.device.type, enabled=False):
+            features = features.to(self.hidden.weight.dtype)
+            hidden = self.hidden(features)
+            if self.channels > 1:
+                in_sequence = scale_images(x[:, self.sequence], features.dtype)
+                hidden = hidden + F.conv2d(in_sequence, self.colours.weight * self.mask)
+            b, _, h, w = hidden.shape
+            parameters: Tensor = self.out(F.elu(hidden))
         return parameters.view(b, self.channels, self.outputs, h, w)
 
     def log_prob(self, features: Tensor, x: Tensor) -> Tensor:
