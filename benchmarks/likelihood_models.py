@@ -6,24 +6,28 @@ Every line is a ratio of two times taken one after the other on this machine, th
 it says more than either time alone; with one thread it is the processor's time, which a busy machine does not change.
 The naive forms are checked to compute the same before they are timed:
 
-* PixelCNN: full-size masked kernels, no channels_last, no compiled step;
+* PixelCNN: full-size masked kernels, float32, no channels_last, no compiled step;
 * Diagonal BiLSTM: the same weights, one pixel after another, gradient by autograd;
 * sampling: the whole network once a pixel. All of its 784 steps cost the same, so a few of them are timed.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models import pixelcnn, pixelrnn
+from densitywatch.data import open_split
+from densitywatch.models import load_model_folder, pixelcnn, pixelrnn
 from densitywatch.models.layers import draw_from_table, scale_images
 from densitywatch.models.pixelcnn import gate
 
@@ -130,16 +134,50 @@ def pixelcnn_lines() -> None:
         return plain.head.log_prob(naive_features(plain, x), x).sum((1, 2, 3))
 
     naive = seconds(training_step(plain, naive_loss, x))
-    line("PixelCNN, training step, batch 16", seconds(training_step(model, model.loss, x)), naive, 16, None)
-    compiled = torch.compile(model.loss, dynamic=False)
-    line("PixelCNN, training step, batch 16, compiled", seconds(training_step(model, compiled, x)), naive, 16, 2)
+    fast = torch.compile(model.loss, dynamic=False)
+    forms = {
+        "": model.loss,
+        ", compiled": fast,
+        ", compiled, bfloat16": mixed(torch.compile(model.loss, dynamic=False)),
+    }
+    for form, loss in forms.items():
+        asked = 2 if form.endswith("16") else None
+        line(f"PixelCNN, training step, batch 16{form}", seconds(training_step(model, loss, x)), naive, 16, asked)
 
     with torch.no_grad():
         x = images(64)
         naive = seconds(lambda: naive_score(x))
-        line("PixelCNN, scoring, batch 64", seconds(lambda: model.log_prob(x)), naive, 64, None)
-        scored = torch.compile(model.log_prob, dynamic=False)
-        line("PixelCNN, scoring, batch 64, compiled", seconds(lambda: scored(x)), naive, 64, 2)
+        fast = torch.compile(model.log_prob, dynamic=False)
+        forms = {"": model.log_prob, ", compiled": fast, ", compiled, bfloat16": mixed(fast)}
+        for form, score in forms.items():
+            asked = 2 if form.endswith("16") else None
+            line(f"PixelCNN, scoring, batch 64{form}", seconds(lambda score=score: score(x)), naive, 64, asked)
+    precision_line()
+
+
+def mixed(function: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    """`function` in bfloat16 where autocast thinks that right: convolutions yes, the head and the residuals no."""
+
+    def run(x: Tensor) -> Any:
+        with torch.autocast("cpu", torch.bfloat16):
+            return function(x)
+
+    return run
+
+
+@torch.no_grad()
+def precision_line() -> None:
+    """What bfloat16 does to the bits/dim of the trained model of this folder, where there is one."""
+    folder, data = Path("models/pixelcnn"), Path("data/prepared")
+    if not folder.exists() or not data.exists():
+        print("bfloat16's effect on bits/dim: needs models/pixelcnn and data/prepared, see `make run`")
+        return
+    model: Any = load_model_folder(folder)
+    x = torch.from_numpy(np.array(open_split(data, "validation").images[:512]))
+    scale = -math.log(2) * x[0].numel()
+    exact, rounded = ((score(x).double() / scale) for score in (model.log_prob, mixed(model.log_prob)))
+    change = (rounded - exact).mean()
+    print(f"bfloat16 moves bits/dim of {len(x)} validation images from {exact.mean():.4f} by {change:+.4f}")
 
 
 def sampling_lines() -> None:

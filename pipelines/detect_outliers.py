@@ -6,6 +6,7 @@ batch and the detector alone, and appear by rename.
 
 from __future__ import annotations
 
+import base64
 import re
 import time
 from pathlib import Path
@@ -72,14 +73,27 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
         summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
-    page = Path(summary["folder"]).resolve() / "report.html"
+    folder = Path(summary["folder"]).resolve()
+    page = folder / "report.html"
     create_markdown_artifact(
-        f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n",
+        f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
+        f"{gallery_text(folder)}\n",
         key="outlier-batch",
         description=_text(batch.name),
     )
     validate_batch(Path(summary["folder"]), summary["files"], params)
     return summary
+
+
+def gallery_text(folder: Path) -> str:
+    """The least usual images as one picture inside the text: Prefect's server has no place for files."""
+    from densitywatch.outliers.gallery import contact_sheet
+
+    sheet = contact_sheet(folder)
+    if sheet is None:
+        return "No image of this batch could be read."
+    picture = base64.b64encode(sheet).decode()
+    return f"Worst first, flagged ones framed:\n\n![the least usual images](data:image/png;base64,{picture})"
 
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from densitywatch.outliers.gallery import GALLERY, picture
 from pipelines import services
 from tests.pipelines.checkout import copy_checkout, own_environment, run
 
@@ -33,7 +37,7 @@ def post(address: str) -> Any:
 
 @pytest.mark.timeout(900)
 def test_up_starts_servers_and_deploys_with_a_schedule_and_down_leaves_nothing(
-    project_root: Path, tmp_path: Path
+    project_root: Path, tmp_path: Path, browser: Any
 ) -> None:
     root = tmp_path / "checkout"
     copy_checkout(project_root, root)
@@ -52,6 +56,8 @@ def test_up_starts_servers_and_deploys_with_a_schedule_and_down_leaves_nothing(
         assert [limit["name"] for limit in post(f"{api}/v2/concurrency_limits/filter")].count("gpu") == 1
         assert post(f"{api}/automations/filter")[0]["name"] == "Crash runs that went silent"
 
+        look_at_the_gallery(root, environment, f"http://127.0.0.1:{prefect}", browser)
+
         before = services._noted(root)
         again = run(root, environment, "pipelines.services", "up")
         assert (again.returncode, services._noted(root)) == (0, before)
@@ -62,6 +68,38 @@ def test_up_starts_servers_and_deploys_with_a_schedule_and_down_leaves_nothing(
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", prefect)) != 0
     assert run(root, environment, "pipelines.services", "down").stdout == "stopped: nothing was running\n"
+
+
+PUBLISH = """
+import sys
+from pathlib import Path
+from prefect.artifacts import create_markdown_artifact
+from pipelines.detect_outliers import gallery_text
+print(create_markdown_artifact(gallery_text(Path(sys.argv[1])), key="outlier-batch"))
+"""
+
+
+def look_at_the_gallery(root: Path, environment: dict[str, str], server: str, browser: Any) -> None:
+    """The artifact of a scored batch shows its images in Prefect's UI."""
+    folder = root / "batch"
+    folder.mkdir()
+    square = picture(np.full((1, 28, 28), 90, dtype=np.uint8))
+    rows = [{"picture": square, "outlier": i < 2} for i in range(8)]
+    pq.write_table(pa.Table.from_pylist(rows), folder / GALLERY)
+    published = subprocess.run(
+        [sys.executable, "-c", PUBLISH, folder],
+        cwd=root,
+        env=environment | {"PREFECT_API_URL": f"{server}/api"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    page = browser.new_page()
+    page.goto(f"{server}/artifacts/artifact/{published.stdout.split()[-1]}")
+    shown = page.locator('img[src^="data:image/png"]')
+    shown.wait_for(timeout=60_000)
+    assert shown.evaluate("image => image.naturalWidth") == 6 * 96
+    page.screenshot(path=root / "gallery.png")
 
 
 def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from densitywatch.data import open_split, read_info
 from densitywatch.errors import DataError, ModelError
@@ -136,6 +136,28 @@ def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
         best, index = np.take_along_axis(both, order, 1), np.take_along_axis(numbers, order, 1)
     found = min(NEIGHBOURS, len(train))
     return np.asarray(train[index[:, :found].reshape(-1)]).reshape(len(images), found, *images.shape[1:])
+
+
+def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84) -> bytes | None:
+    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there is none."""
+    rows = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"])).to_pylist()
+    rows = [row for row in rows if row["picture"]]
+    if not rows:
+        return None
+    cell = side + 12
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (min(columns, len(rows)) * cell, lines * cell), "white")
+    for i, row in enumerate(rows):
+        corner = (i % columns * cell, i // columns * cell)
+        if row["outlier"]:
+            sheet.paste("#c62828", (corner[0] + 3, corner[1] + 3, corner[0] + cell - 3, corner[1] + cell - 3))
+        with Image.open(io.BytesIO(row["picture"]), formats=("PNG", "JPEG")) as drawn:
+            shown = ImageOps.contain(drawn.convert("RGB"), (side, side), Image.Resampling.NEAREST)
+        left, top = (side - shown.width) // 2, (side - shown.height) // 2
+        sheet.paste(shown, (corner[0] + 6 + left, corner[1] + 6 + top))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
 
 
 def picture(image: NDArray[np.uint8]) -> bytes:
