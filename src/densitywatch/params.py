@@ -183,6 +183,8 @@ class DetectorParams(Block):
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
     """Length of the training of the small networks that some scores bring along (outliers/networks.py)."""
+    declared_steps: int = Field(default=1000, ge=1)
+    """Length of the training of the judge of declared transformations, batches of 64 images and as many transformed."""
     panel_images: int = Field(default=1000, ge=2)
     """The benchmark scores so many images of each member of the panel."""
     slow_images: int = Field(default=60, ge=2)

@@ -68,7 +68,14 @@ def make_project(root: Path, params_file: Path, *, channels: int = 1, **detector
 
 def with_detector(params: Params, *, channels: int = 1, **detector: object) -> Params:
     """The same params for images of bars, with other values in the detector's block."""
-    small = {"small_network_steps": 3, "panel_images": 40, "slow_images": 6, "folds": 2, **detector}
+    small = {
+        "small_network_steps": 3,
+        "declared_steps": 3,
+        "panel_images": 40,
+        "slow_images": 6,
+        "folds": 2,
+        **detector,
+    }
     return params.model_copy(
         update={
             "data": params.data.model_copy(update={"size": SIZE, "channels": channels}),

@@ -12,7 +12,9 @@ import pytest
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import detector
+from densitywatch.outliers.combination import tail_surprise
 from densitywatch.outliers.conformal import p_values
+from densitywatch.outliers.members import part
 from densitywatch.params import Params
 from tests.outliers.small_project import SIZE, bars, make_project, with_detector
 
@@ -170,13 +172,18 @@ def test_declared_transformations_add_their_judge(project: tuple[Path, Params], 
     root, params = project
     again = tmp_path / "again"
     shutil.copytree(root, again)
-    declared = with_detector(params, declared=("flip",), small_network_steps=25)
+    declared = with_detector(params, declared=("flip",), declared_steps=25)
     detector.calibrate(declared, again)
     told = detector.load(again / "models" / "detector")
     assert told.facts["members"][-1] == detector.DECLARED_MEMBER
     flipped = bars(60, seed=56)[0][..., ::-1].copy()
     plain = detector.load(root / "models" / "detector")
     assert np.median(told.score(flipped).p_value) <= np.median(plain.score(flipped).p_value)
+    # the judge counts as often as the other members, together, count the same evidence
+    assert told.overlap == plain.overlap >= 1.0
+    members = told.score(flipped).members
+    judge = tail_surprise(members[detector.DECLARED_MEMBER], part(told.arrays, f"tail.{detector.DECLARED_MEMBER}"))
+    assert np.allclose(told.combine(members), plain.combine(members) + told.overlap * judge)
 
 
 def test_a_member_that_needs_a_declaration_is_refused_without_one(project: tuple[Path, Params]) -> None:

@@ -12,7 +12,7 @@ import torch
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import detector, networks
-from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.outliers.combination import fit_tail, overlap, tail_surprise
 from densitywatch.outliers.expectation import beyond_expectation, fit_expectation
 from densitywatch.outliers.features import composition, gradient_histograms, webp_nats
 from densitywatch.outliers.members import Given, all_members, find_member
@@ -179,6 +179,37 @@ def test_the_judge_learns_to_tell_an_image_from_its_declared_transformation() ->
     with torch.no_grad():
         normal, flipped = (model(torch.from_numpy(x.copy())).numpy() for x in (fresh, fresh[..., ::-1]))
     assert auroc(normal, flipped) > 0.95
+
+
+def test_the_odds_of_an_image_and_of_its_inversion_are_opposite() -> None:
+    images, _ = bars(80, 5)
+    model = networks.judge(networks.fit_judge(images, ("invert",), steps=3, seed=0))
+    with torch.no_grad():
+        odds, inverted = (model(torch.from_numpy(x)).numpy() for x in (images, 255 - images))
+    assert np.allclose(odds, -inverted, atol=1e-5)
+
+
+def test_the_judge_follows_from_its_seed_and_leaves_the_global_generator_alone() -> None:
+    images, _ = bars(80, 5)
+    before = torch.get_rng_state()
+    first, second = (networks.fit_judge(images, ("flip", "rotate"), steps=3, seed=0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(np.array_equal(first[key], second[key]) for key in first)
+    assert networks.judge(first).declared == ("flip", "rotate")
+
+
+def test_every_declared_word_holds_the_inverse_of_each_of_its_transformations() -> None:
+    x = np.random.default_rng(0).integers(0, 256, (2, 1, 5, 5), dtype=np.uint8)
+    for word in networks.TRANSFORMATIONS:
+        for changed in networks.transformed(x, (word,)):
+            assert any((back == x).all() for back in networks.transformed(changed, (word,))), word
+
+
+def test_overlap_is_how_many_copies_of_the_same_surprise_were_added() -> None:
+    surprise = np.random.default_rng(0).exponential(size=(20000, 3))
+    assert np.isclose(overlap(surprise.sum(1)), 1.0, atol=0.05)
+    assert np.isclose(overlap(3 * surprise[:, 0]), 3.0, atol=0.15)
+    assert overlap(np.zeros(4)) == 1.0
 
 
 def test_separation_agrees_with_scikit_learn_ties_included() -> None:

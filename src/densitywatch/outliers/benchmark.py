@@ -113,7 +113,8 @@ def every_score(
     ordered: dict[str, dict[str, Floats]] = {DETECTOR: whole}
     if not fitted.facts["declared"] and judge is not None:
         ordered[DECLARED] = {
-            key: whole[key] + tail_surprise(result[detector.DECLARED_MEMBER][key], judge) for key in sets
+            key: whole[key] + fitted.overlap * tail_surprise(result[detector.DECLARED_MEMBER][key], judge)
+            for key in sets
         }
     return ordered | result, left_out
 

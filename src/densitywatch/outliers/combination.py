@@ -16,6 +16,16 @@ TAIL = 0.05
 KNOTS = 200
 
 
+def overlap(total: Floats) -> float:
+    """How many times over a sum of surprises (N,) counts the same evidence: its variance over its mean, at least 1.
+
+    A sum of k independent surprises has mean k and variance k; where they say the same, the variance is larger and the
+    sum divided by this ratio is the evidence that is there (Brown 1975, "A method for combining non-independent,
+    one-sided tests of significance").
+    """
+    return max(1.0, float(total.var() / max(float(total.mean()), 1e-9)))
+
+
 def fit_tail(score: Floats) -> Arrays:
     """What `tail_surprise` needs to know of a score's values (N,) on normal images."""
     levels = np.linspace(0.0, 1.0 - TAIL, KNOTS)

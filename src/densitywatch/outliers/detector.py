@@ -24,7 +24,7 @@ from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS
 from densitywatch.outliers import conformal, explain
-from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.outliers.combination import fit_tail, overlap, tail_surprise
 from densitywatch.outliers.members import Fitted, Given, Member, find_member, named, part
 from densitywatch.outliers.readings import Images, Models, Readings
 from densitywatch.params import Params
@@ -79,6 +79,9 @@ class Detector:
         self.members: list[Member] = [find_member(name) for name in facts["members"]]
         self._fitted = {name: part(dict(arrays), name) for name in facts["members"]}
         self._tails = {name: part(dict(arrays), f"tail.{name}") for name in facts["members"]}
+        self.overlap = float(arrays["overlap"][0])
+        """How many times over the members count the same evidence; the judge of declared transformations, which reads
+        the images by itself, counts so many times."""
         self._texture = part(dict(arrays), "texture")
         self.calibration = np.asarray(arrays["calibration.score"], dtype=np.float64)
 
@@ -101,7 +104,11 @@ class Detector:
 
     def combine(self, members: Mapping[str, Floats]) -> Floats:
         """One score: the sum over members of -log P(a normal image scores as high), nats, (B,)."""
-        return np.asarray(np.sum([tail_surprise(members[m.name], self._tails[m.name]) for m in self.members], axis=0))
+        weights = {DECLARED_MEMBER: self.overlap}
+        surprises = [
+            weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name]) for m in self.members
+        ]
+        return np.asarray(np.sum(surprises, axis=0))
 
     def score(self, images: Images) -> Scores:
         """Score a batch of uint8 images (B, C, H, W)."""
@@ -174,10 +181,15 @@ def calibrate(params: Params, root: Path) -> Path:
     members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
     given, models = what_is_given(params, root)
     arrays: dict[str, NDArray[Any]] = {}
+    total = np.zeros(len(given.validation))
     for member in members:
         arrays |= named(member.name, fit_member(member, given))
         values = np.asarray(member.score(given.validation, part(arrays, member.name)), dtype=np.float64)
-        arrays |= named(f"tail.{member.name}", fit_tail(values))
+        tail = fit_tail(values)
+        arrays |= named(f"tail.{member.name}", tail)
+        if member.name != DECLARED_MEMBER:
+            total += tail_surprise(values, tail)
+    arrays["overlap"] = np.array([overlap(total)])
     arrays |= named("texture", explain.fit_texture(given.validation))
     facts = {
         "format": FORMAT,
@@ -232,10 +244,12 @@ def what_is_given(params: Params, root: Path) -> tuple[Given, Models]:
     given = Given(
         train=Readings(images[train], models),
         sample=Readings(images[sample], models),
+        all_train=images,
         validation=Readings(np.array(open_split(data, "validation").images), models),
         seed=params.seed,
         declared=params.detector.declared,
         steps=params.detector.small_network_steps,
+        declared_steps=params.detector.declared_steps,
     )
     return given, models
 

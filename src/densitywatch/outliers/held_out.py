@@ -57,10 +57,12 @@ def _fold(params: Params, inside: dict[SplitName, NDArray[np.uint8]], outside: N
     given = Given(
         train=Readings(train[:cut], models),
         sample=Readings(train[cut:], models),
+        all_train=train,
         validation=Readings(inside["validation"], models),
         seed=params.seed,
         declared=(),
         steps=1,
+        declared_steps=1,
     )
     normal, foreign = Readings(inside["test"], models), Readings(outside, models)
     result: dict[str, float] = {}

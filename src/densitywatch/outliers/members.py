@@ -25,11 +25,15 @@ class Given:
     """Training images for densities that need many; reading them with a network would take long."""
     sample: Readings
     """Other training images, few enough to be read by every model; none of them is in `train`."""
+    all_train: NDArray[np.uint8]
+    """Every training image, left on disk: for what is trained in small batches."""
     validation: Readings
     seed: int
     declared: tuple[str, ...]
     steps: int
     """Length of the training of a score's own small network."""
+    declared_steps: int
+    """Length of the training of the judge of declared transformations."""
 
 
 Score = Callable[[Readings, Fitted], Floats]

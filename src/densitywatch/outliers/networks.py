@@ -75,54 +75,79 @@ def _small_density(channels: int, dilations: tuple[int, ...], colours: int, size
 
 
 class Judge(nn.Module):
-    """Tells images as they are from transformed ones: log P(transformed) - log P(as it is), up to a constant."""
+    """Tells images as they are from declared transformations of them: log odds, higher is more transformed.
 
-    def __init__(self, colours: int) -> None:
+    A network u says how untransformed an image looks; the odds compare the image with its own transformations, log sum
+    over T of exp(u(T x)) minus u(x). So u need only rank versions of one image, never different images, which takes
+    far less training. The inverse of every T must be among the declared ones; each word of TRANSFORMATIONS has them.
+    That mirror images can be told at all: Lin et al. 2020, "Visual chirality".
+    """
+
+    def __init__(self, colours: int, declared: tuple[str, ...]) -> None:
         super().__init__()
+        self.declared = declared
         self.body = nn.Sequential(
-            nn.Conv2d(colours, 24, 3, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(24, 48, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(48, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(4),  # keeps where things are
+            *_convolution(colours, 16),
+            *_convolution(16, 32, stride=2),
+            *_convolution(32, 32),
+            *_convolution(32, 64, stride=2),
+            *_convolution(64, 64),
+            nn.Conv2d(64, 32, 1),
+            nn.AdaptiveAvgPool2d(7),  # keeps where things are
             nn.Flatten(),
-            nn.Linear(64 * 16, 64),
             nn.SiLU(),
-            nn.Linear(64, 1),
+            nn.Dropout(0.3),
+            nn.Linear(32 * 49, 1),
         )
 
+    def as_it_is(self, x: Tensor) -> Tensor:
+        """u(x) of uint8 images, (B,)."""
+        value: Tensor = self.body(scale_images(x).contiguous(memory_format=torch.channels_last))[:, 0]
+        return value
+
     def forward(self, x: Tensor) -> Tensor:
-        logit: Tensor = self.body(scale_images(x).contiguous(memory_format=torch.channels_last))[:, 0]
-        return logit
+        others = [self.as_it_is(torch.from_numpy(changed)) for changed in transformed(x.numpy(), self.declared)]
+        return torch.stack(others).logsumexp(0) - self.as_it_is(x)
+
+
+def _convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
+    return [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
 
 
 def fit_judge(images: Images, declared: tuple[str, ...], *, steps: int, seed: int) -> Arrays:
-    """Train a Judge: a batch holds images as they are and each of them under a declared transformation drawn anew."""
+    """Train a Judge: every image of a batch against one declared transformation of itself, log(1 + exp(u(T x) - u(x)))
+    (the pairwise loss of Burges et al. 2005, "Learning to rank using gradient descent").
+
+    Transformations are drawn anew for each batch, those that are hard to tell (a high loss of late) more often. That
+    leaves the odds as they are, since each comparison is of one pair.
+    """
     rng = np.random.default_rng(seed)
+    losses = np.full(sum(len(TRANSFORMATIONS[word]) for word in declared), math.log(2.0))
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = Judge(images.shape[1]).to(memory_format=torch.channels_last)
+        model = Judge(images.shape[1], declared).to(memory_format=torch.channels_last)
 
-    def loss() -> Tensor:
-        batch = np.array(images[rng.integers(0, len(images), 32)])
-        changed = transformed(batch, declared)
-        drawn = np.stack(changed)[rng.integers(0, len(changed), len(batch)), np.arange(len(batch))]
-        logits = model(torch.from_numpy(np.concatenate([batch, drawn])))
-        target = torch.arange(2.0).repeat_interleave(len(batch))
-        return F.binary_cross_entropy_with_logits(logits, target)
+        def loss() -> Tensor:
+            batch = np.array(images[np.sort(rng.integers(0, len(images), 64))])
+            drawn = rng.choice(len(losses), len(batch), p=0.8 * losses / losses.sum() + 0.2 / len(losses))
+            changed = np.stack(transformed(batch, declared))[drawn, np.arange(len(batch))]
+            normal, other = model.as_it_is(torch.from_numpy(np.concatenate([batch, changed]))).chunk(2)
+            each = F.softplus(other - normal)
+            for i, value in zip(drawn, each.tolist(), strict=True):
+                losses[i] += 0.01 * (value - losses[i])
+            return each.mean()
 
-    _descend(model, loss, steps, 2e-3)
-    return _arrays(model)
+        _descend(model, loss, steps, 2e-3)
+    return {"declared": np.array([list(TRANSFORMATIONS).index(word) for word in declared]), **_arrays(model)}
 
 
 def judge(fitted: Arrays) -> Judge:
     """The network whose weights `fit_judge` returned."""
-    model = Judge(fitted["body.0.weight"].shape[1])
-    _restore(model, fitted)
+    weights = {key: value for key, value in fitted.items() if key != "declared"}
+    words = list(TRANSFORMATIONS)
+    model = Judge(weights["body.0.weight"].shape[1], tuple(words[int(i)] for i in fitted["declared"]))
+    _restore(model, weights)
     return model.to(memory_format=torch.channels_last)
 
 

@@ -122,7 +122,7 @@ def transformation_ratio(seen: Readings, fitted: Fitted) -> Floats:
 
 
 def _fit_judge(given: Given) -> Fitted:
-    return networks.fit_judge(given.train.images, given.declared, steps=4 * given.steps, seed=given.seed)
+    return networks.fit_judge(given.all_train, given.declared, steps=given.declared_steps, seed=given.seed)
 
 
 @member("it looks turned, mirrored or inverted", fit=_fit_judge, declared=True)
