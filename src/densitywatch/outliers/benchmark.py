@@ -34,7 +34,7 @@ Table = dict[str, dict[str, list[float]]]
 """Panel member -> figure -> [value, low, high]."""
 
 RESAMPLES = 100
-BATCHES, BATCH = 200, 500
+BATCHES, BATCH = 1000, 500
 OUTLIER_SHARES = (0.01, 0.05, 0.1)
 DETECTOR, DECLARED = "detector", "detector, transformations declared"
 
