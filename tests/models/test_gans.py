@@ -130,7 +130,7 @@ def test_the_logit_of_the_conditional_discriminator_is_a_projection_on_the_label
     h = x
     for convolution in d.convolutions:
         h = F.leaky_relu(convolution(h), 0.1)
-    features = F.relu(d.last(h)).sum((2, 3))
+    features = F.leaky_relu(d.last(h.flatten(1)), 0.1)
     for label in range(3):
         expected = d.out(features)[:, 0] + features @ d.embedding.weight[label]
         assert torch.allclose(d(x, torch.full((5,), label)), expected, atol=1e-5)
@@ -138,15 +138,31 @@ def test_the_logit_of_the_conditional_discriminator_is_a_projection_on_the_label
 
 def test_a_label_changes_the_image_and_only_the_image_that_it_was_given_to() -> None:
     model = small(conditional_gan).eval()
-    with torch.no_grad():
-        for norm in model.generator.norms:
-            norm.scale.add_(torch.randn_like(norm.scale))
     a, b = (
         model.sample(4, torch.tensor(labels), torch.Generator().manual_seed(3))
         for labels in ([0, 1, 2, 0], [0, 1, 1, 0])
     )
     assert torch.equal(a[[0, 1, 3]], b[[0, 1, 3]])
     assert not torch.equal(a[2], b[2])
+
+
+def test_half_of_two_labels_starts_halfway_between_their_images() -> None:
+    model = small(conditional_gan).eval()
+    z = torch.randn(1, 5).expand(3, -1)
+    weights = torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.0, 1.0, 0.0]])
+    with torch.no_grad():
+        first, half, second = model.generator.project(model.generator.joined(z, weights))
+    assert torch.allclose(half, (first + second) / 2, atol=1e-6)
+    assert not torch.allclose(first, second, atol=1e-2)
+
+
+def test_the_conditional_discriminator_sees_where_things_are() -> None:
+    model = small(conditional_gan, size=16).eval()
+    x = images(4, size=16).float() / 127.5 - 1.0
+    swapped = torch.cat([x[:, :, 8:], x[:, :, :8]], 2)
+    labels = torch.zeros(4, dtype=torch.long)
+    with torch.no_grad():
+        assert (model.discriminator(x, labels) - model.discriminator(swapped, labels)).abs().min() > 1e-4
 
 
 def test_the_conditional_gan_says_whether_it_takes_labels() -> None:

@@ -22,6 +22,8 @@ STRIPS, FRAMES = 6, 9
 ROWS = 6
 POOL = 4000
 """Latents from which classes' means are taken."""
+EXEMPLARS = 8
+"""Latents averaged into what a draw starts from: single ones are unstable (Radford et al. 2016 average three)."""
 FEWEST = 10
 """A class with fewer latents in the pool is left out: its mean says little."""
 
@@ -30,8 +32,8 @@ def latent_space(context: Context) -> Result | None:
     """Spherical interpolation strips and latent arithmetic, each with the share of intended classes over many draws.
 
     `interpolation_accuracy`: of walks between two latents of one class, the share whose midway image is of that class.
-    `latent_arithmetic_accuracy`: of draws z - mean(A) + mean(B), z a latent of class A, the share whose image is of
-    class B.
+    `latent_arithmetic_accuracy`: of draws z - mean(A) + mean(B), z the mean of some latents of class A, the share whose
+    image is of class B.
 
     Model: `sample`, `decode(z) -> uint8`, and `latents(n, labels, generator)` or `encode(x)`. Both figures need a
     classifier of at least two labels; the strips need none.
@@ -71,17 +73,13 @@ def latent_space(context: Context) -> Result | None:
 
     means = {c: latents[members[c]].mean(0) for c in usable}
     pairs = [rng.choice(usable, 2, replace=False) for _ in range(draws)]
-    starts = [int(rng.choice(members[a])) for a, _ in pairs]
-    moved = torch.stack(
-        [add(latents[i], means[b] - means[a], gaussian) for i, (a, b) in zip(starts, pairs, strict=True)]
-    )
+    starts = [mean_of(latents[rng.choice(members[a], EXEMPLARS, replace=False)], gaussian) for a, _ in pairs]
+    moved = torch.stack([add(z, means[b] - means[a], gaussian) for z, (a, b) in zip(starts, pairs, strict=True)])
     images = decode(moved)
     reached = classes_of(network, images) == np.array([b for _, b in pairs])
 
     shown = range(min(ROWS, draws))
-    rows = np.stack(
-        [decode(torch.stack([latents[starts[i]], means[pairs[i][0]], means[pairs[i][1]], moved[i]])) for i in shown]
-    )
+    rows = np.stack([decode(torch.stack([starts[i], means[pairs[i][0]], means[pairs[i][1]], moved[i]])) for i in shown])
     write_whole(context.out / "latent_arithmetic.png", pictures.grid(rows.reshape(-1, *rows.shape[2:]), 4))
     metrics = {"interpolation_accuracy": float(stayed.mean()), "latent_arithmetic_accuracy": float(reached.mean())}
     names = context.info.class_names
@@ -95,13 +93,20 @@ def latent_space(context: Context) -> Result | None:
         Figure(
             "latent_arithmetic.png",
             "Latent arithmetic",
-            "From left to right: an image, the mean latent of its class (subtracted), the mean latent of another"
-            f" class (added), and the result, which the classifier takes for the class that was added in"
+            f"From left to right: the mean of {EXEMPLARS} latents of a class, the mean of all its latents (subtracted),"
+            f" that of another class (added), and the result, which the classifier takes for the class added in"
             f" {reached.mean():.0%} of {draws} draws.",
             rows=tuple(f"{names[pairs[i][0]]} to {names[pairs[i][1]]}" for i in shown),
         ),
     ]
     return Result(dict(metrics), figures)
+
+
+def mean_of(latents: Tensor, gaussian: int) -> Tensor:
+    """The mean of latents (N, D), its first `gaussian` numbers as long as those of the latents are on average."""
+    mean = latents.mean(0)
+    length = latents[:, :gaussian].norm(dim=1).mean() / mean[:gaussian].norm().clamp(min=1e-12)
+    return torch.cat([mean[:gaussian] * length, mean[gaussian:]])
 
 
 def pool(context: Context) -> Tensor:

@@ -2,13 +2,17 @@
 and a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): scale and shift per
 label.
 
-What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; a label may
+What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; the label
+enters the generator beside the latent, too, as in BigGAN (Brock et al. 2019), because scales and shifts that start out
+equal part too slowly; the discriminator's last layer looks at the whole map instead of summing over it; a label may
 also be a mixture of labels, so that one can walk from one to the other; an exponential average of the generator's
 weights. Without labels in the dataset it trains as one label, that is unconditionally.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -37,6 +41,8 @@ class Settings(BaseModel):
     """At the smallest map; every doubling of the size halves them, down to 16."""
     discriminator_channels: int = Field(default=32, ge=4)
     """After the first layer; every halving of the size doubles them, up to eight times as many."""
+    discriminator_features: int = Field(default=128, ge=4)
+    """The width of the layer that is projected on the label."""
     loss: Literal["hinge", "minimax", "non_saturating"] = "hinge"
 
 
@@ -63,19 +69,24 @@ class Generator(nn.Module):
         super().__init__()
         doublings = halvings(size)
         self.size, self.start = size, -(-size // 2**doublings)
-        widths = [max(16, settings.generator_channels // 2**i) for i in range(doublings)]
-        self.project = nn.Linear(settings.latent, widths[0] * self.start**2, bias=False)
+        widths = [max(16, settings.generator_channels // 2**i) for i in range(doublings + 1)]
+        self.project = nn.Linear(settings.latent + labels, widths[0] * self.start**2, bias=False)
         self.norms = nn.ModuleList(ConditionalBatchNorm(width, labels) for width in widths)
-        self.doublings = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 4, stride=2, padding=1)
-            for i, o in zip(widths, [*widths[1:], channels], strict=True)
-        )
+        self.doublings = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, stride=2, padding=1) for i, o in pairwise(widths))
+        self.out = nn.Conv2d(widths[-1], channels, 3, padding=1)
 
     def forward(self, z: Tensor, weights: Tensor) -> Tensor:
-        h = self.project(z).view(len(z), -1, self.start, self.start).contiguous(memory_format=torch.channels_last)
-        for norm, double in zip(self.norms, self.doublings, strict=True):
+        h = self.project(self.joined(z, weights)).view(len(z), -1, self.start, self.start)
+        h = h.contiguous(memory_format=torch.channels_last)
+        for norm, double in zip(self.norms[:-1], self.doublings, strict=True):
             h = double(F.relu(norm(h, weights)))
-        return torch.tanh(h[:, :, : self.size, : self.size])
+        # at full size a convolution sees across the seams that a doubling leaves
+        h = self.out(F.relu(self.norms[-1](h, weights)))
+        return torch.tanh(h[:, :, : self.size, : self.size].float())
+
+    def joined(self, z: Tensor, weights: Tensor) -> Tensor:
+        """Latents and labels side by side, (B, latent + labels), a label as long as a latent is on average."""
+        return torch.cat([z, weights * math.sqrt(z.shape[1])], 1)
 
 
 class Discriminator(nn.Module):
@@ -84,22 +95,23 @@ class Discriminator(nn.Module):
     def __init__(self, settings: Settings, channels: int, size: int, labels: int) -> None:
         super().__init__()
         depth = halvings(size)
-        widths = [settings.discriminator_channels * min(8, 2**i) for i in range(depth + 1)]
+        widths = [settings.discriminator_channels * min(8, 2**i) for i in range(depth)]
         self.convolutions = nn.ModuleList(
             spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
-            for i, o in zip([channels, *widths], widths[:-1], strict=False)
+            for i, o in zip([channels, *widths], widths, strict=False)
         )
-        self.last = spectral_norm(nn.Conv2d(widths[-2], widths[-1], 3, padding=1))
-        self.out = spectral_norm(nn.Linear(widths[-1], 1))
-        self.embedding = spectral_norm(nn.Embedding(labels, widths[-1]))
+        # one layer over the whole map: summed over places instead, local texture would be all that counts
+        self.last = spectral_norm(nn.Linear(widths[-1] * (size // 2**depth) ** 2, settings.discriminator_features))
+        self.out = spectral_norm(nn.Linear(settings.discriminator_features, 1))
+        self.embedding = spectral_norm(nn.Embedding(labels, settings.discriminator_features))
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         h = x.contiguous(memory_format=torch.channels_last)
         for convolution in self.convolutions:
             h = F.leaky_relu(convolution(h), 0.1)
-        features = F.relu(self.last(h)).sum((2, 3))
+        features = F.leaky_relu(self.last(h.flatten(1)), 0.1)
         logits: Tensor = self.out(features).squeeze(1) + (self.embedding(labels) * features).sum(1)
-        return logits
+        return logits.float()
 
 
 class ConditionalGAN(nn.Module):
