@@ -76,6 +76,23 @@ def test_a_step_moves_both_players_and_logs_how_the_game_stands(fabric: Any, kin
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
+def test_both_players_compute_in_the_precision_of_the_run(kind: str, split: Split) -> None:
+    fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1, precision="bf16-mixed"))
+    model: Any = made(kind)
+    trained = fabric.setup_module(model)
+    dtypes = set()
+    for player in (model.generator, model.discriminator):
+        for layer in player.modules():
+            if isinstance(layer, torch.nn.Linear):
+                layer.register_forward_hook(lambda _layer, _inputs, output: dtypes.add(output.dtype))
+    x, labels = torch.from_numpy(split.images[:8].copy()), torch.from_numpy(split.labels[:8])
+    logs = adversarial_step(fabric, trained, make_optimizers(model, training()), x, labels, training())
+    assert dtypes == {torch.bfloat16}
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    assert all(torch.isfinite(value) for value in logs.values())
+
+
+@pytest.mark.parametrize("kind", SETTINGS)
 def test_a_game_that_was_stopped_and_goes_on_ends_with_the_same_weights(
     fabric: Any, kind: str, split: Split, tmp_path: Path
 ) -> None:

@@ -39,7 +39,7 @@ class Settings(BaseModel):
     latent: int = Field(default=64, ge=1)
     generator_channels: int = Field(default=128, ge=16)
     """At the smallest map; every doubling of the size halves them, down to 16."""
-    discriminator_channels: int = Field(default=32, ge=4)
+    discriminator_channels: int = Field(default=64, ge=4)
     """After the first layer; every halving of the size doubles them, up to eight times as many."""
     discriminator_features: int = Field(default=128, ge=4)
     """The width of the layer that is projected on the label."""

@@ -58,7 +58,7 @@ class Generator(nn.Module):
         h = self.project(z).view(len(z), -1, self.start, self.start).contiguous(memory_format=torch.channels_last)
         for norm, double in zip(self.norms, self.doublings, strict=True):
             h = double(F.relu(norm(h)))
-        return torch.tanh(h[:, :, : self.size, : self.size])
+        return torch.tanh(h[:, :, : self.size, : self.size].float())
 
 
 class Discriminator(nn.Module):
@@ -83,7 +83,7 @@ class Discriminator(nn.Module):
         return found
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.out(self.maps(x)[-1].flatten(1)).squeeze(1)
+        logits: Tensor = self.out(self.maps(x)[-1].flatten(1)).squeeze(1).float()
         return logits
 
 
