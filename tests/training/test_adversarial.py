@@ -76,7 +76,10 @@ def test_a_step_moves_both_players_and_logs_how_the_game_stands(fabric: Any, kin
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_both_players_compute_in_the_precision_of_the_run(kind: str, split: Split) -> None:
+def test_both_players_compute_in_the_precision_of_the_run(
+    kind: str, split: Split, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # emulated where it is not
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1, precision="bf16-mixed"))
     model: Any = made(kind)
     trained = fabric.setup_module(model)
