@@ -70,7 +70,8 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.tracking import log_batch
 
     with device_slot():
-        summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing)
+        labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
+        summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing, label_model=labels)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()

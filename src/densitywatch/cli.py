@@ -271,6 +271,9 @@ def score(
     fdr: Annotated[
         float | None, typer.Option(help="Share of false alarms among the flagged; by default the detector's.")
     ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="A conditional density that labels every image, such as conditional_pixelcnn.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Look at the first N files only.", metavar="N")] = None,
     fail_on: Annotated[
         int | None, typer.Option(help="Exit with 1 when N images or more are flagged.", metavar="N")
@@ -284,8 +287,17 @@ def score(
     params, root = _load(context)
     from densitywatch.outliers import batch
 
+    label_model = labels if labels is None or "/" in labels else f"models/{labels}"
     summary = batch.score_source(
-        source, params, root, out, detector, false_discovery_rate=fdr, limit=limit, fail_on=fail_on
+        source,
+        params,
+        root,
+        out,
+        detector,
+        false_discovery_rate=fdr,
+        limit=limit,
+        fail_on=fail_on,
+        label_model=label_model,
     )
     folder = summary.pop("folder")
     _show(summary)

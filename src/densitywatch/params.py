@@ -204,6 +204,8 @@ class InboxParams(Block):
     settle_seconds: float = Field(ge=0)
     """A batch without a _SUCCESS marker is left alone until its newest file is this old."""
     cron: str
+    labels: str | None = Field(default=None, min_length=1)
+    """The model whose champion labels every image, a conditional density; null leaves labels out."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """Beyond these shares of unreadable files, or of files that are there more than once, a batch's flow run fails: the

@@ -7,10 +7,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from densitywatch.data.images import decode_picture
 from densitywatch.errors import DataError, ModelError, OutliersFound, ParamsError
+from densitywatch.models import pixelcnn, save_model
 from densitywatch.outliers import chunks, conformal
 from densitywatch.outliers.batch import batch_name, results_folder, score_source
+from densitywatch.outliers.detector import Scores
 from densitywatch.outliers.verdicts import read_verdicts, write_verdicts
 from densitywatch.params import Params
 
@@ -78,6 +82,40 @@ def test_labels_stand_in_the_table_where_the_detector_gives_them(params: Params,
     assert list(table) == [*COLUMNS, "label", "label_probability"]
     assert set(table[table.status == "scored"].label) == {"bag"}
     assert table[table.status == "quarantined"].label.isna().all()
+
+
+def test_a_conditional_density_labels_every_image_beside_the_verdict(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    class Verdicts(Brightness):
+        def score(self, images: Any) -> Any:
+            found = super().score(images)
+            return Scores(found.score, found.p_value, found.bits_per_dim, found.members)
+
+    settings = pixelcnn.Settings(channels=4, dilations=(1,), conditional=True)
+    model = pixelcnn.PixelCNN(settings, channels=1, size=28, classes=3)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    names = ("shirt", "bag", "boot")
+    save_model(model, tmp_path / "models" / "labeller", kind="pixelcnn", class_names=names, about={})
+
+    without = score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts())
+    score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts(), label_model="models/labeller")
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet").query("status == 'scored'")
+    images = np.stack(
+        [decode_picture((source / path).read_bytes(), size=28, channels=1, resize="crop").pixels for path in table.path]
+    )
+    with torch.no_grad():
+        posterior = model.log_prob_by_label(torch.from_numpy(images)).double().softmax(1)
+    assert list(table.label) == [names[k] for k in posterior.argmax(1)]
+    assert np.allclose(table.label_probability, posterior.amax(1), atol=5e-3)
+    assert table.outlier.sum() == without["outliers"]
+
+    settings = settings.model_copy(update={"conditional": False})
+    unconditional = pixelcnn.PixelCNN(settings, channels=1, size=28, classes=0)
+    save_model(unconditional, tmp_path / "models" / "plain", kind="pixelcnn", class_names=(), about={})
+    with pytest.raises(ModelError, match="is no density by label"):
+        score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts(), label_model="models/plain")
 
 
 def test_an_image_of_another_size_or_colour_is_scored_and_its_row_says_what_was_changed(

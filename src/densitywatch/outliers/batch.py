@@ -48,6 +48,7 @@ def score_source(
     limit: int | None = None,
     fail_on: int | None = None,
     listing: str | None = None,
+    label_model: str | None = None,
 ) -> dict[str, Any]:
     """Score every file of `source` and write the results to `out` (by default <inbox.results>/<name of the source>).
 
@@ -55,7 +56,8 @@ def score_source(
     `detector`: a folder, a registry address, or a loaded detector; None takes models/detector. `false_discovery_rate`
     goes before the detector's own. `limit`: only that many files, from the first. Returns the summary and, under
     `folder`, where the results are. Results of the same files, detector and rates are left as they are. `listing` is
-    kept in run.json for outliers/inbox.py.
+    kept in run.json for outliers/inbox.py. `label_model`: a folder or registry address of a class-conditional density,
+    which fills `label` and `label_probability`.
 
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound when at least `fail_on` images are flagged (after the results are written).
@@ -68,6 +70,8 @@ def score_source(
     shown = _shown(source, root)
     found = entries(str(root / source) if is_local(source) and not source.startswith("file://") else source)
     loaded, digest = load_detector(detector, params, root)
+    if label_model is not None:
+        loaded, digest = with_labels(loaded, digest, label_model, params, root)
     rate = false_discovery_rate if false_discovery_rate is not None else loaded.false_discovery_rate
     identity = {
         "format": FORMAT,
@@ -159,6 +163,21 @@ def load_detector(detector: Any, params: Params, root: Path) -> tuple[Any, str]:
     for name in sorted(parts):
         whole.update(f"{name} {file_digest(parts[name])}\n".encode())
     return loaded, whole.hexdigest()
+
+
+def with_labels(detector: Any, digest: str, where: str, params: Params, root: Path) -> tuple[Any, str]:
+    """The detector with labels from the model at `where`, and the digest of both."""
+    from densitywatch.models import WEIGHTS, load_model_folder
+    from densitywatch.outliers.labelling import WithLabels
+
+    if where.startswith("models:/"):
+        from densitywatch.registry import download_model
+
+        folder = Path(download_model(where, params, root))
+    else:
+        folder = root / where
+    labelled = WithLabels(detector, load_model_folder(folder), where)
+    return labelled, hashlib.sha256(f"{digest} {file_digest(folder / WEIGHTS)}".encode()).hexdigest()
 
 
 def batch_name(source: str) -> str:

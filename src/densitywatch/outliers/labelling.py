@@ -1,0 +1,53 @@
+"""A label beside the detector's verdict: a class-conditional density read by Bayes' rule (evaluation/labels.py).
+
+Which class an image looks like most and whether it belongs at all are two questions. The label answers the first, also
+for an image that the detector flags; the flag answers the second, at the stated rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from densitywatch.errors import ModelError
+from densitywatch.evaluation.labels import by_bayes
+
+BATCH = 64
+
+
+class WithLabels:
+    """A detector whose scores also have `label` and `label_probability`, from `model`, a class-conditional density.
+
+    All labels are taken as alike likely beforehand. Costs one pass of the model for every label and image.
+
+    Raises ModelError for a model without labels, or of images of another size or colour than the detector's.
+    """
+
+    def __init__(self, detector: Any, model: Any, where: str) -> None:
+        if not hasattr(model, "log_prob_by_label") or not model.settings.conditional:
+            raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
+        if (model.channels, model.size) != (detector.channels, detector.size):
+            raise ModelError(
+                f"{where}: made for images of {model.size} x {model.size} pixels and {model.channels} channels, the"
+                f" detector for {detector.size} x {detector.size} and {detector.channels}"
+            )
+        self.detector, self.model = detector, model
+        self.class_names: tuple[str, ...] = model.class_names
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("detector", "model"):  # not yet there: without this line looking for them would look for them
+            raise AttributeError(name)
+        return getattr(self.detector, name)
+
+    def score(self, images: NDArray[np.uint8]) -> Any:
+        with torch.inference_mode():
+            parts = [
+                self.model.log_prob_by_label(torch.from_numpy(np.array(images[i : i + BATCH]))).double().numpy()
+                for i in range(0, len(images), BATCH)
+            ]
+        found = by_bayes(np.concatenate(parts))
+        return replace(self.detector.score(images), label=found.label, label_probability=found.probability)
