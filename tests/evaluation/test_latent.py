@@ -13,7 +13,7 @@ import torch
 
 from densitywatch.evaluation import latent
 from densitywatch.evaluation.context import Context
-from densitywatch.evaluation.latent import add, latent_space, slerp, walk
+from densitywatch.evaluation.latent import at_length, latent_space, slerp, walk
 
 
 def test_a_walk_on_the_sphere_starts_and_ends_where_it_should_and_turns_evenly() -> None:
@@ -42,9 +42,9 @@ def test_the_weights_of_labels_go_straight_and_the_rest_along_the_sphere() -> No
     assert torch.allclose(half, torch.tensor([math.sqrt(2), math.sqrt(2), 0.5, 0.5]))
 
 
-def test_arithmetic_keeps_the_length_of_the_gaussian_part_alone() -> None:
-    moved = add(torch.tensor([3.0, 4.0, 1.0]), torch.tensor([1.0, -4.0, 1.0]), gaussian=2)
-    assert torch.allclose(moved, torch.tensor([5.0, 0.0, 2.0]))
+def test_arithmetic_sets_the_length_of_the_gaussian_part_alone() -> None:
+    moved = at_length(torch.tensor([[3.0, 4.0, 1.0], [0.0, 0.5, 2.0]]), 2, torch.tensor(10.0))
+    assert torch.allclose(moved, torch.tensor([[6.0, 8.0, 1.0], [0.0, 10.0, 2.0]]))
 
 
 class Signs(torch.nn.Module):

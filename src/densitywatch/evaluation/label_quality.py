@@ -14,7 +14,7 @@ from torch import nn
 from densitywatch.data import Split
 from densitywatch.evaluation.classifier import FeatureNetwork, classes_of
 from densitywatch.evaluation.context import Context, Result, takes_labels
-from densitywatch.evaluation.quality import feature_network, generated
+from densitywatch.evaluation.quality import draw, feature_network, generated, training_labels
 from densitywatch.params import DeviceParams, TrainingParams
 
 
@@ -23,7 +23,8 @@ def label_quality(context: Context) -> Result | None:
 
     `gan_test_accuracy`: the share of samples that a classifier of real images (models/classifier) gives the label asked
     for; low when samples are poor or of the wrong label. `gan_train_accuracy`: the share of real test images that a
-    classifier trained on nothing but the samples gets right; low, too, when the samples lack variety.
+    classifier trained on nothing but samples gets right, as many as there are training images (Shmelkov et al. 2018; of
+    models that draw pixel by pixel, the same samples as above); low, too, when the samples lack variety.
 
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
@@ -40,6 +41,10 @@ def label_quality(context: Context) -> Result | None:
         return None
     metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
     steps = context.params.evaluate.quality.label_training_steps
+    if not hasattr(context.model, "log_prob_map"):  # as many samples as there are training images, as GAN-train asks
+        labels = training_labels(context, context.info.counts["train"])
+        parts = draw(context.model, len(labels), labels, context.generator(), context.params.evaluate.batch_size)
+        images = np.concatenate(list(parts))
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
     metrics["gan_train_accuracy"] = share_right(student, real, known)

@@ -73,13 +73,17 @@ def latent_space(context: Context) -> Result | None:
 
     means = {c: latents[members[c]].mean(0) for c in usable}
     pairs = [rng.choice(usable, 2, replace=False) for _ in range(draws)]
-    starts = [mean_of(latents[rng.choice(members[a], EXEMPLARS, replace=False)], gaussian) for a, _ in pairs]
-    moved = torch.stack([add(z, means[b] - means[a], gaussian) for z, (a, b) in zip(starts, pairs, strict=True)])
+    length = latents[:, :gaussian].norm(dim=1).mean()
+    starts = [latents[rng.choice(members[a], EXEMPLARS, replace=False)].mean(0) for a, _ in pairs]
+    moved = torch.stack([z + means[b] - means[a] for z, (a, b) in zip(starts, pairs, strict=True)])
+    moved, shown_starts = (at_length(z, gaussian, length) for z in (moved, torch.stack(starts)))
     images = decode(moved)
     reached = classes_of(network, images) == np.array([b for _, b in pairs])
 
     shown = range(min(ROWS, draws))
-    rows = np.stack([decode(torch.stack([starts[i], means[pairs[i][0]], means[pairs[i][1]], moved[i]])) for i in shown])
+    rows = np.stack(
+        [decode(torch.stack([shown_starts[i], means[pairs[i][0]], means[pairs[i][1]], moved[i]])) for i in shown]
+    )
     write_whole(context.out / "latent_arithmetic.png", pictures.grid(rows.reshape(-1, *rows.shape[2:]), 4))
     metrics = {"interpolation_accuracy": float(stayed.mean()), "latent_arithmetic_accuracy": float(reached.mean())}
     names = context.info.class_names
@@ -102,11 +106,11 @@ def latent_space(context: Context) -> Result | None:
     return Result(dict(metrics), figures)
 
 
-def mean_of(latents: Tensor, gaussian: int) -> Tensor:
-    """The mean of latents (N, D), its first `gaussian` numbers as long as those of the latents are on average."""
-    mean = latents.mean(0)
-    length = latents[:, :gaussian].norm(dim=1).mean() / mean[:gaussian].norm().clamp(min=1e-12)
-    return torch.cat([mean[:gaussian] * length, mean[gaussian:]])
+def at_length(z: Tensor, gaussian: int, length: Tensor) -> Tensor:
+    """z (N, D) with the first `gaussian` numbers of each brought to `length`: a mean of draws lies far inside the shell
+    that the decoder knows."""
+    norm = z[:, :gaussian].norm(dim=1, keepdim=True).clamp(min=1e-12)
+    return torch.cat([z[:, :gaussian] * (length / norm), z[:, gaussian:]], 1)
 
 
 def pool(context: Context) -> Tensor:
@@ -150,12 +154,3 @@ def walk(a: Tensor, b: Tensor, t: Tensor, gaussian: int) -> Tensor:
     them.
     """
     return torch.cat([slerp(a[:gaussian], b[:gaussian], t), torch.lerp(a[gaussian:], b[gaussian:], t[:, None])], 1)
-
-
-def add(z: Tensor, change: Tensor, gaussian: int) -> Tensor:
-    """z + change; the first `gaussian` numbers keep the length that they had in z, for the decoder knows that shell
-    alone.
-    """
-    moved = z + change
-    length = z[:gaussian].norm() / moved[:gaussian].norm().clamp(min=1e-12)
-    return torch.cat([moved[:gaussian] * length, moved[gaussian:]])

@@ -77,15 +77,18 @@ def generated(context: Context) -> tuple[np.ndarray, np.ndarray | None]:
     if "generated" not in context.shared:
         settings = context.params.evaluate.quality
         n = settings.slow_images if hasattr(context.model, "log_prob_map") else settings.images
-        labels = None
-        if takes_labels(context.model):
-            _, known = context.pick("train")
-            order = np.random.default_rng(context.params.seed).integers(0, len(known), n)
-            labels = known[order]
+        labels = training_labels(context, n) if takes_labels(context.model) else None
         parts = draw(context.model, n, labels, context.generator(), context.params.evaluate.batch_size)
         context.shared["generated"] = (np.concatenate(list(parts)), labels)
     images, labels = context.shared["generated"]
     return images, labels
+
+
+def training_labels(context: Context, n: int) -> np.ndarray:
+    """Labels of n training images drawn at random, for samples that are to have the same shares."""
+    _, known = context.pick("train")
+    order = np.random.default_rng(context.params.seed).integers(0, len(known), n)
+    return np.asarray(known[order])
 
 
 def draw(
