@@ -63,7 +63,7 @@ ROWS: list[Row] = [
     Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower"),
     Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
     Row("FID (our features)", key("fid"), number, "lower"),
-    Row("KID (our features)", key("kid"), lambda v: f"{v:.4f}", "lower"),
+    Row("KID (our features)", key("kid"), number, "lower"),
     Row("FID (Inception)", key("inception_fid"), number, "lower"),
     Row("Precision", key("precision"), share, "higher"),
     Row("Recall", key("recall"), share, "higher"),
