@@ -6,6 +6,7 @@ compute features and in nothing else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from densitywatch.models.layers import PixelHead, bits_per_dim
 from densitywatch.models.sampling import Steps, sample_pixels
 
 
-class PixelDensity(nn.Module):
+class PixelDensity(nn.Module, ABC):
     """A model with `features(x, labels) -> (B, F, H, W)`, of pixels before each pixel alone, and a `head`."""
 
     head: PixelHead
@@ -26,11 +27,13 @@ class PixelDensity(nn.Module):
     settings: Any
     """`settings.conditional`: every image has its label's density."""
 
+    @abstractmethod
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        raise NotImplementedError
+        """What every pixel knows of the pixels before it: (B, F, H, W)."""
 
+    @abstractmethod
     def steps(self, n: int, labels: Tensor | None = None) -> Steps:
-        raise NotImplementedError
+        """The same features one pixel at a time, with everything kept that later pixels need."""
 
     def log_prob_map(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Nats of every pixel given those before it, (B, H, W), colours summed."""
