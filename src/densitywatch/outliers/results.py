@@ -43,8 +43,7 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         [*(RESULTS.field(name) for name in names), OUTLIER, *(RESULTS.field(n) for n in LABELS if labelled)]
     )
     content, reasons, changed, start = hashlib.sha256(), dict[str, int](), 0, 0
-    # a row group is a chunk, so a large batch has thousands: without statistics their index stays small
-    with pq.ParquetWriter(fresh / SCORES, schema, write_statistics=False) as writer:
+    with pq.ParquetWriter(fresh / SCORES, schema) as writer:
         for part in parts:
             table = pq.read_table(part, columns=RESULTS.names)
             flags = pa.array(outlier[start : start + table.num_rows])
@@ -83,7 +82,6 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         ),
     }
     write_whole(fresh / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    pa.default_memory_pool().release_unused()  # what thousands of small tables left behind
     return summary
 
 
