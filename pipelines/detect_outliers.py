@@ -45,7 +45,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     if not wanted:
         get_run_logger().info("no new batch in %s", params.inbox.address)
         return []
-    ensure_device_limit()
+    ensure_device_limit(params.device.slots)
     summaries, failures = [], []
     for batch in wanted:
         try:

@@ -34,7 +34,7 @@ def retrain(root: Path = Path()) -> list[Step]:
     """
     root = root.resolve()
     params = load_params(root / "params.yaml")
-    ensure_device_limit()
+    ensure_device_limit(params.device.slots)
     steps: list[Step] = []
     stale = dag.stale_stages(root)
     remote = dag.default_remote(root)

@@ -140,7 +140,7 @@ def _deploy(root: Path, params: Params) -> None:
     _prefect(root, params, "work-pool", "create", POOL, "--type", "process", "--overwrite")
     from pipelines.stages import ensure_device_limit
 
-    ensure_device_limit()
+    ensure_device_limit(params.device.slots)
     _watch_silent_runs()
     _prefect(root, params, "deploy", "--all", "--prefect-file", "pipelines/prefect.yaml")
 

@@ -81,10 +81,10 @@ def device_slot(needed: bool = True) -> Iterator[None]:
 
 
 def ensure_device_limit(slots: int = 1) -> None:
-    """Create the limit `gpu` where the server has none; one that a user has set stays as it is.
+    """Create the limit `gpu` where the server has none; one that a user has set on a server stays as it is.
 
-    Two trainings at once on one device, or on the same cores, gain nothing; hence one slot. A server of Prefect's own
-    making, which lives as long as this process, starts with all slots free: one that a killed run held comes back.
+    A server of Prefect's own making, which lives as long as this process, takes the number of params.yaml and starts
+    with all slots free: one that a killed run held comes back.
     """
     with get_client(sync_client=True) as client:
         try:
@@ -94,4 +94,6 @@ def ensure_device_limit(slots: int = 1) -> None:
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
             return
         if client.server_type == ServerType.EPHEMERAL:
-            client.update_global_concurrency_limit(DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(active_slots=0))
+            client.update_global_concurrency_limit(
+                DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots, active_slots=0)
+            )

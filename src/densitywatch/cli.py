@@ -80,15 +80,23 @@ def options(
     context.obj = params
 
 
-def _load(context: typer.Context, *, check_models: bool = False) -> tuple[Params, Path]:
-    """The params and the project's top folder (where the command was typed)."""
-    from densitywatch.params import load_params
+def _load(context: typer.Context, *, check_models: bool = False, stage: bool = False) -> tuple[Params, Path]:
+    """The params and the project's top folder (where the command was typed).
 
-    return load_params(context.obj, check_models=check_models), Path.cwd()
+    stage: the verb is a stage that computes beside others and keeps to its slot's share of the cores.
+    """
+    from densitywatch.params import check_settings, load_params
+
+    params = load_params(context.obj, check_models=False)
+    if stage:
+        environment.limit_threads(os.environ, params.device.threads_of_a_stage)
+    if check_models:
+        check_settings(params, context.obj)
+    return params, Path.cwd()
 
 
-def _load_for(context: typer.Context, name: str, *also: str) -> tuple[Params, Path]:
-    params, root = _load(context, check_models=True)
+def _load_for(context: typer.Context, name: str, *also: str, stage: bool = False) -> tuple[Params, Path]:
+    params, root = _load(context, check_models=True, stage=stage)
     if name not in params.models and name not in also:
         known = ", ".join([*params.models, *also])
         raise ParamsError(f"no model '{name}' in {context.obj}; there is: {known}")
@@ -140,7 +148,7 @@ def train(context: typer.Context, model: Name) -> None:
 
     Writes models/MODEL. Started again after a kill, it goes on where it was.
     """
-    params, root = _load_for(context, model, "classifier")
+    params, root = _load_for(context, model, "classifier", stage=True)
     if model == "classifier":
         from densitywatch.evaluation.classifier import train_classifier
 
@@ -154,7 +162,7 @@ def train(context: typer.Context, model: Name) -> None:
 @app.command(epilog="Example: densitywatch evaluate pixelcnn")
 def evaluate(context: typer.Context, model: Name) -> None:
     """Write metrics/MODEL.json and reports/models/MODEL."""
-    params, root = _load_for(context, model)
+    params, root = _load_for(context, model, stage=True)
     from densitywatch.evaluation import evaluate_model
 
     evaluate_model(model, params, root)
@@ -165,7 +173,7 @@ def calibrate(context: typer.Context) -> None:
     """Fit the outlier detector and calibrate its p-values."""
     from densitywatch.outliers import detector
 
-    detector.calibrate(*_load(context, check_models=True))
+    detector.calibrate(*_load(context, check_models=True, stage=True))
 
 
 @app.command()
@@ -173,7 +181,7 @@ def benchmark(context: typer.Context) -> None:
     """Measure the detector: metrics/outliers.json."""
     from densitywatch.outliers import benchmark as module
 
-    module.benchmark(*_load(context, check_models=True))
+    module.benchmark(*_load(context, check_models=True, stage=True))
 
 
 @app.command("verify-likelihood", epilog="Example: densitywatch verify-likelihood pixelcnn -n 256 --out images.dwcode")

@@ -17,6 +17,12 @@ SETTINGS = {
 }
 
 
+def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
+    """So many threads for torch, BLAS and scikit-learn, unless the user exported another number; call it before any of
+    them is imported."""
+    environment.setdefault("OMP_NUM_THREADS", str(threads))
+
+
 def settle(environment: MutableMapping[str, str]) -> None:
     """Set what is not set yet; what the user exported stays. Call it before the libraries concerned are imported."""
     for name, value in SETTINGS.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,8 +68,14 @@ class DeviceParams(Block):
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
     """auto: torch.compile where a C++ compiler (CPU) or Triton (CUDA) is found, the eager form elsewhere."""
+    slots: int = Field(default=1, ge=1)
+    """Stages that compute at once. Small networks fill one core: two beside each other are done sooner than in turn."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; null takes the machine's cores. Part of what makes two runs bit-identical."""
+    """CPU threads of a stage; null takes its slot's share of the cores. Part of what makes two runs bit-identical."""
+
+    @property
+    def threads_of_a_stage(self) -> int:
+        return self.threads or max(1, (os.cpu_count() or 1) // self.slots)
 
 
 class TrainingParams(Block):
@@ -134,7 +141,7 @@ class QualityParams(Block):
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
     """At most this many of both kinds for those four figures: their cost grows with the square."""
-    label_training_steps: int = Field(default=1000, ge=1)
+    label_training_steps: int = Field(default=300, ge=1)
     """Steps of the classifier that is trained on a conditional model's samples alone."""
     inception_weights: str | None = None
     """A safetensors file of the Inception network of the published FID; null leaves that figure out."""
@@ -272,12 +279,17 @@ def load_params(path: Path | str = "params.yaml", *, check_models: bool = True) 
     except ValidationError as error:
         raise ParamsError(f"{path}: {first_problem(error)}") from None
     if check_models:
-        for name, block in params.models.items():
-            try:
-                model_settings(block)
-            except ParamsError as error:
-                raise ParamsError(f"{path}: models.{name}.{error}") from None
+        check_settings(params, path)
     return params
+
+
+def check_settings(params: Params, path: Path | str) -> None:
+    """Check each model's settings, which imports torch. Raises ParamsError as load_params does."""
+    for name, block in params.models.items():
+        try:
+            model_settings(block)
+        except ParamsError as error:
+            raise ParamsError(f"{path}: models.{name}.{error}") from None
 
 
 def model_settings(block: ModelBlock) -> BaseModel:

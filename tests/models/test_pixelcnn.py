@@ -23,9 +23,9 @@ def test_a_gated_layers_vertical_stack_sees_its_row_and_above_and_its_horizontal
     dilation: int,
 ) -> None:
     torch.manual_seed(0)
-    layer = GatedLayer(4, dilation, 0).double()
+    layer = GatedLayer(4, dilation).double()
     v, h = (torch.randn(1, 4, SIZE, SIZE, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    v_out, h_out = layer(v, h, None)
+    v_out, h_out = layer(v, h)
     assert v_out.shape == h_out.shape == v.shape
     rows, columns = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     for i, j in [(0, 0), (4, 4), (5, SIZE - 1), (SIZE - 1, 0)]:
@@ -59,6 +59,39 @@ def test_a_conditional_model_asks_for_labels_by_name() -> None:
     model = PixelCNN(Settings(channels=4, dilations=(1,), conditional=True), channels=1, size=4, classes=3)
     with pytest.raises(ValueError, match="conditional on 3 labels"):
         model.log_prob_map(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))
+
+
+def conditional(**settings: float) -> PixelCNN:
+    torch.manual_seed(0)
+    fixed = Settings(channels=4, dilations=(1,), conditional=True, **settings)  # type: ignore[arg-type]
+    return PixelCNN(fixed, channels=1, size=4, classes=3).double()
+
+
+def test_the_loss_adds_the_labels_nats_by_bayes_rule_at_their_weight() -> None:
+    model, labels = conditional(label_weight=0.1), torch.tensor([2, 0])
+    x = torch.randint(0, 256, (2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    by_label = torch.stack([model.log_prob(x, torch.full((2,), k)) for k in range(3)], 1)
+    given = by_label[[0, 1], labels]
+    nats = (by_label.logsumexp(1) - given).mean()
+    bits = -given.mean() / (16 * torch.log(torch.tensor(2.0)).double())
+    loss, logged = model.loss(x, labels)
+    assert loss.item() == pytest.approx((bits + 0.1 * nats).item())
+    assert (logged["bits_per_dim"].item(), logged["label_nats"].item()) == pytest.approx((bits.item(), nats.item()))
+
+
+def test_without_a_weight_the_loss_is_the_likelihood_alone() -> None:
+    model, labels = conditional(label_weight=0.0), torch.tensor([2, 0])
+    x = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
+    loss, logged = model.loss(x, labels)
+    assert list(logged) == ["bits_per_dim"]
+    assert loss.item() == pytest.approx(-model.log_prob(x, labels).mean().item() / (16 * 0.6931471805599453))
+
+
+def test_labels_in_parts_are_the_labels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("densitywatch.models.pixelcnn.PART", 2)
+    x = torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    model = conditional()
+    assert torch.allclose(model.log_prob_by_label(x), model.every_label(x), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,35 @@ def test_two_stages_that_use_the_device_never_run_at_the_same_time(
     assert all(first.ended <= second.started + 0.05 for first, second in itertools.pairwise(using))
 
 
+def test_with_two_slots_two_stages_run_beside_each_other_and_no_third(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        time.sleep(1.5)
+        return "ran"
+
+    def set_slots(slots: int) -> None:
+        with get_client(sync_client=True) as client:
+            client.update_global_concurrency_limit(stages.DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots))
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    stages.ensure_device_limit()
+    set_slots(2)
+    try:
+        steps, _ = run(
+            tmp_path, [dag.Stage(f"train@{name}", (), True) for name in "abcd"], set(map("train@{}".format, "abcd"))
+        )
+    finally:
+        set_slots(1)
+    at_once = [sum(other.started <= step.started < other.ended for other in steps) for step in steps]
+    assert max(at_once) == 2
+
+
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,15 +41,16 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.evaluation.curves import loss_csv
     from densitywatch.evaluation.evaluators import EVALUATORS
     from densitywatch.models import WEIGHTS, load_model_folder
+    from densitywatch.models.pixelcnn import PART
 
     model: Any = load_model_folder(root / "models" / name)
     info = read_info(root / "data" / "prepared")
     _check_fit(name, model, info)
     device = choose_device(params.device)
     classifier = root / "models" / "classifier"
-    if hasattr(model, "log_prob_map") and takes_labels(model) and should_compile(params.device):
+    if hasattr(model, "every_label") and takes_labels(model) and should_compile(params.device):
         # every test image is scored under every label, which pays for the compiler's time
-        model.log_prob_map = compiled_for_batches(model.log_prob_map, params.evaluate.batch_size)
+        model.every_label = compiled_for_batches(model.every_label, PART)
     training = _read_training(root / "models" / name)
     metrics: dict[str, Any] = {key: training[key] for key in FROM_TRAINING if training.get(key) is not None}
     figures: list[dict[str, Any]] = []

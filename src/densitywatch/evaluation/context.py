@@ -121,8 +121,7 @@ def takes_labels(model: nn.Module) -> bool:
 
 def choose_device(device: DeviceParams) -> torch.device:
     """One device to evaluate on; evaluation is in float32 and on one device, so that figures compare."""
-    if device.threads:
-        torch.set_num_threads(device.threads)
+    torch.set_num_threads(device.threads_of_a_stage)
     kind = device.accelerator
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

@@ -11,11 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from densitywatch.data import Split
+from densitywatch.data import Split, open_split
 from densitywatch.evaluation.classifier import FeatureNetwork, classes_of
 from densitywatch.evaluation.context import Context, Result, takes_labels
 from densitywatch.evaluation.quality import draw, feature_network, generated, training_labels
 from densitywatch.params import DeviceParams, TrainingParams
+
+CHECKPOINTS = 10
 
 
 def label_quality(context: Context) -> Result | None:
@@ -24,7 +26,9 @@ def label_quality(context: Context) -> Result | None:
     `gan_test_accuracy`: the share of samples that a classifier of real images (models/classifier) gives the label asked
     for; low when samples are poor or of the wrong label. `gan_train_accuracy`: the share of real test images that a
     classifier trained on nothing but samples gets right, as many as there are training images (Shmelkov et al. 2018; of
-    models that draw pixel by pixel, the same samples as above); low, too, when the samples lack variety.
+    models that draw pixel by pixel, the same samples as above); low, too, when the samples lack variety. Of the student
+    classifier the checkpoint counts that does best on real validation images: after it a student learns what tells
+    samples from images.
 
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
@@ -48,12 +52,15 @@ def label_quality(context: Context) -> Result | None:
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
     metrics["gan_train_accuracy"] = share_right(student, real, known)
-    note = f"gan_train_accuracy is that of a classifier trained for {steps:,} steps on {len(images):,} samples"
+    note = f"gan_train_accuracy is that of a classifier trained for at most {steps:,} steps on {len(images):,} samples"
     return Result(dict(metrics), notes=[note])
 
 
 def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, context: Context) -> FeatureNetwork:
-    """A fresh classifier of the settings of params.classifier, trained for `steps` steps on the given images alone."""
+    """A fresh classifier of the settings of params.classifier, trained for `steps` steps on the given images alone.
+
+    The checkpoint of least loss on the validation images is the one returned.
+    """
     from densitywatch.training import start_fabric
     from densitywatch.training.loop import train
 
@@ -67,7 +74,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
         update={
             "steps": steps,
             "warmup_steps": min(settings.training.warmup_steps, steps),
-            "evaluate_every": steps,
+            "evaluate_every": max(1, steps // CHECKPOINTS),
             "checkpoint_every": steps,
         }
     )
@@ -81,7 +88,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             fabric,
             network.to(memory_format=torch.channels_last),
             split,
-            split,
+            open_split(context.data, "validation"),
             training,
             name="classifier on samples",
             seed=params.seed,

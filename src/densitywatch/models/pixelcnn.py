@@ -5,6 +5,9 @@ What differs from the paper:
 * kernels are cropped to the part that a mask would leave: (2, 3) and (1, 2) instead of masked (3, 3) and (1, 3), a
   third less arithmetic for the same function; dilations widen the view at no cost;
 * a learned map of positions is added to the first features, since images are centred and of one size;
+* a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
+  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
+* a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
 * the head takes the colours in sequence in one place (layers.PixelHead): 256-way softmax or logistic mixture.
 """
 
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.models.autoregressive import PixelDensity
-from densitywatch.models.layers import PixelHead, require_labels, scale_images
+from densitywatch.models.layers import PixelHead, bits_per_dim, require_labels, scale_images
 from densitywatch.models.pixelcnn_sampling import PixelCNNSteps
 
 
@@ -34,7 +37,15 @@ class Settings(BaseModel):
     components: int = Field(default=5, ge=1)
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
     conditional: bool = False
-    """Condition every layer on the image's label."""
+    """A density for every label."""
+    label_layers: int = Field(default=2, ge=1)
+    """Gated layers that know the label; only for conditional models."""
+    label_weight: float = Field(default=0.03, ge=0)
+    """Bits/dim that the loss adds for each nat of -log p(label | x); 0 is the likelihood alone."""
+
+
+PART = 25
+"""Images whose labels are all computed at once: 250 rows at ten labels."""
 
 
 def gate(x: Tensor) -> Tensor:
@@ -46,24 +57,35 @@ def gate(x: Tensor) -> Tensor:
 class GatedLayer(nn.Module):
     """One layer of both stacks; vertical row i sees rows up to i of its input, horizontal column j columns up to j."""
 
-    def __init__(self, channels: int, dilation: int, classes: int) -> None:
+    def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
         d = dilation
         self.vertical = nn.Conv2d(channels, 2 * channels, (2, 3), dilation=d)
         self.horizontal = nn.Conv2d(channels, 2 * channels, (1, 2), dilation=d)
         self.vertical_to_horizontal = nn.Conv2d(2 * channels, 2 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
-        self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
-    def forward(self, v: Tensor, h: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         d = self.vertical.dilation[0]
         # zeros above and to the left alone: row i of the output sees input rows i - d and i; nothing is cropped away
         vertical = self.vertical(F.pad(v, (d, d, d, 0)))
         horizontal = self.horizontal(F.pad(h, (d, 0, 0, 0))) + self.vertical_to_horizontal(vertical)
-        if self.label is not None and labels is not None:
-            for_v, for_h = self.label(labels)[:, :, None, None].chunk(2, 1)
-            vertical, horizontal = vertical + for_v, horizontal + for_h
         return v + gate(vertical), h + self.out(gate(horizontal))
+
+
+class LabelLayer(nn.Module):
+    """A pixel's features in the light of a label, each pixel by itself."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(channels, 2 * channels, 1)
+        self.label = nn.Embedding(classes, 2 * channels)
+        nn.init.normal_(self.label.weight, std=0.3)  # the labels start out as small changes of one density
+        self.out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, h: Tensor, labels: Tensor) -> Tensor:
+        change: Tensor = self.out(gate(self.inner(h) + self.label(labels)[:, :, None, None]))
+        return h + change
 
 
 class PixelCNN(PixelDensity):
@@ -77,12 +99,14 @@ class PixelCNN(PixelDensity):
         if settings.conditional and not classes:
             raise ValueError("conditional: the dataset has no labels")
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
-        width, labels = settings.channels, classes if settings.conditional else 0
+        width = settings.channels
         # the channel of ones beside the image tells zero padding from a pixel of the middle grey
         self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3))
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = nn.Parameter(torch.zeros(1, width, size, size))
-        self.layers = nn.ModuleList(GatedLayer(width, d, labels) for d in settings.dilations)
+        self.layers = nn.ModuleList(GatedLayer(width, d) for d in settings.dilations)
+        label_layers = settings.label_layers if settings.conditional else 0
+        self.label_layers = nn.ModuleList(LabelLayer(width, classes) for _ in range(label_layers))
         self.head = PixelHead(
             width,
             channels,
@@ -93,16 +117,52 @@ class PixelCNN(PixelDensity):
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """What every pixel knows of the pixels before it: (B, F, H, W)."""
-        if self.settings.conditional:
-            labels = require_labels(labels, self.classes)
+        return self.with_label(self.before_label(x), labels)
+
+    def before_label(self, x: Tensor) -> Tensor:
+        """What all labels share of the features, (B, F, H, W)."""
+        h: Tensor
         image = F.pad(scale_images(x, self.position.dtype), (0, 0, 0, 0, 0, 1), value=1.0)
         image = image.contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
         v = self.first_vertical(F.pad(image, (1, 1, 2, -1))) + self.position
         h = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
         for layer in self.layers:
-            v, h = layer(v, h, labels)
+            v, h = layer(v, h)
+        return h
+
+    def with_label(self, h: Tensor, labels: Tensor | None) -> Tensor:
+        """The features, from what all labels share of them."""
+        for layer in self.label_layers:
+            h = layer(h, require_labels(labels, self.classes))
         return F.elu(h)
+
+    def log_prob_by_label(self, x: Tensor) -> Tensor:
+        """log p(x | label) for every label, (B, classes) nats; for conditional models.
+
+        A few images at a time: with all labels beside each other they take as much memory as a batch.
+        """
+        return torch.cat([self.every_label(part) for part in torch.split(x, PART)])
+
+    def every_label(self, x: Tensor) -> Tensor:
+        """The same for all images at once: B times classes rows."""
+        b, n = len(x), self.classes
+        labels = torch.arange(n, device=x.device).repeat(b)
+        h = self.before_label(x).repeat_interleave(n, 0).contiguous(memory_format=torch.channels_last)
+        nats = self.head.log_prob(self.with_label(h, labels), x.repeat_interleave(n, 0))
+        return nats.sum((1, 2, 3)).view(b, n)
+
+    def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean bits per dimension, to minimise; with labels also the label's nats by Bayes' rule, weighted."""
+        if not self.settings.conditional or not self.settings.label_weight:
+            return super().loss(x, labels)
+        labels = require_labels(labels, self.classes)
+        by_label = self.every_label(x)
+        bits = bits_per_dim(by_label.gather(1, labels[:, None]), x[0].numel()).mean()
+        label_nats = F.cross_entropy(by_label, labels)
+        right = (by_label.argmax(1) == labels).float().mean()
+        logs = {"bits_per_dim": bits.detach(), "label_nats": label_nats.detach(), "label_accuracy": right}
+        return bits + self.settings.label_weight * label_nats, logs
 
     def steps(self, n: int, labels: Tensor | None = None) -> PixelCNNSteps:
         """The features one pixel at a time, with everything kept that later pixels need."""

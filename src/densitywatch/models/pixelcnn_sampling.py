@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from densitywatch.models.sampling import bias_of, taps
 
 if TYPE_CHECKING:
-    from densitywatch.models.pixelcnn import GatedLayer, PixelCNN
+    from densitywatch.models.pixelcnn import GatedLayer, LabelLayer, PixelCNN
 
 
 class PixelCNNSteps:
@@ -40,10 +40,11 @@ class PixelCNNSteps:
         from_ones = F.conv2d(F.pad(ones, (2, 0)), weight[:, channels:], bias_of(model.first_horizontal))
         self.ones_row = from_ones[0, :, 0, : self.size].t().unsqueeze(1).contiguous()  # (W, 1, F)
 
-        self.layers = [LayerSteps(cast("GatedLayer", layer), self.size, n, width, labels) for layer in model.layers]
+        self.layers = [LayerSteps(cast("GatedLayer", layer), self.size, n, width) for layer in model.layers]
         last = list(new_zeros(self.size, n, width).unbind(0))
         self.outputs = [layer.views for layer in self.layers[1:]] + [last]
         self.row_places = [self.row[:, j + 2].unbind(1) for j in range(self.size)]
+        self.label_layers = [LabelSteps(cast("LabelLayer", layer), labels) for layer in model.label_layers]
         self.first = new_zeros(self.size, n, width)
         self.first_views = list(self.first.unbind(0))
 
@@ -64,7 +65,10 @@ class PixelCNNSteps:
         torch.addmm(self.first_views[j], self.row_views[j], self.first_horizontal, out=self.layers[0].views[j])
         for layer, outputs in zip(self.layers, self.outputs, strict=True):
             layer.step(j, outputs[j])
-        return F.elu(self.outputs[-1][j])
+        h = self.outputs[-1][j]
+        for label_layer in self.label_layers:
+            h = label_layer.step(h)
+        return F.elu(h)
 
     def put(self, j: int, channel: int, level: Tensor) -> None:
         self.row_places[j][channel].copy_(level)
@@ -73,7 +77,7 @@ class PixelCNNSteps:
 class LayerSteps:
     """pixelcnn.GatedLayer: its input's rows for the vertical stack and its input's columns for the horizontal one."""
 
-    def __init__(self, layer: GatedLayer, size: int, n: int, width: int, labels: Tensor | None) -> None:
+    def __init__(self, layer: GatedLayer, size: int, n: int, width: int) -> None:
         self.size, d = size, layer.vertical.dilation[0]
         self.dilation = d
         new_zeros = layer.out.weight.detach().new_zeros
@@ -85,10 +89,6 @@ class LayerSteps:
         self.horizontal = taps(layer.horizontal.weight) * double
         self.from_vertical = layer.vertical_to_horizontal.weight.detach().flatten(1) * double.unsqueeze(1)
         bias = bias_of(layer.horizontal) + bias_of(layer.vertical_to_horizontal)
-        self.label: Tensor | None = None
-        if layer.label is not None and labels is not None:
-            self.label, for_h = layer.label(labels).detach().chunk(2, 1)
-            bias = bias + for_h
         self.bias = bias * double
         self.from_above = new_zeros(size, n, 2 * width)
         self.from_above_views = list(self.from_above.unbind(0))
@@ -114,8 +114,6 @@ class LayerSteps:
         windows = [row[c * d : c * d + size] for row in (self.rows[0], self.rows[-1]) for c in range(3)]
         vertical = F.linear(torch.cat(windows, 2), self.vertical, self.vertical_bias)
         torch.add(F.linear(vertical, self.from_vertical), self.bias, out=self.from_above)
-        if self.label is not None:
-            vertical = vertical + self.label
         a, b = vertical.chunk(2, 2)
         return v + torch.tanh(a) * torch.sigmoid(b)
 
@@ -125,3 +123,18 @@ class LayerSteps:
         self.both.sigmoid_()
         self.a.mul_(self.b)
         torch.addmm(self.views[j], self.gates, self.out, out=out)
+
+
+class LabelSteps:
+    """pixelcnn.LabelLayer for images of the given labels, (B,)."""
+
+    def __init__(self, layer: LabelLayer, labels: Tensor | None) -> None:
+        assert labels is not None
+        self.inner = layer.inner.weight.detach().flatten(1).t()
+        self.bias = bias_of(layer.inner) + layer.label(labels).detach()
+        self.out, self.out_bias = layer.out.weight.detach().flatten(1).t(), bias_of(layer.out)
+
+    def step(self, h: Tensor) -> Tensor:
+        """One column's features, (B, F) to (B, F)."""
+        a, b = torch.addmm(self.bias, h, self.inner).chunk(2, 1)
+        return h + torch.addmm(self.out_bias, torch.tanh(a) * torch.sigmoid(b), self.out)

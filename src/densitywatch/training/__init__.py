@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,7 +133,7 @@ def start_fabric(device: DeviceParams, precision: Precision | None = None) -> An
     """
     import lightning_fabric
 
-    torch.set_num_threads(device.threads or os.cpu_count() or 1)
+    torch.set_num_threads(device.threads_of_a_stage)
     try:
         fabric = lightning_fabric.Fabric(
             accelerator=device.accelerator,
