@@ -67,16 +67,21 @@ def conditional(**settings: float) -> PixelCNN:
     return PixelCNN(fixed, channels=1, size=4, classes=3).double()
 
 
-def test_the_loss_adds_the_labels_nats_by_bayes_rule_at_their_weight() -> None:
+def test_the_loss_adds_the_labels_nats_by_bayes_rule_over_a_quarter_of_the_pixels() -> None:
     model, labels = conditional(label_weight=0.1), torch.tensor([2, 0])
     x = torch.randint(0, 256, (2, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    by_label = torch.stack([model.log_prob(x, torch.full((2,), k)) for k in range(3)], 1)
-    given = by_label[[0, 1], labels]
-    nats = (by_label.logsumexp(1) - given).mean()
-    bits = -given.mean() / (16 * torch.log(torch.tensor(2.0)).double())
-    loss, logged = model.loss(x, labels)
-    assert loss.item() == pytest.approx((bits + 0.1 * nats).item())
-    assert (logged["bits_per_dim"].item(), logged["label_nats"].item()) == pytest.approx((bits.item(), nats.item()))
+    maps = torch.stack([model.log_prob_map(x, torch.full((2,), k)) for k in range(3)], 1)  # (B, classes, H, W)
+    bits = -maps[[0, 1], labels].sum((1, 2)).mean() / (16 * torch.log(torch.tensor(2.0)).double())
+    quarters = [maps[:, :, i::2, j::2].sum((2, 3)) for i in range(2) for j in range(2)]
+    nats = [(part.logsumexp(1) - part[[0, 1], labels]).mean().item() for part in quarters]
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        loss, logged = model.loss(x, labels)
+        assert logged["bits_per_dim"].item() == pytest.approx(bits.item())
+        assert loss.item() == pytest.approx(bits.item() + 0.1 * logged["label_nats"].item())
+        seen |= {k for k in range(4) if logged["label_nats"].item() == pytest.approx(nats[k])}
+    assert seen == {0, 1, 2, 3}
 
 
 def test_without_a_weight_the_loss_is_the_likelihood_alone() -> None:
