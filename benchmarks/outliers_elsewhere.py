@@ -2,6 +2,7 @@
 
     python benchmarks/outliers_elsewhere.py reverse     MNIST is normal, Fashion-MNIST's test images are foreign
     python benchmarks/outliers_elsewhere.py photos      RGB patches of one photograph; those of the other are foreign
+    python benchmarks/outliers_elsewhere.py             both
 
 Fetches and prepares the data, trains a small PixelCNN (`--steps` batches of 32), calibrates with the members of
 params.yaml in a scratch folder, and prints every member's figures. `reverse` reads data/prepared of the project for
@@ -31,19 +32,22 @@ IMAGES = 500
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pair", choices=["reverse", "photos"])
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("pair", nargs="?", choices=["reverse", "photos"])
+    parser.add_argument("--steps", type=int, default=300)
     asked = parser.parse_args()
-    params = load_params(check_models=False)
+    for pair in [asked.pair] if asked.pair else ["reverse", "photos"]:
+        print(pair)
+        measure(with_data(load_params(check_models=False), pair), pair, asked.steps)
+
+
+def measure(params: Params, pair: str, steps: int) -> None:
+    """Print the figures of the detector, of its members and of the likelihood for one pair."""
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
-        params = with_data(params, asked.pair)
         fetch(params, root)
         prepare(params, root)
-        foreign = (
-            keep_first_photograph(root) if asked.pair == "photos" else open_split(Path("data/prepared"), "test").images
-        )
-        train(params, root, asked.steps)
+        foreign = keep_first_photograph(root) if pair == "photos" else open_split(Path("data/prepared"), "test").images
+        train(params, root, steps)
         detector.calibrate(params, root)
         loaded = detector.load(root / "models" / "detector")
         normal = loaded.score(np.array(open_split(root / "data/prepared", "test").images[:IMAGES]))

@@ -56,6 +56,15 @@ def test_every_score_has_a_row(measured: tuple[Path, dict[str, Any]]) -> None:
     assert set(rows[0]) == PANEL | {"score", "min"}
 
 
+def test_the_detector_is_measured_without_each_of_its_members(measured: tuple[Path, dict[str, Any]]) -> None:
+    root, metrics = measured
+    with (root / "reports" / "outliers" / "ablation.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    members = detector.load(root / "models" / "detector").facts["members"]
+    assert [row.pop("left out") for row in rows] == ["nothing", *members]
+    assert {name: float(value) for name, value in rows[0].items()} == pytest.approx(metrics["auroc"], abs=1e-3)
+
+
 def test_the_report_page_finds_every_figure_that_is_named(measured: tuple[Path, dict[str, Any]]) -> None:
     folder = measured[0] / "reports" / "outliers"
     figures = json.loads((folder / "figures.json").read_text())

@@ -24,7 +24,7 @@ from densitywatch.outliers.combination import fit_tail, tail_surprise
 from densitywatch.outliers.members import all_members
 from densitywatch.outliers.networks import TRANSFORMATIONS
 from densitywatch.outliers.panel import foreign_digits, panel_sets
-from densitywatch.outliers.ranking import FIGURES, separation
+from densitywatch.outliers.ranking import FIGURES, auroc, separation
 from densitywatch.outliers.readings import Readings
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -60,6 +60,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         }
         for name, values in scores.items()
     }
+    without = one_left_out(fitted, scores, list(sets))
     normal_p = conformal.p_values(fitted.calibration, scores[DETECTOR]["normal"])
     rates = {
         member: realised_rates(
@@ -75,7 +76,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     metrics = summary(tables, rates, folds, normal_p, params)
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
     with whole_folder(root / "reports" / "outliers") as folder:
-        write_report(folder, tables, rates, folds, scores, normal_p, left_out, params)
+        write_report(folder, tables, without, rates, folds, scores, normal_p, left_out, params)
     return metrics
 
 
@@ -119,6 +120,19 @@ def every_score(
     return ordered | result, left_out
 
 
+def one_left_out(
+    fitted: detector.Detector, scores: Mapping[str, Mapping[str, Floats]], sets: list[str]
+) -> dict[str, dict[str, float]]:
+    """Member of the detector -> panel member -> AUROC of the detector without it, at the weights that it has."""
+    names = [member.name for member in fitted.members]
+    result = {}
+    for name in names if len(names) > 1 else []:
+        rest = [other for other in names if other != name]
+        left = {key: fitted.combine({other: scores[other][key] for other in rest}) for key in ("normal", *sets)}
+        result[name] = {key: auroc(left["normal"], left[key]) for key in sets}
+    return result
+
+
 def first(seen: Readings, some: int | None) -> Readings:
     """The same readings, or fresh ones of the first `some` images."""
     return seen if some is None or len(seen) <= some else Readings(seen.images[:some], seen.models)
@@ -135,14 +149,18 @@ def realised_rates(
     """
     rng = np.random.default_rng(seed)
     batch = min(BATCH, len(normal) - calibration_size)
+    normal = np.sort(normal)
     rates = {}
     for share in OUTLIER_SHARES:
         outliers = min(max(1, round(share * batch)), len(outlier))
         results = []
         for _ in range(BATCHES):
-            drawn = rng.permutation(normal)[: calibration_size + batch - outliers]
-            scores = np.concatenate([rng.choice(outlier, outliers, replace=False), drawn[calibration_size:]])
-            plain = conformal.p_values(np.sort(drawn[:calibration_size]), scores)
+            drawn = rng.permutation(len(normal))
+            calibration = np.zeros(len(normal), dtype=bool)
+            calibration[drawn[:calibration_size]] = True  # in order as they are, which spares sorting them every time
+            others = normal[drawn[calibration_size : calibration_size + batch - outliers]]
+            scores = np.concatenate([rng.choice(outlier, outliers, replace=False), others])
+            plain = conformal.p_values(normal[calibration], scores)
             for p in (plain, conformal.conditional_p_values(plain, calibration_size)):
                 flagged = conformal.benjamini_hochberg(p, target)
                 results += [flagged[outliers:].sum() / max(1, flagged.sum()), flagged[:outliers].mean()]
@@ -183,6 +201,7 @@ def summary(
 def write_report(
     folder: Path,
     tables: Mapping[str, Table],
+    without: Mapping[str, Mapping[str, float]],
     rates: Mapping[str, Mapping[float, Mapping[str, float]]],
     folds: Mapping[str, Mapping[str, float]],
     scores: Mapping[str, Mapping[str, Floats]],
@@ -199,7 +218,7 @@ def write_report(
             csv.writer(out, lineterminator="\n").writerows([header, *rows])
         figures.append({"file": file, "title": title, "caption": caption})
 
-    without = f" Left out: {'; '.join(left_out)}" if left_out else ""
+    not_measured = f" Left out: {'; '.join(left_out)}" if left_out else ""
     table(
         "auroc.csv",
         ["score", *sets, "min"],
@@ -210,7 +229,7 @@ def write_report(
         "Every score on every kind of outlier: AUROC",
         "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
         "which transformations count as outliers. "
-        f"Slow scores are measured on {params.detector.slow_images} images.{without}",
+        f"Slow scores are measured on {params.detector.slow_images} images.{not_measured}",
     )
     table(
         "detector.csv",
@@ -227,6 +246,20 @@ def write_report(
         "The detector, with intervals",
         f"Low and high bound 95 % of {RESAMPLES} bootstrap resamples of test images and outliers.",
     )
+    if without:
+        table(
+            "ablation.csv",
+            ["left out", *sets, "min"],
+            [
+                [name, *(f"{value:.3f}" for value in found.values()), f"{min(found.values()):.3f}"]
+                for name, found in (
+                    ("nothing", {m: values["auroc"][0] for m, values in tables[DETECTOR].items()}),
+                    *without.items(),
+                )
+            ],
+            "The detector without one of its members: AUROC",
+            "For information: members are chosen on synthetic outliers (docs/outliers.md), never by this table.",
+        )
     table(
         "false_discoveries.csv",
         ["outliers", "share of outliers", *next(iter(next(iter(rates.values())).values()))],

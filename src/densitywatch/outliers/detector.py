@@ -103,10 +103,15 @@ class Detector:
         return {m.name: np.asarray(m.score(seen, self._fitted[m.name]), dtype=np.float64) for m in self.members}
 
     def combine(self, members: Mapping[str, Floats]) -> Floats:
-        """One score: the sum over members of -log P(a normal image scores as high), nats, (B,)."""
+        """One score: the sum over members of -log P(a normal image scores as high), nats, (B,).
+
+        A member of which no scores are given is left out of the sum.
+        """
         weights = {DECLARED_MEMBER: self.overlap}
         surprises = [
-            weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name]) for m in self.members
+            weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name])
+            for m in self.members
+            if m.name in members
         ]
         return np.asarray(np.sum(surprises, axis=0))
 

@@ -1,0 +1,45 @@
+"""What each member of the detector is worth on synthetic outliers: each alone, and the detector without it.
+
+    python benchmarks/outlier_ablation.py [IMAGES]
+
+Reads the calibrated detector as it is; only tails are fitted anew, on the first half of the validation images. The
+second half is normal, and IMAGES of it are spoiled (outlier_choice.py). The same table for the panel is made by the
+stage `benchmark` (reports/outliers/ablation.csv), which alone may read it; members are kept or removed by this one.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from outlier_choice import row, spoiled, summed
+
+from densitywatch.data import open_split
+from densitywatch.outliers import detector
+from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.params import load_params
+
+
+def main(count: int) -> None:
+    fitted = detector.load(Path("models/detector"))
+    validation = np.array(open_split(Path("data/prepared"), "validation").images)
+    half = len(validation) // 2
+    normal = validation[half:]
+    sets = {"reference": validation[:half], "normal": normal, **spoiled(normal[:count], load_params().seed)}
+    scores = {key: fitted.member_scores(fitted.read(images)) for key, images in sets.items()}
+    reference = scores.pop("reference")
+    tails = {
+        name: {key: tail_surprise(values[name], tail) for key, values in scores.items()}
+        for name, tail in ((name, fit_tail(values)) for name, values in reference.items())
+    }
+    print(f"{'score':28} {'mean':>6} {'low 5':>6}  lowest")
+    for name, values in tails.items():
+        row(name, values)
+    row("the detector", summed(tails, list(tails)))
+    for name in tails:
+        row(f"  without {name}", summed(tails, [other for other in tails if other != name]))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 300)
