@@ -7,6 +7,7 @@ took no part in fitting anything. Nothing is assumed about the score itself; a p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -45,13 +46,19 @@ def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: flo
     p = np.asarray(p, dtype=np.float64)
     rank = np.clip(np.rint(p * (n + 1)), 1, n + 1)  # rank k: k - 1 calibration scores are at least as outlying
     band = np.minimum(1.0, (rank - 1) / n + np.sqrt(np.log(1.0 / error) / (2.0 * n)))
-    steps = 2.0 ** np.arange(int(np.ceil(np.log2(n + 1))) + 1)
-    steps = np.minimum(steps, n)
-    # the true tail beyond the k-th largest of n scores is Beta(k, n + 1 - k)
-    bounds = stats.beta.ppf(1.0 - error / len(steps), steps, n + 1 - steps)
+    steps, bounds = _tail_bounds(n, error)
     at = np.minimum(np.searchsorted(steps, rank, side="left"), len(steps) - 1)
     exact = np.where(rank <= n, bounds[at], 1.0)
     return np.asarray(np.minimum(band, exact))
+
+
+@lru_cache(maxsize=8)  # the same for every batch, and slower to find than all the rest
+def _tail_bounds(n: int, error: float) -> tuple[Floats, Floats]:
+    """Ranks 1, 2, 4, ... n and bounds on the true tail beyond each, all of which hold but with probability `error`."""
+    steps = 2.0 ** np.arange(int(np.ceil(np.log2(n + 1))) + 1)
+    steps = np.minimum(steps, n)
+    # the true tail beyond the k-th largest of n scores is Beta(k, n + 1 - k)
+    return steps, np.asarray(stats.beta.ppf(1.0 - error / len(steps), steps, n + 1 - steps))
 
 
 def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
