@@ -130,6 +130,20 @@ def test_without_labels_a_conditional_model_answers_with_the_mixture_over_them(f
         assert torch.allclose(model.log_prob(x), by_label.logsumexp(1) - math.log(3), rtol=1e-9)
 
 
+def test_a_conditional_model_of_a_dataset_without_labels_is_one_density(family: str) -> None:
+    model, plain = model_of(family, classes=0, conditional=True), model_of(family, classes=0)
+    x = images(2, 1)
+    with torch.no_grad():
+        assert not model.conditional
+        assert torch.equal(model.log_prob(x), plain.log_prob(x))
+        assert torch.equal(model.loss(x, torch.tensor([-1, -1]))[0], plain.loss(x)[0])
+        assert torch.equal(model.sample(2, generator=seeded()), plain.sample(2, generator=seeded()))
+
+
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
 def test_loss_is_the_mean_of_bits_per_dimension(family: str) -> None:
     model, x = model_of(family), images(3, 1)
     loss, logged = model.loss(x)

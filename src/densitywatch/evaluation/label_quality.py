@@ -32,9 +32,11 @@ def label_quality(context: Context) -> Result | None:
 
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
-    if getattr(context.model, "conditional", None) is False:
+    asked_for = getattr(getattr(context.model, "settings", None), "conditional", True)
+    if asked_for and getattr(context.model, "conditional", None) is False:
         return Result(
-            {}, notes=["the dataset has no labels, so this model was trained as one label, without GAN-train and -test"]
+            {},
+            notes=["the dataset has no labels, so this model was trained without them; what needs labels is left out"],
         )
     if not hasattr(context.model, "sample") or not takes_labels(context.model):
         return None

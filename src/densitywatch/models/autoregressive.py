@@ -25,7 +25,11 @@ class PixelDensity(nn.Module, ABC):
     size: int
     classes: int
     settings: Any
-    """`settings.conditional`: every image has its label's density."""
+
+    @property
+    def conditional(self) -> bool:
+        """Whether every label has its density: the settings ask for it and the dataset has labels."""
+        return bool(self.settings.conditional and self.classes)
 
     @abstractmethod
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -44,7 +48,7 @@ class PixelDensity(nn.Module, ABC):
 
         A conditional model without labels answers with the mixture over them, all labels alike likely.
         """
-        if self.settings.conditional and labels is None:
+        if self.conditional and labels is None:
             return torch.logsumexp(self.log_prob_by_label(x), 1) - torch.log(torch.tensor(float(self.classes)))
         return self.log_prob_map(x, labels).sum((1, 2))
 

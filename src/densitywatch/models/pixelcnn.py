@@ -37,7 +37,7 @@ class Settings(BaseModel):
     components: int = Field(default=5, ge=1)
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
     conditional: bool = False
-    """A density for every label."""
+    """A density for every label; in a dataset without labels one density, as if it were false."""
     label_layers: int = Field(default=2, ge=1)
     """Gated layers that know the label; only for conditional models."""
     label_weight: float = Field(default=0.1, ge=0)
@@ -96,8 +96,6 @@ class PixelCNN(PixelDensity):
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
-        if settings.conditional and not classes:
-            raise ValueError("conditional: the dataset has no labels")
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         width = settings.channels
         # the channel of ones beside the image tells zero padding from a pixel of the middle grey
@@ -105,7 +103,7 @@ class PixelCNN(PixelDensity):
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = nn.Parameter(torch.zeros(1, width, size, size))
         self.layers = nn.ModuleList(GatedLayer(width, d) for d in settings.dilations)
-        label_layers = settings.label_layers if settings.conditional else 0
+        label_layers = settings.label_layers if self.conditional else 0
         self.label_layers = nn.ModuleList(LabelLayer(width, classes) for _ in range(label_layers))
         self.head = PixelHead(
             width,
@@ -161,7 +159,7 @@ class PixelCNN(PixelDensity):
         Of every other row and column, from a random one on, alone: a quarter of the arithmetic, and a label that shows
         in any such quarter shows in the whole.
         """
-        if not self.settings.conditional or not self.settings.label_weight:
+        if not self.conditional or not self.settings.label_weight:
             return super().loss(x, labels)
         labels = require_labels(labels, self.classes)
         h = self.before_label(x)

@@ -106,8 +106,6 @@ class PixelRNN(PixelDensity):
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
-        if settings.conditional and not classes:
-            raise ValueError("conditional: the dataset has no labels")
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         width, labels = 2 * settings.channels, classes if settings.conditional else 0
         # what the first 7 x 7 convolution's mask leaves: three rows above, three pixels to the left
@@ -126,7 +124,7 @@ class PixelRNN(PixelDensity):
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """What every pixel knows of the pixels before it: (B, F, H, W)."""
-        if self.settings.conditional:
+        if self.conditional:
             labels = require_labels(labels, self.classes)
         image = scale_images(x, self.position.dtype)
         with_ones = F.pad(image, (0, 0, 0, 0, 0, 1), value=1.0)

@@ -10,7 +10,7 @@ once, matrices are laid out for `addmm(out=)`, and what depends on the rows abov
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,11 +39,14 @@ class Steps(Protocol):
 class PixelModel(Protocol):
     """What `walk` needs of a model with pixels in sequence."""
 
-    settings: Any
     head: PixelHead
     channels: int
     size: int
     classes: int
+
+    @property
+    def conditional(self) -> bool:
+        """Whether every label has its density."""
 
     def steps(self, n: int, labels: Tensor | None = None) -> Steps:
         """The features one pixel at a time, with everything kept that later pixels need."""
@@ -108,7 +111,7 @@ def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tenso
     """Raises ModelError, one sentence, when a wish does not fit the model."""
     if n < 1:
         raise ModelError(f"asked for {n} images: ask for at least one")
-    if model.settings.conditional:
+    if model.conditional:
         if labels is None:
             raise ModelError(f"this model is conditional on {model.classes} labels: say which label to draw")
         if labels.shape != (n,) or labels.is_floating_point():

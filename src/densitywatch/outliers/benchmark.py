@@ -19,7 +19,7 @@ from densitywatch.data import open_split, read_info
 from densitywatch.errors import ModelError
 from densitywatch.evaluation import charts
 from densitywatch.files import whole_folder, write_whole
-from densitywatch.outliers import conformal, detector, held_out
+from densitywatch.outliers import conformal, detector, held_out, rejection
 from densitywatch.outliers.combination import fit_tail, tail_surprise
 from densitywatch.outliers.members import all_members
 from densitywatch.outliers.networks import TRANSFORMATIONS
@@ -74,9 +74,12 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     }
     folds = held_out.held_out_classes(params, root) if info.class_names else {}
     metrics = summary(tables, rates, folds, normal_p, params)
+    no_class = rejection.no_class_rates(params, root, {"normal": normal.images, **sets})
+    if no_class:
+        metrics["no_class_rate"] = {kind: round(rate, 4) for kind, rate in no_class.items()}
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
     with whole_folder(root / "reports" / "outliers") as folder:
-        write_report(folder, tables, without, rates, folds, scores, normal_p, left_out, params)
+        write_report(folder, tables, without, rates, folds, no_class, scores, normal_p, left_out, params)
     return metrics
 
 
@@ -204,6 +207,7 @@ def write_report(
     without: Mapping[str, Mapping[str, float]],
     rates: Mapping[str, Mapping[float, Mapping[str, float]]],
     folds: Mapping[str, Mapping[str, float]],
+    no_class: Mapping[str, float],
     scores: Mapping[str, Mapping[str, Floats]],
     normal_p: Floats,
     left_out: list[str],
@@ -281,6 +285,15 @@ def write_report(
             [[name, *(f"{value:.3f}" for value in fold.values())] for name, fold in folds.items()],
             "A class never seen: AUROC",
             "For each class everything is fitted anew on a small budget without it; its test images are the outliers.",
+        )
+    if no_class:
+        table(
+            "no_class.csv",
+            ["images", "share said to belong to no class"],
+            [[kind, f"{share:.3f}"] for kind, share in no_class.items()],
+            "Labels with rejection: who belongs to no class?",
+            "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
+            f"{params.detector.false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
         )
     every = [
         {"score": name, "outliers": m, **{f: t[m][f][0] for f in FIGURES}} for name, t in tables.items() for m in sets

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from densitywatch.errors import ModelError
+from densitywatch.evaluation.context import takes_labels
 from densitywatch.evaluation.labels import by_bayes
 
 BATCH = 64
@@ -28,7 +29,7 @@ class WithLabels:
     """
 
     def __init__(self, detector: Any, model: Any, where: str) -> None:
-        if not hasattr(model, "log_prob_by_label") or not model.settings.conditional:
+        if not hasattr(model, "log_prob_by_label") or not takes_labels(model):
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
         if (model.channels, model.size) != (detector.channels, detector.size):
             raise ModelError(

@@ -1,0 +1,49 @@
+"""How many images the class-conditional density says belong to no class (evaluation/labels.py), by kind of image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from densitywatch.data import open_split
+from densitywatch.evaluation.context import spread, takes_labels
+from densitywatch.evaluation.labels import belonging_p_values
+from densitywatch.models import WEIGHTS, load_model_folder
+from densitywatch.params import Params
+from densitywatch.progress import track
+
+LABEL_MODEL = "conditional_pixelcnn"
+IMAGES = 250
+"""Of each kind: every one is scored under every label."""
+
+
+def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.uint8]]) -> dict[str, float]:
+    """Kind of image -> the share with a p-value at or below detector.false_alarm_rate that they belong to any class.
+
+    Empty where there is no class-conditional density, or the dataset has no labels.
+    """
+    folder = root / "models" / LABEL_MODEL
+    if not (folder / WEIGHTS).exists():
+        return {}
+    model = load_model_folder(folder)
+    calibration = open_split(root / "data" / "prepared", "calibration")
+    chosen = spread(len(calibration), params.evaluate.label_images)
+    labels = np.array(calibration.labels[chosen])
+    if not takes_labels(model) or (labels < 0).any():
+        return {}
+
+    def by_label(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            nats: NDArray[np.float64] = model.log_prob_by_label(torch.from_numpy(images)).double().numpy()
+        return nats
+
+    known = np.concatenate([by_label(np.array(calibration.images[part])) for part in np.array_split(chosen, 20)])
+    rate = params.detector.false_alarm_rate
+    return {
+        kind: float((belonging_p_values(by_label(images[:IMAGES]), known, labels) <= rate).mean())
+        for kind, images in track(kinds.items(), "images of no class", total=len(kinds))
+    }
