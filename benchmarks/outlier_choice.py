@@ -4,7 +4,8 @@
 
 Every member is fitted as `densitywatch calibrate` would, on training images and the first half of the validation
 images, and measured on the second half against the same images spoiled by operations that are not on the panel
-(docs/outliers.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out.
+(docs/outliers.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out
+or take one in, a rival rule of combination, and the gradients on other numbers of principal components.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ from densitywatch.outliers.combination import fit_tail, tail_surprise
 from densitywatch.outliers.members import all_members
 from densitywatch.outliers.ranking import auroc
 from densitywatch.outliers.readings import Readings
+from densitywatch.outliers.scores import fit_gradient_arrangement, gradient_arrangement
 from densitywatch.params import load_params
 
 Images = NDArray[np.uint8]
+GRADIENT_DIMENSIONS = (64, 150)
+"""Rivals of the number that gradient_arrangement has."""
 
 
 def spoiled(images: Images, seed: int = 0) -> dict[str, Images]:
@@ -121,6 +125,15 @@ def main(count: int) -> None:
     for name in tails:
         if name not in chosen:
             row(f"  with {name}", summed(tails, [*chosen, name]))
+    squares = {name: {key: np.square(value) for key, value in tails[name].items()} for name in chosen}
+    row("  squares summed", summed(squares, chosen))
+    for dimensions in GRADIENT_DIMENSIONS:
+        arrays = fit_gradient_arrangement(given, dimensions)
+        values = {key: gradient_arrangement(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
+        tail = fit_tail(gradient_arrangement(given.validation, arrays))
+        row(f"gradients on {dimensions}", values)
+        rival = {key: tail_surprise(value, tail) for key, value in values.items()}
+        row("  the detector with these", summed(tails | {"gradient_arrangement": rival}, chosen))
 
 
 def summed(tails: dict[str, dict[str, NDArray[np.floating]]], names: list[str]) -> dict[str, NDArray[np.floating]]:

@@ -148,15 +148,16 @@ def pixel_arrangement(seen: Readings, fitted: Fitted) -> Floats:
     return beyond_expectation(_make(seen), nll, part(fitted, "expectation"))
 
 
-def _fit_gradient_arrangement(given: Given) -> Fitted:
+def fit_gradient_arrangement(given: Given, dimensions: int = 100) -> Fitted:
+    """The mixture on that many principal components of the histograms, and its expectation."""
     mixture = fit_mixture(
-        given.train.gradients, dimensions=64, components=30, seed=given.seed, floor=1e-3, iterations=15
+        given.train.gradients, dimensions=dimensions, components=30, seed=given.seed, floor=1e-3, iterations=15
     )
     expectation = fit_expectation(_make(given.sample), mixture_nll(given.sample.gradients, mixture))
     return named("mixture", mixture) | named("expectation", expectation)
 
 
-@member("its edges run where normal images do not have them", fit=_fit_gradient_arrangement)
+@member("its edges run where normal images do not have them", fit=fit_gradient_arrangement)
 def gradient_arrangement(seen: Readings, fitted: Fitted) -> Floats:
     """The same as `pixel_arrangement` for histograms of signed gradient directions (Dalal & Triggs 2005)."""
     nll = mixture_nll(seen.gradients, part(fitted, "mixture"))
