@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from densitywatch.data.images import decode_picture
 from densitywatch.errors import DataError, ModelError, OutliersFound, ParamsError
 from densitywatch.models import pixelcnn, save_model
 from densitywatch.outliers import chunks, conformal
+from densitywatch.outliers import results as outlier_results
 from densitywatch.outliers.batch import batch_name, results_folder, score_source
 from densitywatch.outliers.detector import Scores
 from densitywatch.outliers.verdicts import read_verdicts, write_verdicts
@@ -312,3 +314,16 @@ def test_memory_holds_a_chunk_and_not_the_batch(
     monkeypatch.setattr(chunks, "Loaded", Counted)
     score_source("batch", params, tmp_path, None, Brightness())
     assert most <= chunks.READ_AHEAD + 2 * params.detector.batch_size + chunks.READERS
+
+
+def test_row_groups_hold_many_chunks_and_a_run_goes_on_chunk_by_chunk(
+    params: Params, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outlier_results, "GROUP", 20)  # two chunks of eight
+    out, detector = tmp_path / "out", Brightness()
+    score_source(str(source), params, tmp_path, out, detector)
+    groups = pq.ParquetFile(out / "scores.parquet")
+    assert [groups.metadata.row_group(i).num_rows for i in range(groups.num_row_groups)] == [16, 16, 14]
+    (source / "zz_late.png").write_bytes(png(230))
+    score_source(str(source), params, tmp_path, out, detector)
+    assert json.loads((out / "run.json").read_text())["scored_now"] == 7

@@ -15,26 +15,26 @@ import itertools
 import json
 import re
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
 from densitywatch.outliers.archives import ARCHIVE, as_text
-from densitywatch.outliers.chunks import RESULTS, score_in_chunks
+from densitywatch.outliers.chunks import score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
-from densitywatch.outliers.results import LABELS, RUN, SCORES, write_scores
+from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
 from densitywatch.outliers.sources import entries, is_local, without_secrets
 from densitywatch.params import Params
 from densitywatch.progress import say, track
 
-FORMAT = "1"
+FORMAT = "2"
 
 
 def score_source(
@@ -92,14 +92,14 @@ def score_source(
         before = publishing.read_summary(folder)
         started = time.monotonic()
         work = publishing.work_folder(folder, identity | {"rate": rate})
-        published = _published(folder) if before and before["identity"] == identity else None
+        same = before is not None and before["identity"] == identity
         steps = score_in_chunks(
             itertools.islice(found, limit),
             loaded,
             work,
             size=params.detector.batch_size,
             threshold=rate,
-            published=lambda number: _row_group(published, number),
+            published=_published(folder, params.detector.batch_size) if same else _none,
         )
         chunks = list(track(steps, f"score: chunks of {params.detector.batch_size} files"))
         publishing.drop_chunks_from(work, len(chunks))
@@ -209,19 +209,13 @@ def _shown(source: str, root: Path) -> str:
     return as_text(str(path.relative_to(root.resolve()) if inside else path))
 
 
-def _published(folder: Path) -> pq.ParquetFile | None:
-    """The published scores, a row group a chunk; None where there are none that can be read."""
+def _published(folder: Path, chunk: int) -> Callable[[int], pa.Table | None]:
+    """The published scores chunk by chunk; None for every chunk where there are none that can be read."""
     try:
-        return pq.ParquetFile(folder / SCORES)
+        return PublishedChunks(folder, chunk)
     except (OSError, pa.ArrowException):
-        return None
+        return _none
 
 
-def _row_group(file: pq.ParquetFile | None, number: int) -> pa.Table | None:
-    if file is None or number >= file.num_row_groups:
-        return None
-    table = file.read_row_group(number)
-    for name in LABELS:
-        if name not in table.column_names:
-            table = table.append_column(RESULTS.field(name), pa.nulls(table.num_rows, RESULTS.field(name).type))
-    return table
+def _none(number: int) -> None:
+    return None

@@ -6,6 +6,8 @@ import hashlib
 import json
 import math
 import re
+from array import array
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,13 @@ import pyarrow.parquet as pq
 from densitywatch.files import write_whole
 from densitywatch.outliers import conformal
 from densitywatch.outliers.chunks import RESULTS
+from densitywatch.outliers.conformal import Floats
 
 SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
 OUTLIER = pa.field("outlier", pa.bool_())
+GROUP = 10_000
+"""Rows of scores.parquet in a row group, in whole chunks: every group costs its writer and each reader some memory."""
 BINS = 40
 REASONS = 50
 
@@ -27,13 +32,7 @@ REASONS = 50
 def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any]) -> dict[str, Any]:
     """scores.parquet and summary.json from the chunks; the summary is returned."""
     parts = sorted(work.glob("*.parquet"))
-    p_chunks, score_chunks, labelled = [], [], False
-    for part in parts:
-        table = pq.read_table(part, columns=["p_value", "score", "label"])
-        p_chunks.append(_floats(table, "p_value"))
-        score_chunks.append(_floats(table, "score"))
-        labelled = labelled or table.column("label").null_count < table.num_rows
-    p = np.concatenate([*p_chunks, np.empty(0)])
+    p, bars, labelled = _read(parts, getattr(detector, "calibration", None))
     scored = np.isfinite(p)
     outlier = np.zeros(len(p), dtype=bool)
     outlier[scored] = conformal.benjamini_hochberg(p[scored], rate)
@@ -44,8 +43,8 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
     )
     content, reasons, changed, start = hashlib.sha256(), dict[str, int](), 0, 0
     with pq.ParquetWriter(fresh / SCORES, schema) as writer:
-        for part in parts:
-            table = pq.read_table(part, columns=RESULTS.names)
+        for group in _groups(parts, identity["chunk"]):
+            table = pa.concat_tables([pq.read_table(part, columns=RESULTS.names) for part in group])
             flags = pa.array(outlier[start : start + table.num_rows])
             start += table.num_rows
             for path, digest, status, reason in zip(
@@ -77,15 +76,58 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         "content": content.hexdigest(),
         "identity": identity,
         "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
-        "histogram": histogram(
-            np.concatenate([*score_chunks, np.empty(0)])[scored], getattr(detector, "calibration", None)
-        ),
+        "histogram": bars,
     }
     write_whole(fresh / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
     return summary
 
 
-def _floats(table: pa.Table, name: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _read(parts: list[Path], calibration: Any) -> tuple[Floats, dict[str, Any] | None, bool]:
+    """Every row's p-value (NaN where there is none), the scores' histogram, and whether any row has a label."""
+    # arrays that grow in place: lists of a chunk's values would be in memory twice while they are joined
+    p, score, labelled = array("d"), array("d"), False
+    for part in parts:
+        table = pq.read_table(part, columns=["p_value", "score", "label"])
+        p.frombytes(_floats(table, "p_value").tobytes())
+        score.frombytes(_floats(table, "score").tobytes())
+        labelled = labelled or table.column("label").null_count < table.num_rows
+    values, scores = np.asarray(p), np.asarray(score)
+    return values, histogram(scores[np.isfinite(values)], calibration), labelled
+
+
+class PublishedChunks:
+    """The chunks of published scores by their number; the row group read last is kept, for the next one lies in it."""
+
+    def __init__(self, folder: Path, chunk: int) -> None:
+        """`chunk`: the files of a chunk. Raises OSError or ArrowException when the scores cannot be read."""
+        self._file, self._chunk = pq.ParquetFile(folder / SCORES), chunk
+        self._number, self._group = -1, RESULTS.empty_table()
+
+    def __call__(self, number: int) -> pa.Table | None:
+        """The rows of a chunk, schema RESULTS; None past the last one."""
+        group, place = divmod(number, _chunks_of_group(self._chunk))
+        if group >= self._file.num_row_groups:
+            return None
+        if group != self._number:
+            table = self._file.read_row_group(group)
+            for name in LABELS:
+                if name not in table.column_names:
+                    table = table.append_column(RESULTS.field(name), pa.nulls(table.num_rows, RESULTS.field(name).type))
+            self._number, self._group = group, table.select(RESULTS.names)
+        rows = self._group.slice(place * self._chunk, self._chunk)
+        return rows if rows.num_rows else None
+
+
+def _chunks_of_group(chunk: int) -> int:
+    return max(1, GROUP // chunk)
+
+
+def _groups(parts: list[Path], chunk: int) -> Iterator[list[Path]]:
+    step = _chunks_of_group(chunk)
+    return (parts[start : start + step] for start in range(0, len(parts), step))
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
     return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
