@@ -40,7 +40,7 @@ class Settings(BaseModel):
     """A density for every label; in a dataset without labels one density, as if it were false."""
     label_layers: int = Field(default=2, ge=1)
     """Gated layers that know the label; only for conditional models."""
-    label_weight: float = Field(default=0.1, ge=0)
+    label_weight: float = Field(default=0.03, ge=0)
     """Bits/dim that the loss adds for a nat of -log p(label | a quarter of x); 0 is the likelihood alone."""
 
 
