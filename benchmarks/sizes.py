@@ -80,7 +80,8 @@ def measure(name: str, params: Params, fabric: Any, point: dict[str, int]) -> di
     with torch.no_grad():
         if hasattr(model, "log_prob"):
             found["scoring"] = batch / seconds(lambda: model.log_prob(x))
-        found["sampling"] = batch / seconds(lambda: model.sample(batch))
+        if hasattr(model, "sample"):
+            found["sampling"] = batch / seconds(lambda: model.sample(batch))
         if hasattr(model, "steps") and point["channels"] == 1:
             naive = batch / (seconds(lambda: naive_pixel(model, x)) * point["size"] ** 2)
             found["over naive"] = found["sampling"] / naive

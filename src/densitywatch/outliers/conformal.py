@@ -73,8 +73,10 @@ def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
     p = np.asarray(p, dtype=np.float64)
     if len(p) == 0:
         return np.zeros(0, dtype=bool)
-    ordered = np.sort(p)
-    below = np.flatnonzero(ordered <= q * np.arange(1, len(p) + 1) / len(p))
+    ordered, line = np.sort(p), np.arange(1.0, len(p) + 1)
+    line *= q  # in place: a batch may have millions of images
+    line /= len(p)
+    below = np.flatnonzero(ordered <= line)
     return np.asarray(p <= ordered[below[-1]]) if len(below) else np.zeros(len(p), dtype=bool)
 
 

@@ -35,8 +35,8 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
             past.append(values[:: max(1, len(values) // IMAGES)])
         if len(past) == BATCHES:
             break
-    ours = _p_values(folder)
-    if not past or not len(ours):
+    ours = _p_values(folder) if past else np.empty(0)
+    if not len(ours):
         return {"past_batches": len(past), "drift_from_past_p_value": None}
     drift = conformal.drift(ours, np.concatenate(past))
     return {"past_batches": len(past), "drift_from_past_p_value": float(drift.p_value)}

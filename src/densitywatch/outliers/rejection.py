@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.ui
     folder = root / "models" / LABEL_MODEL
     if not (folder / WEIGHTS).exists():
         return {}
-    model = load_model_folder(folder)
+    model: Any = load_model_folder(folder)
     calibration = open_split(root / "data" / "prepared", "calibration")
     chosen = spread(len(calibration), params.evaluate.label_images)
     labels = np.array(calibration.labels[chosen])

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from densitywatch.files import write_whole
@@ -65,9 +66,8 @@ def quarantined(folder: Path) -> Any:
     file = pq.ParquetFile(folder / "scores.parquet")
     for group in range(file.num_row_groups):
         table = file.read_row_group(group, columns=["path", "status", "reason"])
-        for row in table.to_pylist():
-            if row["status"] == "quarantined":
-                yield row["path"], row["reason"]
+        for row in table.filter(pc.field("status") == "quarantined").to_pylist():
+            yield row["path"], row["reason"]
 
 
 def data_uri(image: bytes | None) -> str | None:
