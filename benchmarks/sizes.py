@@ -17,6 +17,7 @@ from typing import Any
 import altair as alt
 import torch
 from likelihood_models import naive_pixel
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from densitywatch.evaluation import charts
 from densitywatch.models import build_model
@@ -74,7 +75,9 @@ def measure(name: str, params: Params, fabric: Any, point: dict[str, int]) -> di
     """Images/s of what the model can do at one `point` (batch, size, channels), and cached over naive sampling."""
     batch = point["batch"]
     model, train = training_step(name, params, fabric, **point)
-    found = {"training": batch / seconds(train)}
+    found: dict[str, float] = {}
+    if batch > 1 or not any(isinstance(part, _BatchNorm) for part in model.modules()):  # no statistics of one image
+        found["training"] = batch / seconds(train)
     model.eval()
     x = torch.randint(0, 256, (batch, point["channels"], point["size"], point["size"]), dtype=torch.uint8)
     with torch.no_grad():

@@ -23,7 +23,7 @@ from densitywatch.outliers.conformal import Floats
 SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
 OUTLIER = pa.field("outlier", pa.bool_())
-GROUP = 2_500
+GROUP = 10_000
 """Rows of scores.parquet in a row group, in whole chunks: every group costs its writer and each reader some memory."""
 BINS = 40
 REASONS = 50
