@@ -93,7 +93,7 @@ def test_without_a_weight_the_loss_is_the_likelihood_alone() -> None:
 
 
 def test_labels_in_parts_are_the_labels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("densitywatch.models.pixelcnn.PART", 2)
+    monkeypatch.setattr(PixelCNN, "IMAGES_AT_ONCE", 2)
     x = torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     model = conditional()
     assert torch.allclose(model.log_prob_by_label(x), model.every_label(x), rtol=1e-12)

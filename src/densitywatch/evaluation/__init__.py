@@ -41,7 +41,6 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.evaluation.curves import loss_csv
     from densitywatch.evaluation.evaluators import EVALUATORS
     from densitywatch.models import WEIGHTS, load_model_folder
-    from densitywatch.models.pixelcnn import PART
 
     model: Any = load_model_folder(root / "models" / name)
     info = read_info(root / "data" / "prepared")
@@ -50,7 +49,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     classifier = root / "models" / "classifier"
     if hasattr(model, "every_label") and takes_labels(model) and should_compile(params.device):
         # every test image is scored under every label, which pays for the compiler's time
-        model.every_label = compiled_for_batches(model.every_label, PART)
+        model.every_label = compiled_for_batches(model.every_label, model.IMAGES_AT_ONCE)
     training = _read_training(root / "models" / name)
     metrics: dict[str, Any] = {key: training[key] for key in FROM_TRAINING if training.get(key) is not None}
     figures: list[dict[str, Any]] = []

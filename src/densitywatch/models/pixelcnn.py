@@ -44,10 +44,6 @@ class Settings(BaseModel):
     """Bits/dim that the loss adds for a nat of -log p(label | a quarter of x); 0 is the likelihood alone."""
 
 
-PART = 25
-"""Images whose labels are all computed at once: 250 rows at ten labels."""
-
-
 def gate(x: Tensor) -> Tensor:
     """tanh of the one half times sigmoid of the other."""
     a, b = x.chunk(2, 1)
@@ -93,6 +89,9 @@ class PixelCNN(PixelDensity):
 
     OUTER_LAYERS = ("first_vertical", "first_horizontal", "head.colours", "head.out")
     """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
+
+    IMAGES_AT_ONCE = 25
+    """Whose labels are all computed beside each other: 250 rows at ten labels."""
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -140,7 +139,7 @@ class PixelCNN(PixelDensity):
 
         A few images at a time: with all labels beside each other they take as much memory as a batch.
         """
-        return torch.cat([self.every_label(part) for part in torch.split(x, PART)])
+        return torch.cat([self.every_label(part) for part in torch.split(x, self.IMAGES_AT_ONCE)])
 
     def every_label(self, x: Tensor) -> Tensor:
         """The same for all images at once: B times classes rows."""
