@@ -15,10 +15,11 @@ import yaml
 from densitywatch.data import read_info
 from densitywatch.errors import DataError
 from densitywatch.outliers import detector
-from densitywatch.outliers.benchmark import DECLARED, DETECTOR, benchmark, realised_rates
+from densitywatch.outliers.benchmark import DECLARED, DETECTOR, benchmark
 from densitywatch.outliers.members import all_members
 from densitywatch.outliers.panel import fitted_to, foreign_digits, panel_sets
 from densitywatch.outliers.ranking import FIGURES
+from densitywatch.outliers.realised import realised_rates
 from tests.outliers.small_project import bars, make_project
 
 ROOT = Path(__file__).parents[2]

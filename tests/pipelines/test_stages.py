@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,16 +74,20 @@ def test_one_task_a_stage_named_after_it_and_only_what_is_stale_or_after_it_asks
     }
 
 
+def lasting(seconds: float) -> Any:
+    """A stage that does nothing for so long."""
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        time.sleep(seconds)
+        return "ran"
+
+    return run_stage
+
+
 def test_two_stages_that_use_the_device_never_run_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
-        time.sleep(0.3)
-        return "ran"
-
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dag, "run_stage", lasting(0.3))
     steps, _ = run(tmp_path, GRAPH, {"train@a", "train@b"})
     using = sorted((step for step in steps if step.name != "fetch"), key=lambda step: step.started)
     assert all(first.ended <= second.started + 0.05 for first, second in itertools.pairwise(using))
@@ -91,20 +96,14 @@ def test_two_stages_that_use_the_device_never_run_at_the_same_time(
 def test_with_two_slots_two_stages_run_beside_each_other_and_no_third(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import time
-
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
-        time.sleep(1.5)
-        return "ran"
 
     def set_slots(slots: int) -> None:
         with get_client(sync_client=True) as client:
             client.update_global_concurrency_limit(stages.DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots))
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dag, "run_stage", lasting(1.5))
     stages.ensure_device_limit()
     set_slots(2)
     try:
