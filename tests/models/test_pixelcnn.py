@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from densitywatch.errors import DensitywatchError
-from densitywatch.models.pixelcnn import GatedLayer, PixelCNN, Settings
+from densitywatch.models.pixelcnn import GatedLayer, PixelCNN, RowContext, Settings
 from densitywatch.params import ModelBlock, TrainingParams, model_settings
 
 SIZE = 9
@@ -55,6 +55,23 @@ def test_the_border_is_told_from_a_pixel_of_the_middle_grey() -> None:
     assert (features[0, :, 0, 0] - features[0, :, 4, 4]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("size", [8, 9])
+def test_the_context_of_a_pair_of_rows_is_all_rows_above_the_pair_and_nothing_else(size: int) -> None:
+    torch.manual_seed(0)
+    context = RowContext(2, 5, size).double()
+    image = torch.randn(1, 2, size, size, dtype=torch.float64, requires_grad=True)
+    out = context(image)
+    assert out.shape == (1, 5, size, size)
+    for i, j in [(0, 0), (1, 3), (2, 0), (5, 4), (size - 1, size - 1)]:
+        (gradient,) = torch.autograd.grad(out[0, :, i, j].sin().sum(), image, retain_graph=True)
+        seen = gradient[0].abs().sum(0) > 0
+        assert not seen[i // 2 * 2 :].any()
+        assert seen[: i // 2 * 2].all()
+    assert torch.equal(out[:, :, 0::2][:, :, : size // 2], out[:, :, 1::2])  # both rows of a pair
+    for rows in (1, 3, 4, 7):
+        assert torch.allclose(context(image[:, :, :rows]), out[:, :, :rows], rtol=1e-12)
+
+
 def test_a_conditional_model_asks_for_labels_by_name() -> None:
     model = PixelCNN(Settings(channels=4, dilations=(1,), conditional=True), channels=1, size=4, classes=3)
     with pytest.raises(ValueError, match="conditional on 3 labels"):
@@ -79,8 +96,8 @@ def test_the_loss_adds_the_labels_nats_by_bayes_rule_over_a_quarter_of_the_pixel
         torch.manual_seed(seed)
         loss, logged = model.loss(x, labels)
         assert logged["bits_per_dim"].item() == pytest.approx(bits.item())
-        assert loss.item() == pytest.approx(bits.item() + 0.1 * logged["label_nats"].item())
-        seen |= {k for k in range(4) if logged["label_nats"].item() == pytest.approx(nats[k])}
+        assert loss.item() == pytest.approx(bits.item() + 0.1 * logged["label_nats_of_a_quarter"].item())
+        seen |= {k for k in range(4) if logged["label_nats_of_a_quarter"].item() == pytest.approx(nats[k])}
     assert seen == {0, 1, 2, 3}
 
 

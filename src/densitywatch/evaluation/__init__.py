@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.params import Params
+from densitywatch.progress import say
 
 if TYPE_CHECKING:
     from densitywatch.data import DatasetInfo
@@ -69,9 +71,11 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
             shared={"history": training["history"]},
         )
         for evaluator in EVALUATORS:
+            started = time.monotonic()
             result = evaluator(context)
             if result is None:
                 continue
+            say(f"{name}: {evaluator.__name__} took {time.monotonic() - started:.1f} s")
             if twice := metrics.keys() & result.metrics.keys():
                 raise ValueError(f"{evaluator.__name__}: {', '.join(sorted(twice))} stands in the metrics already")
             metrics |= result.metrics

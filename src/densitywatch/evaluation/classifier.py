@@ -100,7 +100,7 @@ def train_classifier(params: Params, root: Path) -> Path:
     info = read_info(prepared)
     train_split, validation, test = (open_split(prepared, split) for split in ("train", "validation", "test"))
     settings, training = params.classifier.settings, params.classifier.training
-    fabric = start_fabric(params.device)
+    fabric = start_fabric(params.device, training.precision)
     torch.manual_seed(params.seed)
     network = FeatureNetwork(settings, channels=info.channels, size=info.size, classes=len(info.class_names))
     network = network.to(memory_format=torch.channels_last)

@@ -70,7 +70,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
     one = DeviceParams(
         accelerator="cpu" if context.device.type == "cpu" else "auto", devices=1, threads=params.device.threads
     )
-    fabric = start_fabric(one)
+    fabric = start_fabric(one, params.classifier.training.precision)
     settings = params.classifier
     training: TrainingParams = settings.training.model_copy(
         update={

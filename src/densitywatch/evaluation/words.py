@@ -22,6 +22,7 @@ _NAMES = {
     "mnist": "MNIST",
     "fashion MNIST": "Fashion-MNIST",
     "stderr": "standard error",
+    "of a quarter": "from a quarter of the pixels",
 }
 
 DASH = "–"

@@ -7,6 +7,7 @@ What differs from the paper:
 * a learned map of positions is added to the first features, since images are centred and of one size;
 * a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
   computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
+* beside it enters what the rows above show as a whole, seen at half the resolution (RowContext);
 * a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
 * the head takes the colours in sequence in one place (layers.PixelHead): 256-way softmax or logistic mixture.
 """
@@ -40,6 +41,8 @@ class Settings(BaseModel):
     """A density for every label; in a dataset without labels one density, as if it were false."""
     label_layers: int = Field(default=2, ge=1)
     """Gated layers that know the label; only for conditional models."""
+    context_channels: int = Field(default=64, ge=1)
+    """Width of the network that sees the rows above at half the resolution; only for conditional models."""
     label_weight: float = Field(default=0.03, ge=0)
     """Bits/dim that the loss adds for a nat of -log p(label | a quarter of x); 0 is the likelihood alone."""
 
@@ -69,25 +72,58 @@ class GatedLayer(nn.Module):
         return v + gate(vertical), h + self.out(gate(horizontal))
 
 
-class LabelLayer(nn.Module):
-    """A pixel's features in the light of a label, each pixel by itself."""
+class RowContext(nn.Module):
+    """What the rows above show as a whole: a plain residual network on pairs of rows, at half the resolution.
 
-    def __init__(self, channels: int, classes: int) -> None:
+    A label shows in shapes more than in pixels. Rows are in sequence here and columns are not: a pair of rows sees all
+    of the pairs above it, to the left and to the right, and nothing of itself.
+    """
+
+    DILATIONS = (1, 2, 4, 4)
+
+    def __init__(self, channels: int, width: int, size: int) -> None:
         super().__init__()
-        self.inner = nn.Conv2d(channels, 2 * channels, 1)
+        half = (size + 1) // 2
+        self.first = nn.Conv2d(channels + 1, width, (2, 3))
+        self.position = nn.Parameter(torch.zeros(1, width, half, half))
+        self.layers = nn.ModuleList(nn.Conv2d(width, width, (2, 3), dilation=d) for d in self.DILATIONS)
+        self.mixers = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in self.DILATIONS)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, H, W), on the scale [-1, 1] -> (B, width, H, W), the same in both rows and columns of a pair.
+
+        Of the first H rows of an image as well: what a row is given does not depend on how many follow.
+        """
+        h, w = image.shape[2:]
+        pairs = F.pad(F.avg_pool2d(image, 2, ceil_mode=True), (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones
+        pairs = F.pad(pairs, (1, 1, 2, -1)).contiguous(memory_format=torch.channels_last)  # strictly above
+        x = self.first(pairs) + self.position[:, :, : (h + 1) // 2]
+        for layer, mixer, d in zip(self.layers, self.mixers, self.DILATIONS, strict=True):
+            x = x + mixer(F.gelu(layer(F.pad(F.gelu(x), (d, d, d, 0)))))
+        out: Tensor = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        return out[:, :, :h, :w]
+
+
+class LabelLayer(nn.Module):
+    """A pixel's features in the light of a label and of the rows above, each pixel by itself."""
+
+    def __init__(self, channels: int, context: int, classes: int) -> None:
+        super().__init__()
+        self.inner = nn.Conv2d(channels + context, 2 * channels, 1)
         self.label = nn.Embedding(classes, 2 * channels)
         nn.init.normal_(self.label.weight, std=0.3)  # the labels start out as small changes of one density
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, h: Tensor, labels: Tensor) -> Tensor:
-        change: Tensor = self.out(gate(self.inner(h) + self.label(labels)[:, :, None, None]))
+    def forward(self, h: Tensor, context: Tensor, labels: Tensor) -> Tensor:
+        both = torch.cat([h, context], 1)
+        change: Tensor = self.out(gate(self.inner(both) + self.label(labels)[:, :, None, None]))
         return h + change
 
 
 class PixelCNN(PixelDensity):
     """p(x) = prod_i p(x_i | x_1 .. x_{i-1}) over pixels in raster order, exact; x is uint8 (B, C, H, W)."""
 
-    OUTER_LAYERS = ("first_vertical", "first_horizontal", "head.colours", "head.out")
+    OUTER_LAYERS = ("first_vertical", "first_horizontal", "context.first", "head.colours", "head.out")
     """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
 
     IMAGES_AT_ONCE = 25
@@ -102,8 +138,11 @@ class PixelCNN(PixelDensity):
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = nn.Parameter(torch.zeros(1, width, size, size))
         self.layers = nn.ModuleList(GatedLayer(width, d) for d in settings.dilations)
-        label_layers = settings.label_layers if self.conditional else 0
-        self.label_layers = nn.ModuleList(LabelLayer(width, classes) for _ in range(label_layers))
+        self.context = RowContext(channels, settings.context_channels, size) if self.conditional else None
+        self.label_layers = nn.ModuleList(
+            LabelLayer(width, settings.context_channels, classes)
+            for _ in range(settings.label_layers if self.conditional else 0)
+        )
         self.head = PixelHead(
             width,
             channels,
@@ -117,21 +156,23 @@ class PixelCNN(PixelDensity):
         return self.with_label(self.before_label(x), labels)
 
     def before_label(self, x: Tensor) -> Tensor:
-        """What all labels share of the features, (B, F, H, W)."""
-        h: Tensor
-        image = F.pad(scale_images(x, self.position.dtype), (0, 0, 0, 0, 0, 1), value=1.0)
-        image = image.contiguous(memory_format=torch.channels_last)
+        """What all labels share, (B, F, H, W): the features and, in a conditional model, the context behind them."""
+        scaled = scale_images(x, self.position.dtype)
+        image = F.pad(scaled, (0, 0, 0, 0, 0, 1), value=1.0).contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
         v = self.first_vertical(F.pad(image, (1, 1, 2, -1))) + self.position
-        h = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
+        h: Tensor = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
         for layer in self.layers:
             v, h = layer(v, h)
-        return h
+        return h if self.context is None else torch.cat([h, self.context(scaled)], 1)
 
-    def with_label(self, h: Tensor, labels: Tensor | None) -> Tensor:
+    def with_label(self, shared: Tensor, labels: Tensor | None) -> Tensor:
         """The features, from what all labels share of them."""
+        if self.context is None:
+            return F.elu(shared)
+        h, context = torch.split(shared, [self.settings.channels, self.settings.context_channels], 1)
         for layer in self.label_layers:
-            h = layer(h, require_labels(labels, self.classes))
+            h = layer(h, context, require_labels(labels, self.classes))
         return F.elu(h)
 
     def log_prob_by_label(self, x: Tensor) -> Tensor:
@@ -170,7 +211,11 @@ class PixelCNN(PixelDensity):
         by_label = self.pixels_by_label(some_h, some_x)
         label_nats = F.cross_entropy(by_label, labels)
         right = (by_label.argmax(1) == labels).float().mean()
-        logs = {"bits_per_dim": bits.detach(), "label_nats": label_nats.detach(), "label_accuracy": right}
+        logs = {
+            "bits_per_dim": bits.detach(),
+            "label_nats_of_a_quarter": label_nats.detach(),
+            "label_accuracy_of_a_quarter": right,
+        }
         return bits + self.settings.label_weight * label_nats, logs
 
     def steps(self, n: int, labels: Tensor | None = None) -> PixelCNNSteps:

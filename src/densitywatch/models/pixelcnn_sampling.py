@@ -1,6 +1,7 @@
 """PixelCNN one pixel at a time: a row of the vertical stack, then the horizontal stack column by column.
 
-Memory: for each layer about (2 + dilation) rows of activations of every image; nothing grows with the number of rows.
+Memory: for each layer about (2 + dilation) rows of activations of every image; for conditional models also the image
+itself, and at half the resolution the activations of one layer of the context.
 """
 
 from __future__ import annotations
@@ -45,11 +46,14 @@ class PixelCNNSteps:
         self.outputs = [layer.views for layer in self.layers[1:]] + [last]
         self.row_places = [self.row[:, j + 2].unbind(1) for j in range(self.size)]
         self.label_layers = [LabelSteps(cast("LabelLayer", layer), labels) for layer in model.label_layers]
+        self.context = model.context
+        self.image = new_zeros(n, channels, self.size, self.size)  # the rows above, for the context
         self.first = new_zeros(self.size, n, width)
         self.first_views = list(self.first.unbind(0))
 
     def start_row(self, i: int) -> None:
         if i:
+            self.image[:, :, i - 1] = self.row[:, 2:].transpose(1, 2)
             two_above, one_above = self.above
             two_above[1:-1, :, :-1] = self.row[:, 2:].transpose(0, 1)
             two_above[1:-1, :, -1] = 1.0
@@ -60,6 +64,10 @@ class PixelCNNSteps:
         torch.add(v, self.ones_row, out=self.first)
         for layer in self.layers:
             v = layer.start_row(v)
+        if self.context is not None and i % 2 == 0:  # a pair of rows has one context
+            context = self.context(self.image[:, :, : i + 1])[:, :, i].permute(2, 0, 1)
+            for label_layer in self.label_layers:
+                label_layer.start_row(context)
 
     def features(self, j: int) -> Tensor:
         torch.addmm(self.first_views[j], self.row_views[j], self.first_horizontal, out=self.layers[0].views[j])
@@ -67,7 +75,7 @@ class PixelCNNSteps:
             layer.step(j, outputs[j])
         h = self.outputs[-1][j]
         for label_layer in self.label_layers:
-            h = label_layer.step(h)
+            h = label_layer.step(j, h)
         return F.elu(h)
 
     def put(self, j: int, channel: int, level: Tensor) -> None:
@@ -130,11 +138,18 @@ class LabelSteps:
 
     def __init__(self, layer: LabelLayer, labels: Tensor | None) -> None:
         assert labels is not None
-        self.inner = layer.inner.weight.detach().flatten(1).t()
+        width = layer.out.out_channels
+        inner = layer.inner.weight.detach().flatten(1)
+        self.inner, self.from_context = inner[:, :width].t(), inner[:, width:]
         self.bias = bias_of(layer.inner) + layer.label(labels).detach()
         self.out, self.out_bias = layer.out.weight.detach().flatten(1).t(), bias_of(layer.out)
+        self.biases: list[Tensor] = []
 
-    def step(self, h: Tensor) -> Tensor:
-        """One column's features, (B, F) to (B, F)."""
-        a, b = torch.addmm(self.bias, h, self.inner).chunk(2, 1)
+    def start_row(self, context: Tensor) -> None:
+        """Takes the context of the row's pair in each column, (W, B, context channels)."""
+        self.biases = list((self.bias + F.linear(context, self.from_context)).unbind(0))
+
+    def step(self, j: int, h: Tensor) -> Tensor:
+        """Column j's features, (B, F) to (B, F)."""
+        a, b = torch.addmm(self.biases[j], h, self.inner).chunk(2, 1)
         return h + torch.addmm(self.out_bias, torch.tanh(a) * torch.sigmoid(b), self.out)

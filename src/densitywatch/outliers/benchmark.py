@@ -21,7 +21,7 @@ from densitywatch.evaluation import charts
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.outliers import conformal, detector, held_out, rejection
 from densitywatch.outliers.combination import fit_tail, tail_surprise
-from densitywatch.outliers.members import all_members
+from densitywatch.outliers.members import all_members, find_member
 from densitywatch.outliers.networks import TRANSFORMATIONS
 from densitywatch.outliers.panel import foreign_digits, panel_sets
 from densitywatch.outliers.ranking import FIGURES, auroc, separation
@@ -75,7 +75,8 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     metrics = summary(tables, rates, folds, normal_p, params)
     no_class = rejection.no_class_rates(params, root, {"normal": normal.images, **sets})
     if no_class:
-        metrics["no_class_rate"] = {kind: round(rate, 4) for kind, rate in no_class.items()}
+        metrics["no_class_rate"] = {kind: round(no_class[kind], 4) for kind in sets}
+        metrics["no_class_rate_on_test_images"] = round(no_class["normal"], 4)
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
     with whole_folder(root / "reports" / "outliers") as folder:
         write_report(folder, tables, without, rates, folds, no_class, scores, normal_p, left_out, params)
@@ -100,7 +101,9 @@ def every_score(
     result: dict[str, dict[str, Floats]] = {}
     left_out = []
     judge: Any = None
-    for name, member in all_members().items():
+    # the detector's own members first: they read more of the models than most, and the others find it read
+    for name in sorted(all_members(), key=lambda name: name not in fitted.facts["members"]):
+        member = find_member(name)
         try:
             arrays = fitted.fitted(name) if name in fitted.facts["members"] else detector.fit_member(member, given)
             some = params.detector.slow_images if member.slow else None
@@ -119,7 +122,7 @@ def every_score(
             key: whole[key] + fitted.overlap * tail_surprise(result[detector.DECLARED_MEMBER][key], judge)
             for key in sets
         }
-    return ordered | result, left_out
+    return ordered | {name: result[name] for name in all_members() if name in result}, left_out
 
 
 def one_left_out(

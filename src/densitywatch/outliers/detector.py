@@ -32,7 +32,7 @@ from densitywatch.progress import say
 
 FORMAT = "1"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
-TRAIN_IMAGES, SAMPLE_IMAGES = 16000, 4000
+TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 """Training images for densities without a network, and other ones that the models read: at most so many, so that
 time and memory do not grow with the dataset."""
 DECLARED_MEMBER = "transformation_judge"

@@ -74,7 +74,8 @@ class Readings:
     @cached_property
     def gradients(self) -> Floats:
         """Histograms of gradient directions on a grid, (B, F); see features.py."""
-        return features.gradient_histograms(self.images)
+        parts = range(0, max(1, len(self.images)), 5000)  # what is computed on the way takes many times the memory
+        return np.concatenate([features.gradient_histograms(self.images[i : i + 5000]) for i in parts])
 
     @cached_property
     def composition(self) -> Floats:

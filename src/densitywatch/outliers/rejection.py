@@ -18,7 +18,7 @@ from densitywatch.params import Params
 from densitywatch.progress import track
 
 LABEL_MODEL = "conditional_pixelcnn"
-IMAGES = 250
+IMAGES = 100
 """Of each kind: every one is scored under every label."""
 
 
