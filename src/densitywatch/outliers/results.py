@@ -19,6 +19,7 @@ from densitywatch.files import write_whole
 from densitywatch.outliers import conformal
 from densitywatch.outliers.chunks import RESULTS
 from densitywatch.outliers.conformal import Floats
+from densitywatch.outliers.memory import release_memory
 
 SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
@@ -34,8 +35,9 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
     parts = sorted(work.glob("*.parquet"))
     p, bars, labelled = _read(parts, getattr(detector, "calibration", None))
     scored = np.isfinite(p)
-    outlier = np.zeros(len(p), dtype=bool)
-    outlier[scored] = conformal.benjamini_hochberg(p[scored], rate)
+    p = p[scored]  # from here on of the scored images alone; a batch may have millions, so it is kept but once
+    outlier = np.zeros(len(scored), dtype=bool)
+    outlier[scored] = conformal.benjamini_hochberg(p, rate)
 
     names = [name for name in RESULTS.names if name not in LABELS]
     schema = pa.schema(
@@ -59,10 +61,11 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
                     changed += 1
             writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
 
-    drift = conformal.drift(p[scored])
+    release_memory()
+    drift = conformal.drift(p)
     summary = {
         "batch": identity["source"],
-        "files": len(p),
+        "files": len(scored),
         "scored": int(scored.sum()),
         "quarantined": int((~scored).sum()),
         "outliers": int(outlier.sum()),
@@ -70,7 +73,7 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         "false_discovery_rate": rate,
         "false_alarm_rate": detector.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
-        "median_p_value": float(np.median(p[scored])) if scored.any() else None,
+        "median_p_value": float(np.median(p)) if len(p) else None,
         "promise": promise(rate),
         "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, getattr(detector, "calibration", None)),
         "content": content.hexdigest(),
