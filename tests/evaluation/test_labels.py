@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 
 from densitywatch.evaluation.context import Context
-from densitywatch.evaluation.labels import accuracy_at, belonging_p_values, by_bayes, labels_with_rejection
+from densitywatch.evaluation.labels import (
+    accuracy_at,
+    belonging_p_values,
+    by_bayes,
+    labels_with_rejection,
+    of_every_label,
+)
 from densitywatch.models import load_model_folder
 
 
@@ -20,6 +26,14 @@ def test_the_label_and_its_posterior_are_those_of_bayes_rule() -> None:
     assert found.label.tolist() == [2, 0]
     assert found.probability == pytest.approx([0.6, 0.5])
     assert found.log_odds == pytest.approx([np.log(0.6 / 0.4), 0.0])
+
+
+def test_calibration_images_are_drawn_as_evenly_over_labels_as_they_are() -> None:
+    labels = np.tile(np.arange(10), 60)  # evenly spaced over these, every other image has an even label
+    chosen = of_every_label(labels, 300)
+    assert len(set(chosen.tolist())) == 300
+    assert np.bincount(labels[chosen]).tolist() == [30] * 10
+    assert sorted(of_every_label(labels, 1000).tolist()) == list(range(600))
 
 
 def test_confidence_still_orders_images_whose_posteriors_round_to_one() -> None:

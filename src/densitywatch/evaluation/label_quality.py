@@ -15,7 +15,7 @@ from densitywatch.data import Split, open_split
 from densitywatch.evaluation.classifier import FeatureNetwork, classes_of
 from densitywatch.evaluation.context import Context, Result, takes_labels
 from densitywatch.evaluation.quality import draw, feature_network, generated, training_labels
-from densitywatch.params import DeviceParams, TrainingParams
+from densitywatch.params import TrainingParams
 
 CHECKPOINTS = 10
 
@@ -67,8 +67,9 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
     from densitywatch.training.loop import train
 
     params = context.params
-    one = DeviceParams(
-        accelerator="cpu" if context.device.type == "cpu" else "auto", devices=1, threads=params.device.threads
+    # a slot's share of the threads and no more: two stages with all of them wait for each other most of the time
+    one = params.device.model_copy(
+        update={"accelerator": "cpu" if context.device.type == "cpu" else "auto", "devices": 1}
     )
     fabric = start_fabric(one, params.classifier.training.precision)
     settings = params.classifier

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from densitywatch.evaluation import charts
-from densitywatch.evaluation.context import Context, Figure, Metric, Result
+from densitywatch.evaluation.context import Context, Figure, Metric, Result, spread
 from densitywatch.files import write_whole
 
 COVERAGES = (1.0, 0.99, 0.98, *(round(0.95 - 0.05 * i, 2) for i in range(18)))
@@ -61,6 +61,15 @@ def belonging_p_values(by_label: np.ndarray, known: np.ndarray, labels: np.ndarr
         two_sided = 2.0 * (np.minimum(below, above) + 1.0) / (len(own) + 1.0)
         p_values = np.maximum(p_values, np.minimum(two_sided, 1.0))
     return p_values
+
+
+def of_every_label(labels: np.ndarray, most: int) -> np.ndarray:
+    """Indices of at most so many images, as evenly over the labels as these are.
+
+    One label with too few images would keep every image from being rejected: its p-values cannot be small.
+    """
+    chosen: np.ndarray = np.argsort(labels, kind="stable")[spread(len(labels), most)]
+    return chosen
 
 
 def accuracy_at(coverage: float, right: np.ndarray, confidence: np.ndarray) -> float:
@@ -110,9 +119,11 @@ def labels_with_rejection(context: Context) -> Result | None:
 def _belonging(context: Context, by_label: np.ndarray) -> dict[str, Metric]:
     """How many test images are said to belong to no class at the stated false-alarm rate; about as many as it says."""
     model: Any = context.model
-    images, labels = context.pick("calibration", context.params.evaluate.label_images)
+    images, labels = context.pick("calibration", None)
     if not len(images) or (labels < 0).any():
         return {}
+    chosen = of_every_label(labels, context.params.evaluate.label_images)
+    images, labels = images[chosen], labels[chosen]
     size = context.params.evaluate.batch_size
     known = np.concatenate(
         [

@@ -14,7 +14,7 @@ What differs from the paper:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -90,18 +90,22 @@ class RowContext(nn.Module):
         self.mixers = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in self.DILATIONS)
 
     def forward(self, image: Tensor) -> Tensor:
-        """(B, C, H, W), on the scale [-1, 1] -> (B, width, H, W), the same in both rows and columns of a pair.
+        """(B, C, H, W), on the scale [-1, 1] -> (B, width, H / 2, W / 2), rounded up.
 
         Of the first H rows of an image as well: what a row is given does not depend on how many follow.
         """
-        h, w = image.shape[2:]
+        h = image.shape[2]
         pairs = F.pad(F.avg_pool2d(image, 2, ceil_mode=True), (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones
         pairs = F.pad(pairs, (1, 1, 2, -1)).contiguous(memory_format=torch.channels_last)  # strictly above
-        x = self.first(pairs) + self.position[:, :, : (h + 1) // 2]
+        x: Tensor = self.first(pairs) + self.position[:, :, : (h + 1) // 2]
         for layer, mixer, d in zip(self.layers, self.mixers, self.DILATIONS, strict=True):
             x = x + mixer(F.gelu(layer(F.pad(F.gelu(x), (d, d, d, 0)))))
-        out: Tensor = x.repeat_interleave(2, 2).repeat_interleave(2, 3)
-        return out[:, :, :h, :w]
+        return x
+
+
+def doubled(x: Tensor, size: int) -> Tensor:
+    """Every row and every column twice, up to size x size: from pairs back to pixels."""
+    return x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :size, :size]
 
 
 class LabelLayer(nn.Module):
@@ -114,9 +118,13 @@ class LabelLayer(nn.Module):
         nn.init.normal_(self.label.weight, std=0.3)  # the labels start out as small changes of one density
         self.out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, h: Tensor, context: Tensor, labels: Tensor) -> Tensor:
-        both = torch.cat([h, context], 1)
-        change: Tensor = self.out(gate(self.inner(both) + self.label(labels)[:, :, None, None]))
+    def from_context(self, context: Tensor) -> Tensor:
+        """The context's share of the first convolution, (B, 2 F, H, W): the same for every label, so computed once."""
+        return F.conv2d(context, self.inner.weight[:, self.out.in_channels :], self.inner.bias)
+
+    def forward(self, h: Tensor, from_context: Tensor, labels: Tensor) -> Tensor:
+        inner = F.conv2d(h, self.inner.weight[:, : self.out.in_channels]) + from_context
+        change: Tensor = self.out(gate(inner + self.label(labels)[:, :, None, None]))
         return h + change
 
 
@@ -156,7 +164,7 @@ class PixelCNN(PixelDensity):
         return self.with_label(self.before_label(x), labels)
 
     def before_label(self, x: Tensor) -> Tensor:
-        """What all labels share, (B, F, H, W): the features and, in a conditional model, the context behind them."""
+        """What all labels share, (B, F, H, W): the features, then for each label layer its share of the context."""
         scaled = scale_images(x, self.position.dtype)
         image = F.pad(scaled, (0, 0, 0, 0, 0, 1), value=1.0).contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
@@ -164,15 +172,17 @@ class PixelCNN(PixelDensity):
         h: Tensor = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
         for layer in self.layers:
             v, h = layer(v, h)
-        return h if self.context is None else torch.cat([h, self.context(scaled)], 1)
+        if self.context is None:
+            return h
+        context, layers = self.context(scaled), cast("list[LabelLayer]", list(self.label_layers))
+        return torch.cat([h, *(doubled(layer.from_context(context), self.size) for layer in layers)], 1)
 
     def with_label(self, shared: Tensor, labels: Tensor | None) -> Tensor:
         """The features, from what all labels share of them."""
-        if self.context is None:
-            return F.elu(shared)
-        h, context = torch.split(shared, [self.settings.channels, self.settings.context_channels], 1)
-        for layer in self.label_layers:
-            h = layer(h, context, require_labels(labels, self.classes))
+        width = self.settings.channels
+        h, *shares = torch.split(shared, [width] + [2 * width] * len(self.label_layers), 1)
+        for layer, share in zip(self.label_layers, shares, strict=True):
+            h = layer(h, share, require_labels(labels, self.classes))
         return F.elu(h)
 
     def log_prob_by_label(self, x: Tensor) -> Tensor:

@@ -65,7 +65,8 @@ class PixelCNNSteps:
         for layer in self.layers:
             v = layer.start_row(v)
         if self.context is not None and i % 2 == 0:  # a pair of rows has one context
-            context = self.context(self.image[:, :, : i + 1])[:, :, i].permute(2, 0, 1)
+            context = self.context(self.image[:, :, : i + 1])[:, :, -1].permute(2, 0, 1)
+            context = context.repeat_interleave(2, 0)[: self.size]
             for label_layer in self.label_layers:
                 label_layer.start_row(context)
 

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split
-from densitywatch.evaluation.context import spread, takes_labels
-from densitywatch.evaluation.labels import belonging_p_values
+from densitywatch.evaluation.context import takes_labels
+from densitywatch.evaluation.labels import belonging_p_values, of_every_label
 from densitywatch.models import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -32,7 +32,7 @@ def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.ui
         return {}
     model: Any = load_model_folder(folder)
     calibration = open_split(root / "data" / "prepared", "calibration")
-    chosen = spread(len(calibration), params.evaluate.label_images)
+    chosen = of_every_label(np.array(calibration.labels), params.evaluate.label_images)
     labels = np.array(calibration.labels[chosen])
     if not takes_labels(model) or (labels < 0).any():
         return {}
