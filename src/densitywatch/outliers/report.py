@@ -64,11 +64,13 @@ def flagged(folder: Path) -> list[tuple[str, str]]:
 def quarantined(folder: Path) -> Any:
     """(path, reason) of every file that was not scored, in the batch's order."""
     file = pq.ParquetFile(folder / "scores.parquet")
+    status = file.schema_arrow.get_field_index("status")
     for group in range(file.num_row_groups):
-        left_out = pc.equal(file.read_row_group(group, columns=["status"]).column("status"), "quarantined")
-        if not pc.any(left_out).as_py():
-            continue  # most groups of a large batch: their paths, the bulk of it, stay on disk
-        for row in file.read_row_group(group, columns=["path", "reason"]).filter(left_out).to_pylist():
+        known = file.metadata.row_group(group).column(status).statistics
+        if known is not None and known.has_min_max and not known.min <= "quarantined" <= known.max:
+            continue  # most groups of a large batch: nothing of them is read
+        table = file.read_row_group(group, columns=["path", "status", "reason"])
+        for row in table.filter(pc.field("status") == "quarantined").to_pylist():
             yield row["path"], row["reason"]
 
 
