@@ -144,7 +144,7 @@ def test_a_table_that_does_not_fit_is_refused_and_nothing_is_taken(
 
 
 def test_reviewed_originals_are_collected_by_verdict_and_once(scored: Path, tmp_path: Path) -> None:
-    keys = flagged(scored)
+    keys = list(flagged(scored))
     give_verdicts(scored, {keys[0]: "outlier", keys[1]: "fine", keys[2]: "fine"})
     target = tmp_path / "kept"
     for _ in range(2):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import unicodedata
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -55,10 +56,13 @@ def gallery_rows(folder: Path) -> Any:
             yield row
 
 
-def flagged(folder: Path) -> list[tuple[str, str]]:
-    """(path, sha256) of the images called outliers, the least usual first."""
-    rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "outlier"]).to_pylist()
-    return [(row["path"], row["sha256"]) for row in rows if row["outlier"]]
+def flagged(folder: Path) -> Iterator[tuple[str, str]]:
+    """(path, sha256) of the images called outliers, the least usual first; one row group in memory at a time."""
+    file = pq.ParquetFile(folder / GALLERY)
+    for group in range(file.num_row_groups):
+        for row in file.read_row_group(group, columns=["path", "sha256", "outlier"]).to_pylist():
+            if row["outlier"]:
+                yield row["path"], row["sha256"]
 
 
 def quarantined(folder: Path) -> Any:

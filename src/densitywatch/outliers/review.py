@@ -75,7 +75,7 @@ class Flagged:
     """The flagged images of a batch, by their place in the gallery; pictures are read when asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self.keys = flagged(folder)
+        self.keys = list(flagged(folder))
         self._file = pq.ParquetFile(folder / GALLERY)
         self._starts = [0]
         for group in range(self._file.num_row_groups):
@@ -192,7 +192,7 @@ def read_csv(folder: Path, source: Path) -> int:
 
     Raises DataError, naming the line, when a row or a verdict is none of this batch; then nothing is taken.
     """
-    keys, given = flagged(folder), dict[Key, Verdict | None]()
+    keys, given = list(flagged(folder)), dict[Key, Verdict | None]()
     try:
         with source.open(newline="", encoding="utf-8-sig") as file:
             for line, row in enumerate(csv.DictReader(file), start=2):
