@@ -2,8 +2,9 @@
 
     python benchmarks/likelihood_models.py [THREADS]
 
-Every line is a ratio of two times taken one after the other on this machine, the least of a few repetitions each, so
-it says more than either time alone; with one thread it is the processor's time, which a busy machine does not change.
+Every line is a ratio of two times taken one after the other on this machine, the least of a few repetitions each (of
+sampling the median over rounds that alternate), so it says more than either time alone; with one thread it is the
+processor's time, which a busy machine does not change.
 The naive forms are checked to compute the same before they are timed:
 
 * PixelCNN: full-size masked kernels, float32, no channels_last, no compiled step;
@@ -14,6 +15,7 @@ The naive forms are checked to compute the same before they are timed:
 from __future__ import annotations
 
 import math
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -207,10 +209,14 @@ def pixelrnn_lines() -> None:
 
 
 def sampling_line(what: str, model: Any, n: int, asked: float) -> None:
-    ours = seconds(lambda: model.sample(n), 2)
+    """Medians over rounds that alternate: a naive step takes milliseconds, and a machine's speed changes meanwhile."""
     x = torch.zeros(n, 1, SIZE, SIZE, dtype=torch.uint8)
-    naive = seconds(lambda: naive_pixel(model, x), 4) * SIZE * SIZE
-    line(what, ours, naive, n, asked)
+    rounds = [
+        (seconds(lambda: model.sample(n), 1), seconds(lambda: naive_pixel(model, x), 2))
+        for _ in range(15 if n == 1 else 3)
+    ]
+    ours, naive = (statistics.median(times) for times in zip(*rounds, strict=True))
+    line(what, ours, naive * SIZE * SIZE, n, asked)
 
 
 if __name__ == "__main__":
