@@ -5,7 +5,7 @@
 Every member is fitted as `densitywatch calibrate` would, on training images and the first half of the validation
 images, and measured on the second half against the same images spoiled by operations that are not on the panel
 (docs/outliers.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out
-or take one in, a rival rule of combination, and the gradients on other numbers of principal components.
+or take one in, a rival rule of combination, and the gradients with other numbers of components.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from densitywatch.outliers.scores import fit_gradient_arrangement, gradient_arra
 from densitywatch.params import load_params
 
 Images = NDArray[np.uint8]
-GRADIENT_DIMENSIONS = (64, 150)
-"""Rivals of the number that gradient_arrangement has."""
+GRADIENTS = ((64, 80), (150, 80), (100, 30), (100, 160))
+"""Principal components and mixture components: rivals of what gradient_arrangement has."""
 
 
 def spoiled(images: Images, seed: int = 0) -> dict[str, Images]:
@@ -127,11 +127,11 @@ def main(count: int) -> None:
             row(f"  with {name}", summed(tails, [*chosen, name]))
     squares = {name: {key: np.square(value) for key, value in tails[name].items()} for name in chosen}
     row("  squares summed", summed(squares, chosen))
-    for dimensions in GRADIENT_DIMENSIONS:
-        arrays = fit_gradient_arrangement(given, dimensions)
+    for dimensions, components in GRADIENTS:
+        arrays = fit_gradient_arrangement(given, dimensions, components)
         values = {key: gradient_arrangement(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
         tail = fit_tail(gradient_arrangement(given.validation, arrays))
-        row(f"gradients on {dimensions}", values)
+        row(f"gradients on {dimensions}, {components}", values)
         rival = {key: tail_surprise(value, tail) for key, value in values.items()}
         row("  the detector with these", summed(tails | {"gradient_arrangement": rival}, chosen))
 

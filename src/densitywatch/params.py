@@ -172,9 +172,9 @@ class EvaluateParams(Block):
     importance_images: int | None = Field(default=None, ge=1)
     sample_images: int = Field(ge=1)
     """How many images each model draws for its sample grid."""
-    code_images: int = Field(default=256, ge=0)
+    code_images: int = Field(default=128, ge=0)
     """How many test images are coded into a file and decoded by another process; 0 leaves that out."""
-    label_images: int = Field(default=6000, ge=1)
+    label_images: int = Field(default=3000, ge=1)
     """How many calibration images say what is usual for each label of a conditional density."""
     quality: QualityParams = QualityParams()
     latent: LatentParams = LatentParams()

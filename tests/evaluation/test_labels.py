@@ -10,13 +10,7 @@ import numpy as np
 import pytest
 
 from densitywatch.evaluation.context import Context
-from densitywatch.evaluation.labels import (
-    accuracy_at,
-    belonging_p_values,
-    by_bayes,
-    labels_with_rejection,
-    of_every_label,
-)
+from densitywatch.evaluation.labels import accuracy_at, belonging_p_values, by_bayes, labels_with_rejection
 from densitywatch.models import load_model_folder
 
 
@@ -26,14 +20,6 @@ def test_the_label_and_its_posterior_are_those_of_bayes_rule() -> None:
     assert found.label.tolist() == [2, 0]
     assert found.probability == pytest.approx([0.6, 0.5])
     assert found.log_odds == pytest.approx([np.log(0.6 / 0.4), 0.0])
-
-
-def test_calibration_images_are_drawn_as_evenly_over_labels_as_they_are() -> None:
-    labels = np.tile(np.arange(10), 60)  # evenly spaced over these, every other image has an even label
-    chosen = of_every_label(labels, 300)
-    assert len(set(chosen.tolist())) == 300
-    assert np.bincount(labels[chosen]).tolist() == [30] * 10
-    assert sorted(of_every_label(labels, 1000).tolist()) == list(range(600))
 
 
 def test_confidence_still_orders_images_whose_posteriors_round_to_one() -> None:
@@ -90,6 +76,14 @@ def test_a_conditional_density_gets_accuracy_its_curve_and_the_share_without_a_c
     assert result.metrics["accuracy_at_90_coverage"] >= result.metrics["accuracy"]
     assert 0.0 <= result.metrics["no_class_rate"] <= 1.0
     assert (context.out / "accuracy_coverage.svg").read_text().startswith("<svg")
+
+
+def test_a_limited_pick_holds_every_label_in_its_share(project: Path, context_of: Callable[..., Context]) -> None:
+    # a split's order mixes the labels in turn; evenly spaced images would be of some labels alone
+    np.save(project / "data" / "prepared" / "calibration_labels.npy", np.tile(np.arange(10), 4))
+    images, labels = context_of(object()).pick("calibration", 10)
+    assert len(images) == 10
+    assert sorted(labels.tolist()) == list(range(10))
 
 
 def test_a_density_without_labels_is_left_out(context_of: Callable[..., Context]) -> None:

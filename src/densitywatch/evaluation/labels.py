@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from densitywatch.data import Split, open_split
 from densitywatch.evaluation import charts
-from densitywatch.evaluation.context import Context, Figure, Metric, Result, spread
+from densitywatch.evaluation.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
 
+BATCH = 250
 COVERAGES = (1.0, 0.99, 0.98, *(round(0.95 - 0.05 * i, 2) for i in range(18)))
 
 
@@ -63,13 +65,27 @@ def belonging_p_values(by_label: np.ndarray, known: np.ndarray, labels: np.ndarr
     return p_values
 
 
-def of_every_label(labels: np.ndarray, most: int) -> np.ndarray:
-    """Indices of at most so many images, as evenly over the labels as these are.
+def known_by_label(
+    model: Any, calibration: Split, most: int, device: torch.device | str = "cpu"
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """What is usual: log p(x|y) of the first `most` calibration images, (M, classes) nats, and their labels (M,).
 
-    One label with too few images would keep every image from being rejected: its p-values cannot be small.
+    None where there are no images, or some have no label.
     """
-    chosen: np.ndarray = np.argsort(labels, kind="stable")[spread(len(labels), most)]
-    return chosen
+    labels = np.array(calibration.labels[:most])
+    if not len(labels) or (labels < 0).any():
+        return None
+    return nats_by_label(model, np.array(calibration.images[:most]), device), labels
+
+
+@torch.no_grad()
+def nats_by_label(model: Any, images: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
+    """log p(x|y) of uint8 images (N, C, H, W) under every label, (N, classes) nats in float64."""
+    parts = [
+        model.log_prob_by_label(torch.from_numpy(images[i : i + BATCH]).to(device)).double().cpu().numpy()
+        for i in range(0, len(images), BATCH)
+    ]
+    return np.concatenate(parts)
 
 
 def accuracy_at(coverage: float, right: np.ndarray, confidence: np.ndarray) -> float:
@@ -115,25 +131,15 @@ def labels_with_rejection(context: Context) -> Result | None:
     return Result(metrics, figures)
 
 
-@torch.no_grad()
 def _belonging(context: Context, by_label: np.ndarray) -> dict[str, Metric]:
     """How many test images are said to belong to no class at the stated false-alarm rate; about as many as it says."""
-    model: Any = context.model
-    images, labels = context.pick("calibration", None)
-    if not len(images) or (labels < 0).any():
+    params = context.params
+    calibration = open_split(context.data, "calibration")
+    usual = known_by_label(context.model, calibration, params.evaluate.label_images, context.device)
+    if usual is None:
         return {}
-    chosen = of_every_label(labels, context.params.evaluate.label_images)
-    images, labels = images[chosen], labels[chosen]
-    size = context.params.evaluate.batch_size
-    known = np.concatenate(
-        [
-            model.log_prob_by_label(torch.from_numpy(np.array(images[i : i + size])).to(context.device))
-            .double()
-            .cpu()
-            .numpy()
-            for i in range(0, len(images), size)
-        ]
-    )
-    rate = context.params.detector.false_alarm_rate
-    rejected = belonging_p_values(by_label, known, labels) <= rate
-    return {"no_class_rate": float(rejected.mean()), "no_class_target_rate": rate}
+    rate = params.detector.false_alarm_rate
+    return {
+        "no_class_rate": float((belonging_p_values(by_label, *usual) <= rate).mean()),
+        "no_class_target_rate": rate,
+    }

@@ -26,7 +26,7 @@ from densitywatch.params import Params
 
 SHOWN, NEIGHBOURS_SHOWN = 8, 3
 MANY_TRAINING_IMAGES = 60_000
-"""Beyond so many training images an evenly spaced part of them is searched for neighbours."""
+"""So many training images at most are searched for neighbours."""
 
 
 def sample_quality(context: Context) -> Result | None:
@@ -168,11 +168,10 @@ def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
     network = load_classifier(root / FOLDER)
     prepared = root / "data" / "prepared"
     info, split = read_info(prepared), open_split(prepared, "validation")
-    chosen = spread(len(split), params.gate.images)
-    labels = split.labels[chosen] if takes_labels(model) and info.class_names else None
+    images, labels = np.array(split.images[: params.gate.images]), None
+    if takes_labels(model) and info.class_names:
+        labels = np.array(split.labels[: len(images)])
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(params.seed)
-    parts = draw(model.eval(), len(chosen), labels, generator, params.evaluate.batch_size)
-    return frechet_distance(
-        features_of(network, np.asarray(split.images[chosen])), features_of(network, np.concatenate(list(parts)))
-    )
+    parts = draw(model.eval(), len(images), labels, generator, params.evaluate.batch_size)
+    return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))

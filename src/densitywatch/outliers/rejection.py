@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split
 from densitywatch.evaluation.context import takes_labels
-from densitywatch.evaluation.labels import belonging_p_values, of_every_label
+from densitywatch.evaluation.labels import belonging_p_values, known_by_label, nats_by_label
 from densitywatch.models import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -32,19 +31,11 @@ def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.ui
         return {}
     model: Any = load_model_folder(folder)
     calibration = open_split(root / "data" / "prepared", "calibration")
-    chosen = of_every_label(np.array(calibration.labels), params.evaluate.label_images)
-    labels = np.array(calibration.labels[chosen])
-    if not takes_labels(model) or (labels < 0).any():
+    usual = known_by_label(model, calibration, params.evaluate.label_images) if takes_labels(model) else None
+    if usual is None:
         return {}
-
-    def by_label(images: NDArray[np.uint8]) -> NDArray[np.float64]:
-        with torch.inference_mode():
-            nats: NDArray[np.float64] = model.log_prob_by_label(torch.from_numpy(images)).double().numpy()
-        return nats
-
-    known = np.concatenate([by_label(np.array(calibration.images[part])) for part in np.array_split(chosen, 20)])
     rate = params.detector.false_alarm_rate
     return {
-        kind: float((belonging_p_values(by_label(images[:IMAGES]), known, labels) <= rate).mean())
+        kind: float((belonging_p_values(nats_by_label(model, images[:IMAGES]), *usual) <= rate).mean())
         for kind, images in track(kinds.items(), "images of no class", total=len(kinds))
     }

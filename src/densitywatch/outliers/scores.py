@@ -63,14 +63,9 @@ MIXTURE_IMAGES = 16000
 NEIGHBOUR_IMAGES, NEIGHBOURS = 10000, 5
 
 
-def spread_over(rows: Floats, most: int) -> Floats:
-    """At most so many of the rows, evenly spaced."""
-    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
-
-
 def _fit_pixels(given: Given) -> Fitted:
     def fit() -> Fitted:
-        pixels = spread_over(given.train.pixels, MIXTURE_IMAGES)
+        pixels = given.train.pixels[:MIXTURE_IMAGES]
         return fit_mixture(pixels, dimensions=64, components=40, seed=given.seed, floor=1e-3, iterations=15)
 
     fitted: Fitted = given.train.once(("pixel mixture", given.seed), fit)  # two scores need the same one
@@ -84,7 +79,7 @@ def pixel_mixture(seen: Readings, fitted: Fitted) -> Floats:
 
 
 def _fit_neighbours(given: Given) -> Fitted:
-    pixels = spread_over(given.train.pixels, NEIGHBOUR_IMAGES)
+    pixels = given.train.pixels[:NEIGHBOUR_IMAGES]
     mean = pixels.mean(0)
     _, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
     axes = np.ascontiguousarray(vectors[:, ::-1][:, :64].T, dtype=np.float32)
@@ -154,10 +149,10 @@ def pixel_arrangement(seen: Readings, fitted: Fitted) -> Floats:
     return beyond_expectation(_make(seen), nll, part(fitted, "expectation"))
 
 
-def fit_gradient_arrangement(given: Given, dimensions: int = 100) -> Fitted:
-    """The mixture on that many principal components of the histograms, and its expectation."""
+def fit_gradient_arrangement(given: Given, dimensions: int = 100, components: int = 80) -> Fitted:
+    """The mixture of so many on so many principal components of the histograms, and its expectation."""
     mixture = fit_mixture(
-        given.train.gradients, dimensions=dimensions, components=80, seed=given.seed, floor=1e-3, iterations=6
+        given.train.gradients, dimensions=dimensions, components=components, seed=given.seed, floor=1e-3, iterations=6
     )
     expectation = fit_expectation(_make(given.sample), mixture_nll(given.sample.gradients, mixture))
     return named("mixture", mixture) | named("expectation", expectation)
