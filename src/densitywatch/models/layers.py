@@ -145,14 +145,10 @@ class PixelHead(nn.Module):
         b, _, h, w = parameters.shape
         logits, means, log_scales = parameters.view(b, 3, self.components, h, w).unbind(1)
         inverse_scale = torch.exp(-log_scales.clamp(min=-7.0))
-        edges = (torch.arange(255, device=x.device, dtype=parameters.dtype) + 0.5) / 127.5 - 1.0
-        above = torch.stack(
-            [  # a component at a time: all of them at once would take as many times the memory
-                torch.sigmoid((means[:, i, None] - edges.view(1, 255, 1, 1)) * inverse_scale[:, i, None]).sum(1)
-                for i in range(self.components)
-            ],
-            1,
-        )
+        above = torch.zeros_like(means)
+        for value in range(255):  # one at a time: all of them at once would leave the processor's caches
+            edge = (value + 0.5) / 127.5 - 1.0
+            above += torch.sigmoid((means - edge) * inverse_scale)
         return (F.softmax(logits, 1) * above).sum(1)
 
 

@@ -28,7 +28,6 @@ from densitywatch.outliers.archives import ARCHIVE, as_text
 from densitywatch.outliers.chunks import score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
-from densitywatch.outliers.memory import release_memory
 from densitywatch.outliers.report import write_report
 from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
 from densitywatch.outliers.sources import entries, is_local, without_secrets
@@ -104,7 +103,6 @@ def score_source(
         )
         chunks = list(track(steps, f"score: chunks of {params.detector.batch_size} files"))
         publishing.drop_chunks_from(work, len(chunks))
-        release_memory()
         fresh = publishing.fresh_folder(folder)
         summary = write_scores(work, fresh, loaded, rate, identity)
         if before == summary:

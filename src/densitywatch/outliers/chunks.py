@@ -24,11 +24,9 @@ from numpy.typing import NDArray
 from densitywatch.data.images import decode_picture
 from densitywatch.errors import DataError
 from densitywatch.outliers.archives import Entry, SourceUnreachable, one_line
-from densitywatch.outliers.memory import release_memory
 
 READERS = 4
 READ_AHEAD = 32
-CHUNKS_BETWEEN_RELEASES = 40
 WORST_OF_CHUNK = 12
 """Pictures kept of every chunk even when nothing looks like an outlier: the report shows the least usual ones."""
 
@@ -218,6 +216,4 @@ def score_in_chunks(
         reused = before is not None and fits(before, chunk)
         table = before.select(RESULTS.names) if before is not None and reused else score_chunk(chunk, detector)
         write_chunk(path, with_pictures(table, chunk, threshold))
-        if number % CHUNKS_BETWEEN_RELEASES == 0:
-            release_memory()
         yield len(chunk), 0 if reused else len(chunk)

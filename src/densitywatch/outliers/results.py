@@ -19,7 +19,6 @@ from densitywatch.files import write_whole
 from densitywatch.outliers import conformal
 from densitywatch.outliers.chunks import RESULTS
 from densitywatch.outliers.conformal import Floats
-from densitywatch.outliers.memory import release_memory
 
 SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
@@ -61,7 +60,6 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
                     changed += 1
             writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
 
-    release_memory()
     drift = conformal.drift(p)
     summary = {
         "batch": identity["source"],
