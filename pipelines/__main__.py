@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
@@ -43,6 +44,7 @@ def _retrain(root: Path, started: float) -> int:
         return 0
     _say_server(home.settle(root))
     _one_line_errors()
+    environment.keep_freed_memory()  # the gate measures every candidate in this process
     from pipelines.retrain import retrain
 
     ready = time.time()

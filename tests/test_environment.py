@@ -1,8 +1,11 @@
-"""Threads: a stage keeps to its share of the cores unless the user says otherwise."""
+"""Threads: a stage keeps to its share of the cores unless the user says otherwise. Memory: it keeps what it freed."""
 
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 
@@ -24,3 +27,29 @@ def test_what_the_user_exported_stays() -> None:
     fresh: dict[str, str] = {}
     environment.limit_threads(fresh, 2)
     assert fresh == {"OMP_NUM_THREADS": "2"}
+
+
+PAGES_TAKEN = """
+import resource, numpy, sys
+from densitywatch import environment
+if sys.argv[1] == "keep":
+    environment.keep_freed_memory()
+taken = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+numpy.zeros(12_000_000).fill(1.0)
+before = taken()
+for _ in range(5):
+    numpy.empty(12_000_000).fill(1.0)
+print(taken() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+def test_a_stage_takes_the_memory_of_large_tensors_from_the_system_once() -> None:
+    def pages(argument: str) -> int:
+        done = subprocess.run(
+            [sys.executable, "-c", PAGES_TAKEN, argument], capture_output=True, text=True, check=True, env=os.environ
+        )
+        return int(done.stdout)
+
+    kept, given_back = pages("keep"), pages("give back")
+    assert kept < 0.05 * given_back, f"{kept} pages against {given_back}"

@@ -90,6 +90,7 @@ def _load(context: typer.Context, *, check_models: bool = False, stage: bool = F
     params = load_params(context.obj, check_models=False)
     if stage:
         environment.limit_threads(os.environ, params.device.threads_of_a_stage)
+        environment.keep_freed_memory()
     if check_models:
         check_settings(params, context.obj)
     return params, Path.cwd()

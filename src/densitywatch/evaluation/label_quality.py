@@ -54,7 +54,7 @@ def label_quality(context: Context) -> Result | None:
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
     metrics["gan_train_accuracy"] = share_right(student, real, known)
-    note = f"gan_train_accuracy is that of a classifier trained for at most {steps:,} steps on {len(images):,} samples"
+    note = f"GAN-train accuracy is that of a classifier trained for at most {steps:,} steps on {len(images):,} samples"
     return Result(dict(metrics), notes=[note])
 
 

@@ -64,10 +64,10 @@ def sample_quality(context: Context) -> Result | None:
     neighbour_metrics, figure = training_neighbours(context, network, images, fake_features, test_features)
     space = "labels" if not network.rotations else "rotations, for lack of labels"
     note = (
-        f"fid, kid, precision, recall, density and coverage are of {len(images):,} samples and {len(real):,} test"
+        f"FID, KID, precision, recall, density and coverage are of {len(images):,} samples and {len(real):,} test"
         f" images in the feature space of this project's own network (trained on {space}); they do not compare with"
-        f" Inception figures. fid_floor is the distance of {len(half_features):,} training images from the same test"
-        " images."
+        f" Inception figures. The FID's floor is the distance of {len(half_features):,} training images from the same"
+        " test images."
     )
     return Result(metrics | neighbour_metrics, [figure], [note])
 

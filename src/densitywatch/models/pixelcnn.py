@@ -14,6 +14,7 @@ What differs from the paper:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, cast
 
 import torch
@@ -123,9 +124,18 @@ class LabelLayer(nn.Module):
         return F.conv2d(context, self.inner.weight[:, self.out.in_channels :], self.inner.bias)
 
     def forward(self, h: Tensor, from_context: Tensor, labels: Tensor) -> Tensor:
-        inner = F.conv2d(h, self.inner.weight[:, : self.out.in_channels]) + from_context
-        change: Tensor = self.out(gate(inner + self.label(labels)[:, :, None, None]))
-        return h + change
+        """h: (B, K, F, H, W), features under K labels or, K = 1, before any; labels: (B, 1), or (1, K) for all images.
+
+        Returns them under K labels. What is the same for all labels is computed once and never laid out K times.
+        """
+        inner = each(lambda rows: F.conv2d(rows, self.inner.weight[:, : self.out.in_channels]), h)
+        inner = inner + from_context.unsqueeze(1) + self.label(labels)[..., None, None]
+        return h + each(lambda rows: self.out(gate(rows)), inner)
+
+
+def each(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """`function` of all images of all labels as one batch: (B, K, ...) to (B, K, ...)."""
+    return torch.unflatten(function(x.flatten(0, 1)), 0, x.shape[:2])
 
 
 class PixelCNN(PixelDensity):
@@ -161,7 +171,7 @@ class PixelCNN(PixelDensity):
 
     def features(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """What every pixel knows of the pixels before it: (B, F, H, W)."""
-        return self.with_label(self.before_label(x), labels)
+        return self.with_label(self.before_label(x), None if labels is None else labels.unsqueeze(1))
 
     def before_label(self, x: Tensor) -> Tensor:
         """What all labels share, (B, F, H, W): the features, then for each label layer its share of the context."""
@@ -175,15 +185,20 @@ class PixelCNN(PixelDensity):
         if self.context is None:
             return h
         context, layers = self.context(scaled), cast("list[LabelLayer]", list(self.label_layers))
-        return torch.cat([h, *(doubled(layer.from_context(context), self.size) for layer in layers)], 1)
+        shared = torch.cat([h, *(doubled(layer.from_context(context), self.size) for layer in layers)], 1)
+        return shared.contiguous(memory_format=torch.channels_last)
 
     def with_label(self, shared: Tensor, labels: Tensor | None) -> Tensor:
-        """The features, from what all labels share of them."""
+        """The features, from what all labels share of them.
+
+        labels: one an image, (B, 1) -> (B, F, H, W); or K for all images, (1, K) -> (B K, F, H, W).
+        """
         width = self.settings.channels
         h, *shares = torch.split(shared, [width] + [2 * width] * len(self.label_layers), 1)
+        h = h.unsqueeze(1)
         for layer, share in zip(self.label_layers, shares, strict=True):
             h = layer(h, share, require_labels(labels, self.classes))
-        return F.elu(h)
+        return F.elu(h.flatten(0, 1))
 
     def log_prob_by_label(self, x: Tensor) -> Tensor:
         """log p(x | label) for every label, (B, classes) nats; for conditional models.
@@ -198,8 +213,7 @@ class PixelCNN(PixelDensity):
 
     def pixels_by_label(self, h: Tensor, x: Tensor) -> Tensor:
         """Nats of the pixels x, (B, C, h, w), under every label, (B, classes), from what all labels share of them."""
-        labels = torch.arange(self.classes, device=x.device).repeat(len(x))
-        h = h.repeat_interleave(self.classes, 0).contiguous(memory_format=torch.channels_last)
+        labels = torch.arange(self.classes, device=x.device).unsqueeze(0)
         nats = self.head.log_prob(self.with_label(h, labels), x.repeat_interleave(self.classes, 0))
         return nats.sum((1, 2, 3)).view(len(x), self.classes)
 
@@ -213,7 +227,7 @@ class PixelCNN(PixelDensity):
             return super().loss(x, labels)
         labels = require_labels(labels, self.classes)
         h = self.before_label(x)
-        given = self.head.log_prob(self.with_label(h, labels), x).sum((1, 2, 3))
+        given = self.head.log_prob(self.with_label(h, labels.unsqueeze(1)), x).sum((1, 2, 3))
         bits = bits_per_dim(given, x[0].numel()).mean()
         every_other = 2 * torch.arange(self.size // 2, device=x.device)
         rows, columns = every_other + torch.randint(2, (2, 1), device=x.device)

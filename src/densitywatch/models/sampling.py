@@ -160,6 +160,8 @@ class HeadSteps:
             self.edges = scale_images(torch.arange(255, device=out.device), out.dtype) + 1.0 / 255.0
             self.logits, self.means, self.log_inverse_scales = self.parameters.view(n, 3, -1, 1).unbind(1)  # (n, K, 1)
             self.below = out.new_empty(n, head.components, 255)
+            self.weights, self.mixed = out.new_empty(n, head.components, 1), out.new_empty(n, 1, 255)
+            self.weights_row, self.mixed_row = self.weights.mT, self.mixed.squeeze(1)
 
     def start(self, features: Tensor) -> None:
         """A new pixel with these features (B, F)."""
@@ -170,7 +172,7 @@ class HeadSteps:
         self.colours[:, k] = level
 
     def cumulated(self, k: int) -> Tensor:
-        """Probabilities (B, 255) that colour k of the sequence is at most 0..254."""
+        """Probabilities (B, 255) that colour k of the sequence is at most 0..254. Valid until the next call."""
         hidden = self.blocks[k]
         if k:
             hidden.addmm_(self.colours[:, :k], self.colour_weight[k, :k])
@@ -180,7 +182,9 @@ class HeadSteps:
         inverse_scales = self.log_inverse_scales.clamp_(max=7.0).exp_()
         torch.sub(self.edges, self.means, out=self.below)
         self.below.mul_(inverse_scales).sigmoid_()
-        return torch.bmm(self.logits.softmax(1).mT, self.below).squeeze(1)
+        torch.softmax(self.logits, 1, out=self.weights)
+        torch.bmm(self.weights_row, self.below, out=self.mixed)
+        return self.mixed_row
 
 
 def bias_of(layer: nn.Conv2d) -> Tensor:

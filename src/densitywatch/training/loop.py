@@ -6,11 +6,13 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densitywatch.compiling import compiled as compile_function
@@ -120,12 +122,18 @@ def batch(images: Split, step: int, size: int, seed: int, fabric: Any) -> tuple[
     positions = np.arange(step * size, (step + 1) * size)
     chosen = np.empty(size, dtype=np.int64)
     for epoch in np.unique(positions // n):
-        order = np.random.default_rng((seed, int(epoch))).permutation(n)
+        order = epoch_order(seed, int(epoch), n)
         inside = positions // n == epoch
         chosen[inside] = order[positions[inside] % n]
     chosen = chosen[fabric.global_rank :: fabric.world_size]
     x, labels = torch.from_numpy(images.images[chosen]), torch.from_numpy(images.labels[chosen])
     return x.to(fabric.device, non_blocking=True), labels.to(fabric.device, non_blocking=True)
+
+
+@lru_cache(maxsize=2)  # a batch may take the end of one epoch and the start of the next
+def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
+    """The order of the n images in an epoch; drawing it anew for every batch takes longer than a small batch's copy."""
+    return np.random.default_rng((seed, epoch)).permutation(n)
 
 
 @torch.no_grad()
