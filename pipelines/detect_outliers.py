@@ -50,7 +50,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     for batch in wanted:
         try:
             summaries.append(score_batch.with_options(task_run_name=f"score {batch.name}")(batch, params, root))
-        except DensitywatchError as error:
+        except (DensitywatchError, OSError) as error:
             failures.append(f"{batch.name} ({error})")
     if summaries:
         create_table_artifact([_row(summary) for summary in summaries], key="outlier-batches", description="Batches")
@@ -63,15 +63,19 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     """Score one batch under a device slot, note it in MLflow, leave a page about it in Prefect, and check it.
 
+    The batch is done when all of that is: a job that was killed after the results stood is taken up by the next one,
+    which finds them and does the rest.
+
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
     """
     from densitywatch.outliers.acceptance import validate_batch
-    from densitywatch.outliers.batch import score_source
+    from densitywatch.outliers.batch import note_run, score_source
     from densitywatch.tracking import log_batch
 
     with device_slot():
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
-        summary = score_source(batch.source, params, root, detector=CHAMPION, listing=batch.listing, label_model=labels)
+        strict = params.inbox.strict
+        summary = score_source(batch.source, params, root, detector=CHAMPION, strict=strict, label_model=labels)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()
@@ -82,7 +86,10 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
         key="outlier-batch",
         description=_text(batch.name),
     )
-    validate_batch(Path(summary["folder"]), summary["files"], params)
+    try:
+        validate_batch(Path(summary["folder"]), summary["files"], params)
+    finally:  # a batch that breaks an expectation is done as well, and was named
+        note_run(Path(summary["folder"]), listing=batch.listing)
     return summary
 
 

@@ -280,6 +280,9 @@ def score(
     fdr: Annotated[
         float | None, typer.Option(help="Share of false alarms among the flagged; by default the detector's.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Hold --fdr for this calibration set, not only on average; flags fewer.")
+    ] = False,
     labels: Annotated[
         str | None, typer.Option(help="A conditional density that labels every image, such as conditional_pixelcnn.")
     ] = None,
@@ -304,6 +307,7 @@ def score(
         out,
         detector,
         false_discovery_rate=fdr,
+        strict=strict,
         limit=limit,
         fail_on=fail_on,
         label_model=label_model,

@@ -299,7 +299,7 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
         json.dumps([summary[part] for part in ("content", "identity", "false_discovery_rate")], sort_keys=True).encode()
     ).hexdigest()
     name = re.sub(r"[^\w ./:+-]", "?", str(summary["batch"]))[-200:]
-    with store_errors(uri):
+    with store_lock(uri, root, "batches"), store_errors(uri):  # two jobs with the same results make one run
         known = client.search_runs([experiment], f"tags.`{BATCH_TAG}` = '{key}' and attributes.status = 'FINISHED'")
         if known:
             return str(known[0].info.run_id)

@@ -31,10 +31,12 @@ TRAINING = TrainingParams(steps=1, batch_size=1, learning_rate=1e-3)
 RNN = {"channels": 4, "layers": 1}
 
 
-def make_model(folder: Path, kind: str, settings: dict[str, Any], *, channels: int = 1, size: int = 8) -> Path:
+def make_model(
+    folder: Path, kind: str, settings: dict[str, Any], *, channels: int = 1, size: int = 8, classes: int = 10
+) -> Path:
     torch.manual_seed(4)
     block = ModelBlock(kind=kind, settings=settings, training=TRAINING)
-    names = tuple("abcdefghij")
+    names = tuple("abcdefghij"[:classes])
     model = build_model(block, channels=channels, size=size, classes=len(names))
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
@@ -180,6 +182,15 @@ def test_a_conditional_model_without_labels_is_refused(tmp_path: Path) -> None:
     folder = make_model(tmp_path / "model", "pixelcnn", settings)
     with pytest.raises(ModelError, match="codes labelled images alone"):
         encode_images(folder, random_images(2))
+
+
+def test_a_conditional_model_made_without_labels_codes_images_without(tmp_path: Path) -> None:
+    settings = {"channels": 4, "dilations": [1], "conditional": True}
+    folder = make_model(tmp_path / "model", "pixelcnn", settings, classes=0)
+    images = random_images(2)
+    code = encode_images(folder, images)
+    assert code.labels is None
+    assert np.array_equal(decode_images(folder, code), images)
 
 
 def test_labels_travel_in_the_file(tmp_path: Path) -> None:

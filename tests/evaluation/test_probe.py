@@ -92,6 +92,7 @@ def test_the_probe_on_pixels_is_the_reference_that_the_classifier_stage_leaves(
     assert result.metrics == {
         "linear_probe_accuracy_50": pytest.approx(reference[50]),
         "linear_probe_accuracy": pytest.approx(reference[200]),
+        "linear_probe_labels": 200,
     }
     assert reference[200] > 0.8
     train, test = open_split(prepared, "train"), open_split(prepared, "test")

@@ -27,6 +27,26 @@ def small(module: Any, *, channels: int = 1, size: int = 8, classes: int = 3, **
     return module.MODEL(chosen, channels=channels, size=size, classes=classes)
 
 
+@pytest.mark.parametrize("module", [gan, dcgan, conditional_gan])
+def test_a_generator_on_the_cpu_draws_for_a_model_on_another_device(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn_on = []
+
+    def noted(function: Any) -> Any:
+        def draw(*shape: Any, device: Any, **others: Any) -> torch.Tensor:
+            drawn_on.append(torch.device(device).type)
+            return function(*shape, device=device, **others)
+
+        return draw
+
+    for name in ("randn", "randint"):
+        monkeypatch.setattr(torch, name, noted(getattr(torch, name)))
+    model = small(module).to("meta")  # the one other device that every machine has
+    assert model.latents(4, generator=torch.Generator()).device.type == "meta"
+    assert set(drawn_on) == {"cpu"}
+
+
 def images(n: int, channels: int = 1, size: int = 8) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (n, channels, size, size), dtype=torch.uint8, generator=generator)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,11 @@ def test_the_same_results_have_one_run_in_mlflow(params: Params, batch: Path, tm
     summary = scored(params, tmp_path)
     run_id = log_batch(summary, params, tmp_path)
     assert log_batch(scored(params, tmp_path), params, tmp_path) == run_id
+    (batch / "another.png").write_bytes(png(78))
+    other = scored(params, tmp_path)
+    with ThreadPoolExecutor(4) as jobs:
+        at_once = list(jobs.map(lambda _: log_batch(other, params, tmp_path), range(4)))
+    assert len({*at_once, run_id}) == 2
     client = open_client(tracking_uri(params, tmp_path))
     run = client.get_run(run_id)
     assert run.data.metrics["outliers"] == 2

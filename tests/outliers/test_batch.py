@@ -70,6 +70,21 @@ def test_the_flags_are_those_of_benjamini_hochberg_over_the_whole_batch(
         assert f"{100 * rate:.3g} in 100 are false alarms" in summary["promise"]
 
 
+def test_strict_flags_no_more_and_promises_for_the_calibration_set_at_hand(
+    params: Params, source: Path, tmp_path: Path
+) -> None:
+    kwargs: dict[str, Any] = {"false_discovery_rate": 0.3}
+    plain = score_source(str(source), params, tmp_path, tmp_path / "plain", Brightness(), **kwargs)
+    strict = score_source(str(source), params, tmp_path, tmp_path / "strict", Brightness(), strict=True, **kwargs)
+    tables = [pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("plain", "strict")]
+    assert (tables[0].p_value.dropna() == tables[1].p_value.dropna()).all(), "the column keeps the plain p-values"
+    p = conformal.conditional_p_values(tables[1].p_value.dropna(), len(Brightness().calibration))
+    assert tables[1].outlier.sum() == conformal.benjamini_hochberg(p, 0.3).sum() <= plain["outliers"]
+    assert strict["fewest_to_flag"] >= plain["fewest_to_flag"]
+    assert "90% sure" in strict["promise"]
+    assert "sure" not in plain["promise"]
+
+
 def test_labels_stand_in_the_table_where_the_detector_gives_them(params: Params, source: Path, tmp_path: Path) -> None:
     class Labels(Brightness):
         class_names = ("shirt", "bag")

@@ -94,6 +94,19 @@ def test_drift_is_silent_on_normal_batches_and_loud_when_the_stream_moves_either
         assert (drift(moved).median_p < 0.5) == (shift > 0)
 
 
+def test_a_normal_batch_larger_than_the_calibration_set_has_not_moved() -> None:
+    rng = np.random.default_rng(5)
+    calibrations = np.sort(rng.normal(size=(200, 500)), axis=1)
+    batches = [p_values(calibration, rng.normal(size=20_000)) for calibration in calibrations]
+    quiet = np.array([drift(batch, calibration_size=500).p_value for batch in batches])
+    assert np.mean(quiet < 0.05) < 0.1
+    assert np.mean(np.array([drift(batch).p_value for batch in batches]) < 0.05) > 0.8, (
+        "the calibration set is a sample"
+    )
+    grid = np.arange(1, 501) / 501
+    assert quiet[0] == pytest.approx(stats.ks_2samp(batches[0], grid, method="asymp").pvalue, abs=0.03)
+
+
 def test_drift_of_an_empty_batch_says_nothing() -> None:
     assert drift([]).p_value == 1.0
     assert drift([], past=[0.5]).statistic == 0.0

@@ -9,7 +9,7 @@ import fsspec
 import pytest
 
 from densitywatch.errors import DataError
-from densitywatch.outliers.batch import score_source
+from densitywatch.outliers.batch import note_run, score_source
 from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params
 
@@ -63,7 +63,9 @@ def test_a_scored_batch_is_done_until_its_files_change(params: Params, inbox: Pa
     fill(inbox / "day", 3)
     (inbox / "day" / "_SUCCESS").touch()
     batch = found(params, tmp_path)["day"]
-    score_source(batch.source, params, tmp_path, None, Brightness(), listing=batch.listing)
+    summary = score_source(batch.source, params, tmp_path, None, Brightness())
+    assert states(params, tmp_path) == {"day": "ready"}, "it is done when MLflow and Prefect know of it, too"
+    note_run(Path(summary["folder"]), listing=batch.listing)
     assert states(params, tmp_path) == {"day": "done"}
     (inbox / "day" / "late.png").write_bytes(png(90))
     assert states(params, tmp_path) == {"day": "ready"}
@@ -72,7 +74,9 @@ def test_a_scored_batch_is_done_until_its_files_change(params: Params, inbox: Pa
     # another date, the same bytes: scoring finds that out and says so to the next look at the inbox
     batch = found(params, tmp_path)["day"]
     assert batch.state == "ready"
-    score_source(batch.source, params, tmp_path, None, Brightness(), listing=batch.listing)
+    summary = score_source(batch.source, params, tmp_path, None, Brightness())
+    assert states(params, tmp_path) == {"day": "ready"}, "it is done when MLflow and Prefect know of it, too"
+    note_run(Path(summary["folder"]), listing=batch.listing)
     assert states(params, tmp_path) == {"day": "done"}
 
 
@@ -100,7 +104,8 @@ def test_an_inbox_may_be_any_address(params: Params, tmp_path: Path) -> None:
         one, *others = sorted(find_batches(there, tmp_path, now=0.0), key=lambda batch: batch.state)
         assert [batch.state for batch in others] == ["stray"]
         assert (one.name, one.state, one.files) == ("one", "ready", 2)
-        summary = score_source(one.source, there, tmp_path, None, Brightness(), listing=one.listing)
+        summary = score_source(one.source, there, tmp_path, None, Brightness())
+        note_run(Path(summary["folder"]), listing=one.listing)
         assert summary["files"] == 2
         assert {batch.state for batch in find_batches(there, tmp_path, now=0.0)} == {"done", "stray"}
     finally:

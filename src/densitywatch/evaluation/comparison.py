@@ -52,6 +52,12 @@ def bits_note(metrics: Metrics) -> str:
     return ""
 
 
+def probe_note(metrics: Metrics) -> str:
+    """How many labels it was given: autoregressive models have fewer (`probe.slow_images`)."""
+    labels = metrics.get("linear_probe_labels")
+    return f"{labels:,} labels" if labels else ""
+
+
 def sampling(metrics: Metrics) -> float | None:
     """Seconds an image."""
     rate = metrics.get("sample_images_per_second")
@@ -69,7 +75,7 @@ ROWS: list[Row] = [
     Row("Recall", key("recall"), share, "higher"),
     Row("GAN-test accuracy", key("gan_test_accuracy"), share, "higher"),
     Row("GAN-train accuracy", key("gan_train_accuracy"), share, "higher"),
-    Row("Linear probe", key("linear_probe_accuracy"), share, "higher"),
+    Row("Linear probe", key("linear_probe_accuracy"), share, "higher", probe_note),
     Row("Label accuracy", key("accuracy"), share, "higher"),
     Row("Label accuracy at 90 % coverage", key("accuracy_at_90_coverage"), share, "higher"),
     Row("Parameters", key("parameters"), number),

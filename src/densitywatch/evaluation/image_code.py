@@ -93,7 +93,7 @@ def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = 
             f"{folder}: codes {model.channels} x {model.size} x {model.size} images, not {images.shape[1:]};"
             " take a model that was trained on such images"
         )
-    if not model.settings.model_dump().get("conditional"):
+    if not getattr(model, "conditional", False):  # the settings may ask for labels where the dataset has none
         labels = None
     elif labels is None or labels.min() < 0:
         raise ModelError(f"{folder}: is conditional and codes labelled images alone; take an unconditional model")

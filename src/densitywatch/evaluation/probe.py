@@ -56,7 +56,7 @@ def linear_probe(context: Context) -> Result | None:
     writer.writerows(rows)
     write_whole(context.out / "linear_probe.csv", table.getvalue())
     metrics: dict[str, float | int | str] = {f"linear_probe_accuracy_{n}": a for n, a in list(curve.items())[:-1]}
-    metrics["linear_probe_accuracy"] = list(curve.values())[-1]
+    metrics["linear_probe_labels"], metrics["linear_probe_accuracy"] = list(curve.items())[-1]
     return Result(metrics, [Figure("linear_probe.svg", "Linear probe", caption)])
 
 

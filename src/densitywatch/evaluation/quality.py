@@ -96,9 +96,10 @@ def draw(
 ) -> Iterator[np.ndarray]:
     """n samples of `model`, a batch at a time, uint8 (B, C, H, W)."""
     sampler: Any = model
+    device = next(model.parameters()).device
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)
-        asked = None if labels is None else torch.from_numpy(labels[start : start + count]).to(generator.device)
+        asked = None if labels is None else torch.from_numpy(labels[start : start + count]).to(device)
         images: Tensor = sampler.sample(count, labels=asked, generator=generator)
         yield images.cpu().numpy()
 

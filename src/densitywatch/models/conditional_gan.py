@@ -27,6 +27,7 @@ from densitywatch.models.layers import (
     generator_game_loss,
     halvings,
     scale_images,
+    standard_normal,
     unscale_images,
 )
 
@@ -131,9 +132,10 @@ class ConditionalGAN(nn.Module):
     def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n draws of the prior, (n, latent + labels), with the given labels or with labels drawn evenly."""
         device = next(self.parameters()).device
-        z = torch.randn(n, self.settings.latent, generator=generator, device=device)
+        z = standard_normal(n, self.settings.latent, generator=generator, device=device)
         if labels is None or not self.conditional:
-            labels = torch.randint(self.labels, (n,), generator=generator, device=device)
+            drawn_on = device if generator is None else generator.device
+            labels = torch.randint(self.labels, (n,), generator=generator, device=drawn_on)
         return torch.cat([z, F.one_hot(labels.to(device), self.labels).to(z.dtype)], 1)
 
     def generate(self, z: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from densitywatch.models.layers import (
     generator_game_loss,
     halvings,
     scale_images,
+    standard_normal,
     unscale_images,
 )
 
@@ -104,7 +105,7 @@ class DCGAN(nn.Module):
     def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n draws of the prior, (n, latent); an unconditional model pays no heed to labels."""
         device = next(self.parameters()).device
-        return torch.randn(n, self.settings.latent, generator=generator, device=device)
+        return standard_normal(n, self.settings.latent, generator=generator, device=device)
 
     def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the game's value on a batch and as many generated images, for the discriminator to minimise.

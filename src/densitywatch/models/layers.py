@@ -22,6 +22,12 @@ def unscale_images(x: Tensor) -> Tensor:
     return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
+def standard_normal(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
+    """Standard normal numbers on `device`, drawn where the generator is: one on the CPU gives every device the same."""
+    drawn_on = device if generator is None else generator.device
+    return torch.randn(*shape, generator=generator, device=drawn_on).to(device)
+
+
 def bits_per_dim(log_prob: Tensor, dimensions: int) -> Tensor:
     """Nats per image to bits per sub-pixel; `dimensions` is C * H * W."""
     return -log_prob / (LOG_2 * dimensions)

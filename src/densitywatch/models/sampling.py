@@ -93,7 +93,8 @@ def sample_pixels(
     """
     check_request(model, n, labels, given, rows)
     size, device = model.size, model.head.out.weight.device
-    uniform = torch.rand(size * size * model.channels, n, generator=generator, device=device)
+    drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same numbers
+    uniform = torch.rand(size * size * model.channels, n, generator=generator, device=drawn_on).to(device)
     numbers = iter(uniform.unsqueeze(2))
     kept: list[Tensor] = []
     if given is not None:
@@ -104,7 +105,7 @@ def sample_pixels(
         number = next(numbers)
         return kept.pop() if kept else torch.searchsorted(cumulated, number, right=True).squeeze(1)
 
-    return walk(model, n, labels, choose)
+    return walk(model, n, None if labels is None else labels.to(device), choose)
 
 
 def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tensor | None, rows: int) -> None:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import PixelHead, bits_per_dim, scale_images
+from densitywatch.models.layers import PixelHead, bits_per_dim, scale_images, standard_normal
 
 
 class Settings(BaseModel):
@@ -156,8 +156,8 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
         """n images, uint8 (n, C, H, W): the expected image for z drawn from the prior."""
-        z = torch.randn(n, self.settings.latent, generator=generator)
-        return self.decode(z.to(self.head.hidden.weight.device))
+        device = self.head.hidden.weight.device
+        return self.decode(standard_normal(n, self.settings.latent, generator=generator, device=device))
 
 
 MODEL = VAE

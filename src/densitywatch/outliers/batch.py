@@ -45,19 +45,20 @@ def score_source(
     detector: Any = None,
     *,
     false_discovery_rate: float | None = None,
+    strict: bool = False,
     limit: int | None = None,
     fail_on: int | None = None,
-    listing: str | None = None,
     label_model: str | None = None,
 ) -> dict[str, Any]:
     """Score every file of `source` and write the results to `out` (by default <inbox.results>/<name of the source>).
 
     `source`: a folder, a glob, an image, a zip or tar archive, a Parquet file with image bytes, or any fsspec address.
     `detector`: a folder, a registry address, or a loaded detector; None takes models/detector. `false_discovery_rate`
-    goes before the detector's own. `limit`: only that many files, from the first. Returns the summary and, under
-    `folder`, where the results are. Results of the same files, detector and rates are left as they are. `listing` is
-    kept in run.json for outliers/inbox.py. `label_model`: a folder or registry address of a class-conditional density,
-    which fills `label` and `label_probability`.
+    goes before the detector's own; `strict` holds it for this calibration set and not only on average over such sets
+    (conformal.conditional_p_values). `limit`: only that many files, from the first. Returns the summary and, under
+    `folder`, where the results are. Results of the same files, detector and rates are left as they are.
+    `label_model`: a folder or registry address of a class-conditional density, which fills `label` and
+    `label_probability`.
 
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound when at least `fail_on` images are flagged (after the results are written).
@@ -82,6 +83,7 @@ def score_source(
         "resize": loaded.resize,
         "chunk": params.detector.batch_size,
         "limit": limit,
+        "strict": strict,
     }
     folder = out if out is not None else results_folder(source, params, root)
     if is_local(source) and folder.resolve().is_relative_to((root / source.removeprefix("file://")).resolve()):
@@ -107,13 +109,11 @@ def score_source(
         summary = write_scores(work, fresh, loaded, rate, identity)
         if before == summary:
             publishing.discard(fresh, work)
-            _note(folder, listing=listing)
             say(f"score: {as_text(folder.name)}: these very files have been scored; the results stand")
         else:
             write_gallery(work, fresh, loaded, root)
-            _note(
+            note_run(
                 fresh,
-                listing=listing,
                 seconds=round(time.monotonic() - started, 3),
                 files=sum(files for files, _ in chunks),
                 scored_now=sum(scored for _, scored in chunks),
@@ -122,15 +122,15 @@ def score_source(
             write_report(fresh)
             publishing.publish(fresh, folder, work)
         past = drift_from_past(folder, digest)
-        _note(folder, **past)
+        note_run(folder, **past)
     flagged = int(summary["outliers"])
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
     return {**summary, **past, "folder": str(folder)}
 
 
-def _note(folder: Path, **facts: Any) -> None:
-    """Add to run.json, which holds what differs from one run to the next."""
+def note_run(folder: Path, **facts: Any) -> None:
+    """Add to run.json, which holds what differs from one run to the next; `listing` in it makes a batch done."""
     try:
         run = json.loads((folder / RUN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

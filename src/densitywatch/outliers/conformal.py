@@ -15,6 +15,9 @@ from scipy import stats
 
 Floats = NDArray[np.float64]
 
+CONFIDENCE = 0.9
+"""How sure the calibration-conditional variant is of the calibration set at hand."""
+
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
     """The share of calibration scores at least as outlying as each score, the new image counted in: (N,).
@@ -31,7 +34,7 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
     return np.asarray((1.0 + at_least) / (len(reference) + 1.0))
 
 
-def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = 0.9) -> Floats:
+def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = CONFIDENCE) -> Floats:
     """p-values that hold for *this* calibration set with probability `confidence`, not only on average over such sets.
 
     A plain conformal p-value is super-uniform on average over calibration sets; one unlucky set may be somewhat off
@@ -94,18 +97,21 @@ class Drift:
 def drift(p: ArrayLike, past: ArrayLike | None = None, *, calibration_size: int | None = None) -> Drift:
     """Test a batch's p-values against uniform, or against the p-values of past batches where given.
 
-    Kolmogorov-Smirnov, two-sided: a stream that became *less* surprising than calibration has moved as well. With
-    `calibration_size` the calibration images themselves are the other sample, which keeps the test honest for batches
-    that are not small beside them. An empty batch gives statistic 0 and p 1.
+    Kolmogorov-Smirnov, two-sided: a stream that became *less* surprising than calibration has moved as well. A p-value
+    is a rank among the calibration images, which are a sample themselves: with `calibration_size` they count as one,
+    without it a large normal batch would seem to have moved. An empty batch gives statistic 0 and p 1.
     """
     values = np.asarray(p, dtype=np.float64)
     if len(values) == 0:
         return Drift(statistic=0.0, p_value=1.0, median_p=float("nan"))
     if past is not None and len(np.asarray(past)):
         result = stats.ks_2samp(values, np.asarray(past, dtype=np.float64), method="asymp")
-    elif calibration_size is not None:
-        result = stats.ks_2samp(values, np.arange(1, calibration_size + 1) / (calibration_size + 1), method="asymp")
-    else:
-        # the uniform distribution's own function; scipy's general one takes 8 times the memory of the values
-        result = stats.kstest(values, lambda x: x)
-    return Drift(float(result.statistic), float(result.pvalue), float(np.median(values)))
+        return Drift(float(result.statistic), float(result.pvalue), float(np.median(values)))
+    # the uniform distribution's own function; scipy's general one takes 8 times the memory of the values
+    result = stats.kstest(values, lambda x: x)
+    p_value = float(result.pvalue)
+    if calibration_size is not None:
+        # the two-sample test's limit, as ks_2samp has it: the ranks of the one sample are uniform on the other's
+        effective = len(values) * calibration_size / (len(values) + calibration_size)
+        p_value = float(stats.kstwo.sf(result.statistic, max(1, round(effective))))
+    return Drift(float(result.statistic), p_value, float(np.median(values)))

@@ -140,8 +140,8 @@ def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
 
 def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84) -> bytes | None:
     """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there is none."""
-    rows = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"])).to_pylist()
-    rows = [row for row in rows if row["picture"]]
+    first = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"]), None)
+    rows = [row for row in first.to_pylist() if row["picture"]] if first is not None else []
     if not rows:
         return None
     cell = side + 12

@@ -33,7 +33,7 @@ class Batch:
     """waiting: may still be written; done: these very files have been scored; stray: a loose file, no batch's part."""
     files: int
     listing: str
-    """A fingerprint of names, sizes and times; `score_source(listing=...)` keeps it beside the results."""
+    """A fingerprint of names, sizes and times; run.json beside the results keeps it."""
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,14 @@ REASONS = 50
 def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any]) -> dict[str, Any]:
     """scores.parquet and summary.json from the chunks; the summary is returned."""
     parts = sorted(work.glob("*.parquet"))
-    p, bars, labelled = _read(parts, getattr(detector, "calibration", None))
+    calibration = getattr(detector, "calibration", None)
+    p, bars, labelled = _read(parts, calibration)
     scored = np.isfinite(p)
     p = p[scored]  # from here on of the scored images alone; a batch may have millions, so it is kept but once
     outlier = np.zeros(len(scored), dtype=bool)
-    outlier[scored] = conformal.benjamini_hochberg(p, rate)
+    strict = bool(identity["strict"])
+    decisive = conformal.conditional_p_values(p, len(detector.calibration)) if strict else p
+    outlier[scored] = conformal.benjamini_hochberg(decisive, rate)
 
     names = [name for name in RESULTS.names if name not in LABELS]
     schema = pa.schema(
@@ -60,7 +63,7 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
                     changed += 1
             writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
 
-    drift = conformal.drift(p)
+    drift = conformal.drift(p, calibration_size=None if calibration is None else len(calibration))
     summary = {
         "batch": identity["source"],
         "files": len(scored),
@@ -72,8 +75,8 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         "false_alarm_rate": detector.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
         "median_p_value": float(np.median(p)) if len(p) else None,
-        "promise": promise(rate),
-        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, getattr(detector, "calibration", None)),
+        "promise": promise(rate, strict=strict),
+        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, calibration, strict=strict),
         "content": content.hexdigest(),
         "identity": identity,
         "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
@@ -132,22 +135,30 @@ def _floats(table: pa.Table, name: str) -> Floats:
     return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
-def promise(rate: float) -> str:
+def promise(rate: float, *, strict: bool = False) -> str:
     """What the flags promise and under which assumption, for someone who knows no statistics."""
+    if strict:
+        return (
+            f"Of all the images that this detector flags over many batches, on average at most {100 * rate:.3g} in 100 "
+            f"are false alarms; that is {conformal.CONFIDENCE:.0%} sure, as long as the normal images that arrive are "
+            "like the ones it was calibrated on."
+        )
     return (
         f"Of all the images flagged over many batches, on average at most {100 * rate:.3g} in 100 are false alarms, as "
         "long as the normal images that arrive are like the ones the detector was calibrated on."
     )
 
 
-def fewest_to_flag(images: int, rate: float, calibration: Any) -> int | None:
+def fewest_to_flag(images: int, rate: float, calibration: Any, *, strict: bool = False) -> int | None:
     """How many images must be as unusual as can be before Benjamini-Hochberg flags any of a batch of `images`.
 
     No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
     """
     if calibration is None or len(calibration) == 0:
         return None
-    return max(1, math.ceil(images / (rate * (len(calibration) + 1)) - 1e-9))
+    n = len(calibration)
+    smallest = float(conformal.conditional_p_values(1 / (n + 1), n)) if strict else 1 / (n + 1)
+    return max(1, math.ceil(images * smallest / rate - 1e-9))
 
 
 def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:

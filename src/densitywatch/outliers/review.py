@@ -221,12 +221,17 @@ def _verdict(text: str, where: str) -> Verdict:
 def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     """Copy the originals of the reviewed images to target/fine and target/outlier, for the next dataset version.
 
-    They are found in the batch's source by their content and named after it, so that doing it twice adds nothing.
-    Returns how many of each verdict are there. Raises DataError when the source is gone or has lost some of them.
+    They are found in the batch's source by their content and named after it, so that doing it twice adds nothing; a
+    verdict that was changed or taken back since takes its copy away. Returns how many of each verdict are there. Raises
+    DataError when the source is gone or has lost some of them.
     """
     wanted = {digest: verdict for (_, digest), verdict in read_verdicts(folder).items()}
     summary = publishing.read_summary(folder) or {}
     source = str(summary["identity"]["source"])
+    for _, digest in flagged(folder):
+        for verdict in set(VERDICTS) - {wanted.get(digest)}:
+            for copy in (target / verdict).glob(f"{digest}*"):
+                copy.unlink()
     missing = set(wanted)
     for entry in entries(str(root / source) if is_local(source) else source) if wanted else ():
         try:
