@@ -43,8 +43,9 @@ print(taken() - before)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_a_stage_takes_the_memory_of_large_tensors_from_the_system_once() -> None:
+    """Under glibc, whose setting it is; under another C library the call does nothing and does no harm."""
+
     def pages(argument: str) -> int:
         done = subprocess.run(
             [sys.executable, "-c", PAGES_TAKEN, argument], capture_output=True, text=True, check=True, env=os.environ
@@ -52,4 +53,5 @@ def test_a_stage_takes_the_memory_of_large_tensors_from_the_system_once() -> Non
         return int(done.stdout)
 
     kept, given_back = pages("keep"), pages("give back")
-    assert kept < 0.05 * given_back, f"{kept} pages against {given_back}"
+    most = 0.05 if platform.libc_ver()[0] == "glibc" else 1.5
+    assert kept < most * given_back, f"{kept} pages against {given_back}"

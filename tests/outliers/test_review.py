@@ -160,8 +160,10 @@ def test_reviewed_originals_are_collected_by_verdict_and_once(scored: Path, tmp_
     }  # fmt: skip
     give_verdicts(scored, {keys[0]: "fine"})
     (tmp_path / "batch" / keys[1][0]).unlink()
+    give_verdicts(scored, {keys[1]: "fine"})
     with pytest.raises(DataError, match="1 of 3 reviewed images are not there any more"):
         collect(scored, target, tmp_path)
+    assert (target / "outlier" / f"{keys[1][1]}.png").read_bytes() == original, "the only copy left stays"
 
 
 def test_a_batch_is_found_by_name_or_path_and_an_unknown_one_lists_those_there(

@@ -228,24 +228,29 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     wanted = {digest: verdict for (_, digest), verdict in read_verdicts(folder).items()}
     summary = publishing.read_summary(folder) or {}
     source = str(summary["identity"]["source"])
-    for _, digest in flagged(folder):
-        for verdict in set(VERDICTS) - {wanted.get(digest)}:
-            for copy in (target / verdict).glob(f"{digest}*"):
-                copy.unlink()
-    missing = set(wanted)
-    for entry in entries(str(root / source) if is_local(source) else source) if wanted else ():
+    stale = {
+        digest: [
+            copy for other in VERDICTS if other != wanted.get(digest) for copy in (target / other).glob(f"{digest}*")
+        ]
+        for _, digest in flagged(folder)
+    }
+    missing = wanted.keys() | {digest for digest, copies in stale.items() if copies}
+    for entry in entries(str(root / source) if is_local(source) else source) if missing else ():
         try:
             data = entry.read()
         except DataError:
             continue  # quarantined: never flagged, so never reviewed
         digest = hashlib.sha256(data).hexdigest()
         if digest in missing:
-            suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", entry.path)
-            write_whole(target / wanted[digest] / f"{digest}{suffix.group(0).lower() if suffix else ''}", data)
+            if digest in wanted:
+                suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", entry.path)
+                write_whole(target / wanted[digest] / f"{digest}{suffix.group(0).lower() if suffix else ''}", data)
+            for copy in stale[digest]:  # only now: the original is there, so nothing is lost
+                copy.unlink()
             missing.discard(digest)
             if not missing:
                 break
-    if missing:
+    if missing := missing & wanted.keys():
         raise DataError(f"{source}: {len(missing)} of {len(wanted)} reviewed images are not there any more")
     counts = {verdict: sum(value == verdict for value in wanted.values()) for verdict in VERDICTS}
     return {str(verdict): count for verdict, count in counts.items()}
