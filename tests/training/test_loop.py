@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densitywatch.data import Split
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
 from densitywatch.training import checkpoint, loop, start_fabric, usable_precision
-from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, schedule
+from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, orthogonal, schedule
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -134,10 +137,64 @@ def test_muon_moves_a_kernel_as_the_matrix_that_it_is(memory_format: torch.memor
         kernel.grad, matrix.grad = gradient.to(memory_format=memory_format), gradient.flatten(1)
         ours.step()
         theirs.step()
-    # its Newton-Schulz iteration runs in bfloat16, whose rounding depends on the order of columns
+    # torch's computes its Newton-Schulz iteration in bfloat16
     assert torch.allclose(kernel.detach().contiguous().flatten(1), matrix.detach(), atol=0.02)
     ours.zero_grad()
     assert kernel.grad is None
+
+
+@pytest.mark.parametrize("shape", [(6, 24), (24, 6), (16, 16), (64, 192)])
+def test_muon_orthogonalises_as_its_definition_says_to_single_precision(shape: tuple[int, int]) -> None:
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    for matrix, ours in zip(matrices, orthogonal(matrices), strict=True):
+        x = matrix.double() if shape[0] <= shape[1] else matrix.double().T
+        x = x / x.norm()
+        for _ in range(5):
+            gram = x @ x.T
+            x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        theirs = x if shape[0] <= shape[1] else x.T
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours.double(), theirs, atol=1e-4)
+
+
+def test_muon_of_a_matrix_of_low_rank_or_of_zeros_is_finite() -> None:
+    row = torch.randn(1, 40, generator=torch.Generator().manual_seed(0))
+    flat = torch.randn(24, 1, generator=torch.Generator().manual_seed(1)) @ row
+    found = orthogonal(torch.stack([flat, torch.zeros(24, 40)]))
+    assert found.isfinite().all()
+    assert 0.6 < torch.linalg.svdvals(found[0])[0] < 1.3
+    assert found[1].abs().max() == 0
+
+
+def test_muon_computes_nothing_in_bfloat16() -> None:
+    weight = nn.Parameter(torch.randn(8, 12))
+    optimizer = KernelMuon([weight], lr=0.1)
+    weight.grad = torch.randn(8, 12)
+    with SeenTypes() as seen:
+        optimizer.step()
+    assert seen.types == {torch.float32}
+
+
+class SeenTypes(TorchDispatchMode):
+    """Notes the floating-point types of everything that is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        found = result if isinstance(result, tuple | list) else [result]
+        self.types |= {value.dtype for value in found if isinstance(value, Tensor) and value.is_floating_point()}
+        return result
+
+
+def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
+    code = "from densitywatch.training import usable_precision; from densitywatch.params import DeviceParams;"
+    code += "print(usable_precision('bf16-mixed', DeviceParams(accelerator='cpu')))"
+    older = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=older, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "32-true"
 
 
 def test_every_parameter_has_exactly_one_optimiser() -> None:

@@ -150,9 +150,16 @@ def start_fabric(device: DeviceParams, precision: Precision | None = None) -> An
 def usable_precision(precision: Precision, device: DeviceParams) -> Precision:
     """bf16-mixed only where the processor computes with bfloat16 itself: emulated, it is slower than 32 bits."""
     on_cpu = device.accelerator == "cpu" or (device.accelerator == "auto" and not torch.accelerator.is_available())
-    if precision == "bf16-mixed" and on_cpu and not torch.cpu._is_avx512_bf16_supported():
+    if precision == "bf16-mixed" and on_cpu and not computes_bfloat16():
         return "32-true"
     return precision
+
+
+def computes_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 matrices itself, and torch was not told to leave that aside."""
+    # the capability that torch uses: ATEN_CPU_CAPABILITY=avx2 shows on a new processor what an older one does
+    in_use = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return in_use and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def identity_of(params: Params, name: str, data_digest: str, devices: int) -> str:
