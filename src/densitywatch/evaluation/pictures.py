@@ -7,7 +7,11 @@ import io
 import numpy as np
 from PIL import Image
 
+from densitywatch.data.reading import resized
+
 GAP = 2
+LARGEST = 112
+"""Pixels a side of the largest picture in a grid."""
 # a map from black over violet and orange to pale yellow whose lightness rises all the way: readable in grey, too
 HEAT = np.array(
     [
@@ -23,8 +27,13 @@ HEAT = np.array(
 )
 
 
-def grid(images: np.ndarray, columns: int, *, cell: int = 56) -> bytes:
-    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear."""
+def grid(images: np.ndarray, columns: int, *, cell: int = 56, largest: int | None = LARGEST) -> bytes:
+    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear.
+
+    Those of more than `largest` pixels a side are scaled down to it: a page is looked at, not measured.
+    """
+    if largest is not None and max(images.shape[2:]) > largest:
+        images = resized(images, largest)
     n, _, height, width = images.shape
     columns = max(1, min(columns, n))
     rows = -(-n // columns)
