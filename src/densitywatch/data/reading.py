@@ -60,6 +60,11 @@ def stored_size(model: Any) -> int:
     return size
 
 
+def size_of(model: Any, otherwise: int) -> int:
+    """Pixels a side of the images that a model takes; `otherwise` for one that takes any."""
+    return int(getattr(model, "size", otherwise))
+
+
 def resized(images: Pixels, size: int) -> Pixels:
     """Images (N, C, H, W) at `size` x `size`; the very same array where they have that size already.
 

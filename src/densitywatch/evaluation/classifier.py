@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.data import Split, open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized, size_of
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.probe_fit import RAW_PIXELS, Labelled, probe_curve
 from densitywatch.files import whole_folder, write_whole
@@ -185,6 +185,7 @@ def classes_of(network: FeatureNetwork, images: Images, batch_size: int = 500) -
 
 def batches_for(network: FeatureNetwork, images: Images, batch_size: int) -> Iterator[Tensor]:
     """The images at the network's size and on its device."""
-    device, step = network.out.weight.device, images_at_once(batch_size, network.size)
+    device, size = network.out.weight.device, size_of(network, images.shape[-1])
+    step = images_at_once(batch_size, size)
     for start in range(0, len(images), step):
-        yield torch.from_numpy(resized(np.array(images[start : start + step]), network.size)).to(device)
+        yield torch.from_numpy(resized(np.array(images[start : start + step]), size)).to(device)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from densitywatch.data import Split, open_split
-from densitywatch.data.reading import Images, Rows, images_at_once, resized
+from densitywatch.data.reading import Images, Rows, images_at_once, resized, size_of
 from densitywatch.evaluation import charts
 from densitywatch.evaluation.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
@@ -82,9 +82,10 @@ def known_by_label(
 @torch.no_grad()
 def nats_by_label(model: Any, images: Images, device: torch.device | str = "cpu") -> np.ndarray:
     """log p(x|y) of uint8 images (N, C, H, W) of any size under every label, (N, classes) nats in float64."""
-    step = images_at_once(BATCH, model.size)
+    size = size_of(model, images.shape[-1])
+    step = images_at_once(BATCH, size)
     parts = [
-        model.log_prob_by_label(torch.from_numpy(resized(np.array(images[i : i + step]), model.size)).to(device))
+        model.log_prob_by_label(torch.from_numpy(resized(np.array(images[i : i + step]), size)).to(device))
         for i in range(0, len(images), step)
     ]
     return np.concatenate([part.double().cpu().numpy() for part in parts])

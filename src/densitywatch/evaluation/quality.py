@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from densitywatch.data import open_split, read_info
-from densitywatch.data.reading import images_at_once, images_within
+from densitywatch.data.reading import images_at_once, images_within, size_of
 from densitywatch.errors import ModelError
 from densitywatch.evaluation import pictures
 from densitywatch.evaluation.classifier import FOLDER, FeatureNetwork, features_of, load_classifier
@@ -170,8 +170,9 @@ def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
         raise ModelError("this model draws no samples, so it has no quality figure")
     network = load_classifier(root / FOLDER)
     prepared = root / "data" / "prepared"
-    size: int = getattr(model, "size")  # noqa: B009 - of any model
-    info, split = read_info(prepared), open_split(prepared, "validation", size)
+    info = read_info(prepared)
+    size = size_of(model, info.size)
+    split = open_split(prepared, "validation", size)
     images, labels = np.array(split.images[: params.gate.images]), None
     if takes_labels(model) and info.class_names:
         labels = np.array(split.labels[: len(images)])

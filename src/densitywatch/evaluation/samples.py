@@ -102,7 +102,7 @@ def draw(
             chosen = labels[start : start + count] if labels is not None else None
             options = {k: v.expand(count, -1, -1, -1) if isinstance(v, Tensor) else v for k, v in kept.items()}
             images.append(model.sample(count, labels=chosen, generator=generator, **options).cpu().numpy())
-    write_whole(out, pictures.grid(np.concatenate(images), columns, largest=None))
+    write_whole(out, pictures.grid(np.concatenate(images), columns, width=None))
     return out
 
 

@@ -20,14 +20,14 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size, size_of
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS
 from densitywatch.outliers import conformal, explain
 from densitywatch.outliers.combination import fit_tail, overlap, tail_surprise
 from densitywatch.outliers.members import Fitted, Given, Member, find_member, named, part
-from densitywatch.outliers.readings import Images, Models, Readings, size_of
+from densitywatch.outliers.readings import Images, Models, Readings
 from densitywatch.params import Params
 from densitywatch.progress import say
 
@@ -139,7 +139,7 @@ class Detector:
     def _bits_per_dim(self, seen: Readings) -> Floats:
         if self.density is None:
             return np.full(len(seen), np.nan)
-        dimensions = self.channels * (size_of(self.models[self.density]) or self.reading) ** 2
+        dimensions = self.channels * size_of(self.models[self.density], self.reading) ** 2
         return np.asarray(seen.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
 
     def surprise_map(self, images: Images) -> NDArray[np.float32]:

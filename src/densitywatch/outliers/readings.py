@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, images_at_once, images_within, in_memory
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, images_at_once, images_within, in_memory, size_of
 from densitywatch.data.reading import Images as Source
 from densitywatch.errors import ModelError
 from densitywatch.models import WEIGHTS, load_model_folder
@@ -137,7 +137,7 @@ class Readings:
         """-log p of every pixel given the ones before it, its expectation and its variance: (3, B, H, W)."""
         key = ("surprise statistics", name)
         model = self.models[name]
-        parts = self.by_batch(key, lambda x: surprise_statistics(model, x).transpose(0, 1), size_of(model))
+        parts = self.by_batch(key, lambda x: surprise_statistics(model, x).transpose(0, 1), size_of(model, self.size))
         return parts.swapaxes(0, 1)
 
     def surprise(self, name: str) -> Floats:
@@ -145,7 +145,7 @@ class Readings:
         if ("surprise statistics", name) in self._cache:
             return np.asarray(self.surprise_statistics(name)[0])
         model = self.models[name]
-        return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model))
+        return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model, self.size))
 
     def vae_terms(self, name: str) -> Floats:
         """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""
@@ -159,7 +159,7 @@ class Readings:
             reconstruction = model.conditional_log_prob(x, mean)
             return torch.stack([-reconstruction, kl_to_standard_normal(mean, log_variance)], 1)
 
-        return self.by_batch(("vae terms", name), read, size_of(model))
+        return self.by_batch(("vae terms", name), read, size_of(model, self.size))
 
     def nll(self, name: str) -> Floats:
         """Negative log-likelihood of the images, nats, (B,); of an ELBO's model the negative ELBO."""
@@ -167,11 +167,5 @@ class Readings:
         if hasattr(model, "log_prob_map"):
             return np.asarray(self.surprise(name).sum((1, 2)))
         if hasattr(model, "log_prob"):
-            return self.by_batch(("nll", name), lambda x: -model.log_prob(x), size_of(model))
-        return self.by_batch(("nll", name), lambda x: -model.elbo(x), size_of(model))
-
-
-def size_of(model: Any) -> int | None:
-    """Pixels a side of the images that a model takes; None for one that takes any."""
-    size: int | None = getattr(model, "size", None)
-    return size
+            return self.by_batch(("nll", name), lambda x: -model.log_prob(x), size_of(model, self.size))
+        return self.by_batch(("nll", name), lambda x: -model.elbo(x), size_of(model, self.size))

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from densitywatch.data.reading import LARGEST_BY_DEFAULT
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, size_of
 from densitywatch.outliers import networks
 from densitywatch.outliers.members import Fitted, Floats, Given, member
 from densitywatch.outliers.mixture import fit_mixture, mixture_nll
-from densitywatch.outliers.readings import Images, Readings, size_of
+from densitywatch.outliers.readings import Images, Readings
 
 
 def _small(seen: Readings) -> Images:
@@ -89,7 +89,7 @@ def likelihood_regret(seen: Readings, fitted: Fitted) -> Floats:
                 optimizer.step()
             return elbo.detach() - first
 
-    return seen.by_batch("regret", regret, size_of(vae))
+    return seen.by_batch("regret", regret, size_of(vae, seen.size))
 
 
 def _statistics(seen: Readings) -> Floats:
@@ -122,7 +122,7 @@ def transformation_ratio(seen: Readings, fitted: Fitted) -> Floats:
     model = seen.models["pixelcnn"]
     others = [
         Readings(changed, seen.models, seen.batch_size).by_batch("log_prob", model.log_prob)
-        for changed in networks.transformed(seen.at(size_of(model) or seen.size)[:], declared)
+        for changed in networks.transformed(seen.at(size_of(model, seen.size))[:], declared)
     ]
     stacked = np.stack(others)
     top = stacked.max(0)
