@@ -62,7 +62,7 @@ def decode(model: Any, n: int, words: np.ndarray) -> Tensor:
 
 def chunk_of(model: Any) -> int:
     """CHUNK, fewer for large images; it follows from the model alone, so that coder and decoder agree."""
-    return max(1, min(CHUNK, CHUNK * 64**2 // model.size**2))
+    return max(1, min(CHUNK, CHUNK * 64**2 // int(model.size) ** 2))
 
 
 def _gaussian() -> Any:
