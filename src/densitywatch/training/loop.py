@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from densitywatch.compiling import compiled as compile_function
 from densitywatch.data import Split
+from densitywatch.data.reading import images_at_once
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import TrainingParams
 from densitywatch.progress import track
@@ -145,9 +146,10 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
     sums: dict[str, float] = {}
     torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
     model.eval()
-    for start in range(0, count, 128):
-        x = torch.from_numpy(np.array(split.images[start : min(start + 128, count)])).to(fabric.device)
-        labels = torch.from_numpy(np.array(split.labels[start : min(start + 128, count)])).to(fabric.device)
+    step = images_at_once(128, split.images.shape[-1])
+    for start in range(0, count, step):
+        x = torch.from_numpy(np.array(split.images[start : min(start + step, count)])).to(fabric.device)
+        labels = torch.from_numpy(np.array(split.labels[start : min(start + step, count)])).to(fabric.device)
         with fabric.autocast():
             loss, logs = model.loss(x, labels)  # type: ignore[operator]
         for key, value in {"loss": loss, **logs}.items():
