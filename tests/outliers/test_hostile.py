@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from densitywatch.outliers.archives import as_text
 from densitywatch.outliers.batch import score_source
 from densitywatch.params import Params
+from densitywatch.text import as_text
 
 from .standin import Brightness, png
 

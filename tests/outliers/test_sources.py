@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from densitywatch import text
+from densitywatch.data.entries import SourceUnreachable
 from densitywatch.errors import DataError
-from densitywatch.outliers import archives, sources
-from densitywatch.outliers.archives import SourceUnreachable, as_text
+from densitywatch.outliers import sources
 from densitywatch.outliers.sources import entries, without_secrets
+from densitywatch.text import as_text
 
 from .standin import png
 
@@ -170,4 +172,4 @@ def test_names_become_valid_text_of_bounded_length() -> None:
     assert as_text(os.fsdecode(b"caf\xe9.png")) == "caf\\xe9.png"
     assert as_text("grün\n<b>.png") == "grün\n<b>.png"
     as_text("\ud800").encode("utf-8")
-    assert len(as_text("x" * 10**6)) == archives.MAX_PATH
+    assert len(as_text("x" * 10**6)) == text.MAX_PATH

@@ -21,10 +21,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from densitywatch.data.archives import ARCHIVE
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
-from densitywatch.outliers.archives import ARCHIVE, as_text
 from densitywatch.outliers.chunks import score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
@@ -33,6 +33,7 @@ from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
 from densitywatch.outliers.sources import entries, is_local, without_secrets
 from densitywatch.params import Params
 from densitywatch.progress import say, track
+from densitywatch.text import as_text
 
 FORMAT = "2"
 

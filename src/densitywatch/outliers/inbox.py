@@ -14,12 +14,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from densitywatch.data.archives import ARCHIVE
 from densitywatch.errors import DataError
-from densitywatch.outliers.archives import ARCHIVE, as_text, one_line
 from densitywatch.outliers.batch import results_folder
 from densitywatch.outliers.results import RUN
 from densitywatch.outliers.sources import MARKER, is_local, without_secrets
 from densitywatch.params import Params
+from densitywatch.text import as_text, one_line
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from densitywatch.data.archives import ARCHIVE, members
+from densitywatch.data.entries import Entry, SourceUnreachable, read_limited, refused
 from densitywatch.errors import DataError
-from densitywatch.outliers.archives import (
-    ARCHIVE,
-    Entry,
-    SourceUnreachable,
-    as_text,
-    members,
-    one_line,
-    read_limited,
-    refused,
-)
+from densitywatch.text import as_text, one_line
 
 MARKER = "_SUCCESS"
 """The file by which a writer says that a batch is complete; at the top of a batch it is no input."""

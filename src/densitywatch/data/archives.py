@@ -13,72 +13,22 @@ import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import IO, Any, BinaryIO, cast
 
+from densitywatch.data.entries import TOO_LARGE, Entry, SourceUnreachable, read_limited, refused
 from densitywatch.data.images import MAX_BYTES
 from densitywatch.errors import DataError
+from densitywatch.text import as_text, one_line
 
 ARCHIVE = re.compile(r"\.(zip|tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|parquet)$", re.IGNORECASE)
 MAX_RATIO = 200
 """Unpacked over packed size beyond which an archive is taken for a bomb; image formats leave little to squeeze."""
 HARMLESS = 16 << 20
 """Unpacked sizes up to this one are no bomb at any ratio."""
-MAX_PATH = 4096
 PARQUET_ROWS = 8
 """Rows unpacked at a time: a bomb of repeated 64 MiB cells must fit into memory."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One input file: `path` is valid UTF-8, relative to the source; `read()` gives its bytes.
-
-    `read` raises DataError with the reason when the bytes cannot or must not be had. `independent` entries may be read
-    in any order and by several threads; the others at once, before the next entry is asked for.
-    """
-
-    path: str
-    read: Callable[[], bytes]
-    independent: bool = True
-
-
-class SourceUnreachable(DataError):
-    """The store behind a source stopped answering; no single file is to blame, so the job stops and can go on later."""
-
-
-def as_text(name: str) -> str:
-    """`name` as valid UTF-8 of at most MAX_PATH characters; bytes that are no UTF-8 show as \\xff."""
-    try:
-        raw = name.encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:
-        raw = name.encode("utf-8", "backslashreplace")
-    text = raw.decode("utf-8", "backslashreplace")
-    return text if len(text) <= MAX_PATH else text[: MAX_PATH - 1] + "…"
-
-
-def one_line(error: BaseException) -> str:
-    """An exception of a library as a short clause."""
-    return as_text(" ".join(str(error).split())[:200]) or type(error).__name__
-
-
-def refused(reason: str) -> Callable[[], bytes]:
-    """A `read` that says why not."""
-
-    def read() -> bytes:
-        raise DataError(reason)
-
-    return read
-
-
-def read_limited(file: IO[bytes]) -> bytes:
-    """The rest of a file object; DataError when it is larger than MAX_BYTES."""
-    data = file.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise DataError(_TOO_LARGE)
-    return data
-
-
-_TOO_LARGE = f"larger than {MAX_BYTES >> 20} MiB; not read"
 _OUTSIDE = "its name leads out of the archive; not trusted"
 _BOMB = "unpacks to far more than its packed size, as a bomb does; not unpacked"
 
@@ -124,7 +74,7 @@ def _zip_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Callable[[],
     if info.flag_bits & 1:
         return refused("encrypted; there is no password to open it")
     if info.file_size > MAX_BYTES:
-        return refused(_TOO_LARGE)
+        return refused(TOO_LARGE)
     if info.file_size > HARMLESS and info.file_size > MAX_RATIO * info.compress_size:
         return refused(_BOMB)
 
@@ -157,7 +107,7 @@ def _tar_member(archive: tarfile.TarFile, info: tarfile.TarInfo) -> Callable[[],
     if not info.isreg() or info.issparse():
         return refused("not a regular file")
     if info.size > MAX_BYTES:
-        return refused(_TOO_LARGE)
+        return refused(TOO_LARGE)
 
     def read() -> bytes:
         with cast("IO[bytes]", archive.extractfile(info)) as member:
@@ -238,5 +188,5 @@ def _parquet_cell(value: object) -> Callable[[], bytes]:
     if not isinstance(value, bytes):
         return refused("the cell holds no bytes")
     if len(value) > MAX_BYTES:
-        return refused(_TOO_LARGE)
+        return refused(TOO_LARGE)
     return lambda: value
