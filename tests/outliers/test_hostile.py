@@ -309,7 +309,7 @@ def archives() -> dict[str, tuple[bytes, list[tuple[str, str]]]]:
             tar_of(("a.png", whole), ("b.png", whole))[:1800],
             [("a.png", SCORED), ("b.png", "."), ("", "archive")],
         ),
-        "cut.tar.gz": (gzip.compress(tar_of(("a.png", whole)))[:-200], [("", "the archive")]),
+        "cut.tar.gz": (gzip.compress(tar_of(("a.png", whole)))[:-200], [("a.png", "break off"), ("", "break off")]),
         "bomb.tar.gz": (
             gzip.compress(tar_of(("a.png", bytes(20 << 20)), ("b.png", whole))),
             [("a.png", "bomb"), ("", "bomb")],

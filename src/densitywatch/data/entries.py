@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
@@ -10,6 +11,7 @@ from densitywatch.data.images import MAX_BYTES
 from densitywatch.errors import DataError
 
 TOO_LARGE = f"larger than {MAX_BYTES >> 20} MiB; not read"
+OUTSIDE = "its name leads out of the archive; not trusted"
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,20 @@ class Entry:
 
 class SourceUnreachable(DataError):
     """The store behind a source stopped answering; no single file is to blame, so the job stops and can go on later."""
+
+
+class Damaged(DataError):
+    """An archive that gave members and is not whole; the text says where it is damaged."""
+
+
+def leads_out(name: str) -> bool:
+    """Whether a member's name, taken for a path, would leave the archive."""
+    return name.startswith(("/", "\\")) or bool(re.match(r"[A-Za-z]:", name)) or ".." in re.split(r"[/\\]", name)
+
+
+def most_members(length: int) -> int:
+    """How many members an archive of `length` bytes may have: an image takes more than 16 of them, however packed."""
+    return 10_000 + length // 16
 
 
 def refused(reason: str) -> Callable[[], bytes]:
