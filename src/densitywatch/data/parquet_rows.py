@@ -22,6 +22,7 @@ NAMES = ("path", "file_path", "filepath", "file_name", "filename", "name", "key"
 PICTURES = ("image", "img", "picture", "photo", "bytes", "image_bytes", "content", "data", "png", "jpg", "jpeg")
 ROWS = 8
 """Rows unpacked at a time: a few cells of 64 MiB must fit into the memory."""
+LARGE_ROW = 4 << 20
 BUFFER = 1 << 20
 """Bytes of a column that are read ahead; without one, a row group's column would be in memory as a whole."""
 MEMORY = 1 << 30
@@ -59,19 +60,14 @@ def rows(request: Request) -> Iterator[Answer]:
         raise DataError(f"{count:,} rows in {length:,} bytes are more than images can be; not unpacked")
     picture, named = find_columns(table.schema_arrow)
     wanted = [picture, *([named] if named else [])]
-    # what repeats stays one copy, however many rows refer to it
+    # what repeats stays one copy, however many rows refer to it; the library cannot do so inside of nested columns
     leaves = [table.schema.column(i) for i in range(len(table.schema))]
-    once = [
-        leaf.path
-        for leaf in leaves
-        if leaf.physical_type == "BYTE_ARRAY"
-        and any(leaf.path == name or leaf.path.startswith(f"{name}.") for name in wanted)
-    ]
+    once = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in wanted]
     table = pq.ParquetFile(
         file, buffer_size=BUFFER, pre_buffer=False, page_checksum_verification=True, read_dictionary=once
     )
     started, number, given = time.process_time(), 0, 0
-    for batch in table.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False):
+    for batch in table.iter_batches(batch_size=_rows_at_a_time(table.metadata), columns=wanted, use_threads=False):
         cells = batch.column(batch.schema.get_field_index(picture))
         labels = batch.column(batch.schema.get_field_index(named)) if named else None
         for i in range(len(cells)):
@@ -94,6 +90,13 @@ def rows(request: Request) -> Iterator[Answer]:
         may = SECONDS + FOR_ROW * number + FOR_MIB * (length + given) / (1 << 20)
         if time.process_time() - started > may:
             raise DataError(f"reading it takes more than {may:.0f} seconds of computing; save it anew or leave it out")
+
+
+def _rows_at_a_time(metadata: Any) -> int:
+    """Fewer where the file says that its rows are large."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
+    return ROWS if largest < LARGE_ROW else 1
 
 
 def pictures_of(cell: Any) -> list[tuple[str | None, Any]]:
