@@ -49,9 +49,9 @@ def test_a_folder_gives_every_file_below_it_in_a_fixed_order_and_no_marker(folde
     assert read(f"file://{folder}") == read(folder)
 
 
-def test_only_the_marker_at_the_top_is_no_input(folder: Path) -> None:
+def test_a_marker_is_no_input_wherever_it_lies(folder: Path) -> None:
     (folder / "b" / "_SUCCESS").touch()
-    assert "b/_SUCCESS" in read(folder)
+    assert "b/_SUCCESS" not in read(folder)
 
 
 def test_a_glob_gives_what_it_matches(folder: Path) -> None:
