@@ -186,7 +186,11 @@ def test_the_child_sees_no_secrets_and_prints_nothing(
 
 
 def test_children_end_with_a_parent_that_is_killed() -> None:
-    code = "from densitywatch.guarded import answers\nprint(next(answers('readers:sleep', {})).facts['pid'], flush=True)\ninput()"
+    code = (
+        "from densitywatch.guarded import answers\n"
+        "print(next(answers('readers:sleep', {})).facts['pid'], flush=True)\n"
+        "input()"
+    )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], *sys.path])}
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
