@@ -29,7 +29,7 @@ MEMORY = 1 << 30
 """What reading may take, the library itself included (some 300 MiB of address space)."""
 SECONDS = 10.0
 """CPU time until the next row."""
-FOR_ROW, FOR_MIB = 0.01, 0.5
+FOR_ROW, FOR_MIB = 0.002, 0.05
 """CPU seconds in all that a row and a MiB of the file may take, over and above SECONDS."""
 MAX_IN_CELL = 1000
 """Images in one cell of a list column."""

@@ -43,6 +43,7 @@ class _Gzip:
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        self._failure: zlib.error | None = None
 
     @property
     def eof(self) -> bool:
@@ -57,7 +58,22 @@ class _Gzip:
         return not self._inner.unconsumed_tail
 
     def decompress(self, data: bytes, max_length: int) -> bytes:
-        return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+        if self._failure is not None:
+            raise self._failure
+        data = self._inner.unconsumed_tail + data
+        before = self._inner.copy()
+        try:
+            return self._inner.decompress(data, max_length)
+        except zlib.error as error:
+            # a failure takes what was unpacked before it along: once more up to there, byte by byte
+            self._failure = error
+            found = bytearray()
+            try:
+                for at in range(len(data)):
+                    found += before.decompress(data[at : at + 1])
+            except zlib.error:
+                pass
+            return bytes(found)
 
 
 def stream_of(file: BinaryIO) -> Stream:
