@@ -410,3 +410,19 @@ def test_a_checksum_of_a_member_is_compared(tmp_path: Path) -> None:
     found = read(data.replace(b"abcabc", b"abcabd"), "x.zip")
     assert found == {"a.png": "cannot be unpacked (its checksum does not fit)"}
     assert zlib.crc32(b"abcabc") != zlib.crc32(b"abcabd")
+
+
+def test_a_parquet_file_is_read_the_same_after_one_that_was_refused(tmp_path: Path) -> None:
+    empty, one = parquet(pa.table({"image": pa.array([], pa.binary())})), parquet(pa.table({"image": [PNG]}))
+    for number, data in enumerate([one[:-20], empty, one, one[:-20], empty]):
+        (tmp_path / f"{number}.parquet").write_bytes(data)
+    found = []
+    for path in sorted(tmp_path.iterdir()):
+        with path.open("rb") as file:
+            for entry in members(file, path.name, ""):
+                try:
+                    found.append(entry.read())
+                except DataError as error:
+                    found.append(str(error).encode()[:20])
+    broken, nothing = b"the archive: broken ", b"the archive holds no"
+    assert found == [broken, nothing, PNG, broken, nothing]

@@ -49,6 +49,8 @@ def _given(data: bytes) -> Any:
 
 def rows(request: Request) -> Iterator[Answer]:
     """In the guarded process: an answer a picture, with its path and its bytes or the reason for none."""
+    # read as the library is loaded: its other allocators reserve a GiB of address space at a time, all that there is
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     import pyarrow.parquet as pq
 
     file = cast(BinaryIO, request.file)
@@ -147,7 +149,8 @@ def name_of(cell: Any) -> str | None:
         return None
     if hasattr(cell, "as_buffer"):
         raw = cell.as_buffer()
-        return raw.slice(0, min(raw.size, 4 * MAX_PATH)).to_pybytes().decode("utf-8", "surrogateescape")
+        start: bytes = raw.slice(0, min(raw.size, 4 * MAX_PATH)).to_pybytes()
+        return start.decode("utf-8", "surrogateescape")
     return str(cell.as_py())[:MAX_PATH]
 
 
