@@ -290,6 +290,14 @@ def score(
     fail_on: Annotated[
         int | None, typer.Option(help="Exit with 1 when N images or more are flagged.", metavar="N")
     ] = None,
+    follow_links: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow-links/--no-follow-links",
+            help="Read the files that symbolic links lead to; by default inbox.follow_links.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Say which images of SOURCE do not belong.
 
@@ -311,6 +319,7 @@ def score(
         limit=limit,
         fail_on=fail_on,
         label_model=label_model,
+        follow_links=follow_links,
     )
     folder = summary.pop("folder")
     _show(summary)

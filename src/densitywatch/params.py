@@ -221,6 +221,8 @@ class InboxParams(Block):
     """The model whose champion labels every image, a conditional density; null leaves labels out."""
     strict: bool = False
     """Hold the false-discovery rate for the calibration set at hand, not only on average over such sets."""
+    follow_links: bool = False
+    """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """Beyond these shares of unreadable files, or of files that are there more than once, a batch's flow run fails: the

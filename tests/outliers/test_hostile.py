@@ -22,9 +22,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from densitywatch.outliers.archives import as_text
 from densitywatch.outliers.batch import score_source
 from densitywatch.params import Params
+from densitywatch.text import as_text
 
 from .standin import Brightness, png
 
@@ -309,7 +309,7 @@ def archives() -> dict[str, tuple[bytes, list[tuple[str, str]]]]:
             tar_of(("a.png", whole), ("b.png", whole))[:1800],
             [("a.png", SCORED), ("b.png", "."), ("", "archive")],
         ),
-        "cut.tar.gz": (gzip.compress(tar_of(("a.png", whole)))[:-200], [("", "the archive")]),
+        "cut.tar.gz": (gzip.compress(tar_of(("a.png", whole)))[:-200], [("a.png", "break off"), ("", "break off")]),
         "bomb.tar.gz": (
             gzip.compress(tar_of(("a.png", bytes(20 << 20)), ("b.png", whole))),
             [("a.png", "bomb"), ("", "bomb")],

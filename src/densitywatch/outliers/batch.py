@@ -15,24 +15,27 @@ import itertools
 import json
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from densitywatch.data.archives import ARCHIVE
+from densitywatch.data.left_behind import skipped_line
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
-from densitywatch.outliers.archives import ARCHIVE, as_text
 from densitywatch.outliers.chunks import score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
 from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
-from densitywatch.outliers.sources import entries, is_local, without_secrets
+from densitywatch.outliers.sources import entries, is_local, local_path, without_secrets
 from densitywatch.params import Params
 from densitywatch.progress import say, track
+from densitywatch.text import as_text
 
 FORMAT = "2"
 
@@ -49,6 +52,7 @@ def score_source(
     limit: int | None = None,
     fail_on: int | None = None,
     label_model: str | None = None,
+    follow_links: bool | None = None,
 ) -> dict[str, Any]:
     """Score every file of `source` and write the results to `out` (by default <inbox.results>/<name of the source>).
 
@@ -58,7 +62,7 @@ def score_source(
     (conformal.conditional_p_values). `limit`: only that many files, from the first. Returns the summary and, under
     `folder`, where the results are. Results of the same files, detector and rates are left as they are.
     `label_model`: a folder or registry address of a class-conditional density, which fills `label` and
-    `label_probability`.
+    `label_probability`. `follow_links` overrides inbox.follow_links: whether symbolic links of the source are read.
 
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound when at least `fail_on` images are flagged (after the results are written).
@@ -69,7 +73,10 @@ def score_source(
         if value is not None and value < 1:
             raise ParamsError(f"{name} must be at least 1 (given: {value})")
     shown = _shown(source, root)
-    found = entries(str(root / source) if is_local(source) and not source.startswith("file://") else source)
+    follow = params.inbox.follow_links if follow_links is None else follow_links
+    skipped: Counter[str] = Counter()
+    where = str(root / local_path(source)) if is_local(source) else source
+    found = entries(where, follow_links=follow, skipped=skipped)
     loaded, digest = load_detector(detector, params, root)
     if label_model is not None:
         loaded, digest = with_labels(loaded, digest, label_model, params, root)
@@ -84,9 +91,10 @@ def score_source(
         "chunk": params.detector.batch_size,
         "limit": limit,
         "strict": strict,
+        **({"follow_links": True} if follow else {}),
     }
     folder = out if out is not None else results_folder(source, params, root)
-    if is_local(source) and folder.resolve().is_relative_to((root / source.removeprefix("file://")).resolve()):
+    if is_local(source) and folder.resolve().is_relative_to((root / local_path(source)).resolve()):
         raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with publishing.only_job(folder), full_disk_as_error(folder):
@@ -106,7 +114,9 @@ def score_source(
         chunks = list(track(steps, f"score: chunks of {params.detector.batch_size} files"))
         publishing.drop_chunks_from(work, len(chunks))
         fresh = publishing.fresh_folder(folder)
-        summary = write_scores(work, fresh, loaded, rate, identity)
+        summary = write_scores(work, fresh, loaded, rate, identity, skipped=skipped.total())
+        if (line := skipped_line(skipped)) is not None:
+            say(f"score: {as_text(folder.name)}: {line}")
         if before == summary:
             publishing.discard(fresh, work)
             say(f"score: {as_text(folder.name)}: these very files have been scored; the results stand")
@@ -203,7 +213,7 @@ def _shown(source: str, root: Path) -> str:
     """The source as results name it: relative to the project where it lies inside, without passwords."""
     if not is_local(source):
         return as_text(without_secrets(source))
-    path = Path(root / source.removeprefix("file://"))
+    path = root / local_path(source)
     path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
     inside = path.is_relative_to(root.resolve())
     return as_text(str(path.relative_to(root.resolve()) if inside else path))

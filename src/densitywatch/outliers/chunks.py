@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from densitywatch.data.entries import Entry, SourceUnreachable
 from densitywatch.data.images import decode_picture
 from densitywatch.errors import DataError
-from densitywatch.outliers.archives import Entry, SourceUnreachable, one_line
+from densitywatch.text import one_line
 
 READERS = 4
 READ_AHEAD = 32

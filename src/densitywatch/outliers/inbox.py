@@ -14,12 +14,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from densitywatch.data.archives import ARCHIVE
+from densitywatch.data.left_behind import is_junk
 from densitywatch.errors import DataError
-from densitywatch.outliers.archives import ARCHIVE, as_text, one_line
 from densitywatch.outliers.batch import results_folder
 from densitywatch.outliers.results import RUN
-from densitywatch.outliers.sources import MARKER, is_local, without_secrets
+from densitywatch.outliers.sources import MARKER, is_local, local_path, without_secrets
 from densitywatch.params import Params
+from densitywatch.text import as_text, one_line
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,15 @@ def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
     exist yet is empty.
     """
     address = params.inbox.address
-    children = _local(root / address.removeprefix("file://")) if is_local(address) else _remote(address)
+    children = _local(root / local_path(address), params.inbox.follow_links) if is_local(address) else _remote(address)
     return [_batch(source, name, files, params, root, now) for source, name, files in children]
 
 
 def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, root: Path, now: float) -> Batch:
     if files is None:
         return Batch(as_text(name), source, "stray", 1, "")
+    # what a file manager leaves behind when someone looks at a batch must not make it a new one
+    files = [file for file in files if file.name == MARKER or not is_junk(file.name)]
     text = "\n".join(sorted(f"{file.name!r} {file.size} {file.modified}" for file in files))
     listing = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
     inputs = [file for file in files if file.name != MARKER]
@@ -77,7 +81,7 @@ def _settled(files: list[_Listed], before: float) -> bool:
     return bool(files) and all(file.changed is not None and file.changed <= before for file in files)
 
 
-def _local(inbox: Path) -> Iterator[tuple[str, str, list[_Listed] | None]]:
+def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Listed] | None]]:
     try:
         children = sorted(inbox.iterdir(), key=lambda path: os.fsencode(path.name))
     except FileNotFoundError:
@@ -85,9 +89,11 @@ def _local(inbox: Path) -> Iterator[tuple[str, str, list[_Listed] | None]]:
     except OSError as error:
         raise DataError(f"{as_text(str(inbox))}: the inbox cannot be listed ({error.strerror})") from None
     for child in children:
-        if child.name.startswith((".", "_")):
+        if child.name.startswith((".", "_")) or is_junk(child.name) or is_junk(f"{child.name}/-"):
             continue
-        if child.is_dir():
+        if child.is_symlink() and not follow_links:
+            yield str(child), child.name, None
+        elif child.is_dir():
             yield str(child), child.name, list(_files_below(child))
         else:
             yield str(child), child.name, [_stat(child, child.name)] if ARCHIVE.search(child.name) else None
@@ -127,7 +133,7 @@ def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:
         for item in found:
             path = str(item["name"]).rstrip("/")
             name = path.rpartition("/")[2]
-            if path == top.rstrip("/") or name.startswith((".", "_")):
+            if path == top.rstrip("/") or name.startswith((".", "_")) or is_junk(name) or is_junk(f"{name}/-"):
                 continue
             source = filesystem.unstrip_protocol(path)
             if item["type"] == "directory":

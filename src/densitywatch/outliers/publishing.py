@@ -12,8 +12,8 @@ from typing import Any
 
 from densitywatch.errors import DataError
 from densitywatch.files import write_whole
-from densitywatch.outliers.archives import as_text
 from densitywatch.progress import say
+from densitywatch.text import as_text
 
 SUMMARY = "summary.json"
 IDENTITY = "identity.json"

@@ -29,8 +29,13 @@ BINS = 40
 REASONS = 50
 
 
-def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any]) -> dict[str, Any]:
-    """scores.parquet and summary.json from the chunks; the summary is returned."""
+def write_scores(
+    work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any], *, skipped: int = 0
+) -> dict[str, Any]:
+    """scores.parquet and summary.json from the chunks; the summary is returned.
+
+    `skipped`: files of the source that are no images by their names, and so have no rows.
+    """
     parts = sorted(work.glob("*.parquet"))
     calibration = getattr(detector, "calibration", None)
     p, bars, labelled = _read(parts, calibration)
@@ -69,6 +74,7 @@ def write_scores(work: Path, fresh: Path, detector: Any, rate: float, identity: 
         "files": len(scored),
         "scored": int(scored.sum()),
         "quarantined": int((~scored).sum()),
+        "skipped": skipped,
         "outliers": int(outlier.sum()),
         "changed_to_fit": changed,
         "false_discovery_rate": rate,

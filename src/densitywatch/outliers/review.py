@@ -22,13 +22,13 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from densitywatch.errors import DataError
 from densitywatch.files import full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
-from densitywatch.outliers.archives import as_text
 from densitywatch.outliers.gallery import GALLERY
 from densitywatch.outliers.report import data_uri, environment, flagged, visible, write_report
-from densitywatch.outliers.sources import entries, is_local
+from densitywatch.outliers.sources import entries, is_local, local_path
 from densitywatch.outliers.verdicts import VERDICTS, Key, Verdict, precision, read_verdicts, write_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say
+from densitywatch.text import as_text
 
 HOSTS = ["127.0.0.1", "localhost"]
 HEADER = ("number", "verdict", "path", "p_value", "why", "sha256")
@@ -235,7 +235,9 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
         for _, digest in flagged(folder)
     }
     missing = wanted.keys() | {digest for digest, copies in stale.items() if copies}
-    for entry in entries(str(root / source) if is_local(source) else source) if missing else ():
+    where = str(root / local_path(source)) if is_local(source) else source
+    follow = bool(summary["identity"].get("follow_links"))
+    for entry in entries(where, follow_links=follow) if missing else ():
         try:
             data = entry.read()
         except DataError:

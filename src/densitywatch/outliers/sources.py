@@ -11,91 +11,100 @@ import glob
 import io
 import os
 import re
-import stat
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from densitywatch.data.archives import archive_kind, members
+from densitywatch.data.entries import Entry, SourceUnreachable, read_limited, refused
+from densitywatch.data.left_behind import kind_of_junk, split_junk
+from densitywatch.data.tree import Tree
 from densitywatch.errors import DataError
-from densitywatch.outliers.archives import (
-    ARCHIVE,
-    Entry,
-    SourceUnreachable,
-    as_text,
-    members,
-    one_line,
-    read_limited,
-    refused,
-)
+from densitywatch.text import as_text, one_line
 
 MARKER = "_SUCCESS"
-"""The file by which a writer says that a batch is complete; at the top of a batch it is no input."""
+"""The file by which a writer says that a batch is complete; no input, wherever it lies."""
 REMOTE_TRIES = 3
+_LOCAL = ("file://", "local://")
+_ENDS_AS_A_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|p[bgnp]m)$", re.IGNORECASE)
 
 
-def entries(source: str) -> Iterator[Entry]:
+def entries(source: str, *, follow_links: bool = False, skipped: Counter[str] | None = None) -> Iterator[Entry]:
     """Every input file of `source`, in a fixed order.
 
+    What is no image by its name (data/left_behind.py) is left out and counted in `skipped` as it is met. `follow_links`
+    reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot.
     Raises DataError, before the first entry, when there is no such source or it cannot be reached.
     """
+    skipped = Counter() if skipped is None else skipped
     if is_local(source):
-        return _local(Path(source.removeprefix("file://")))
-    return _remote(source)
+        return _local(local_path(source), follow_links, skipped)
+    return _remote(source, skipped)
 
 
 def is_local(source: str) -> bool:
-    return source.startswith("file://") or not ("://" in source or "::" in source)
+    return source.startswith(_LOCAL) or not ("://" in source or "::" in source)
+
+
+def local_path(source: str) -> Path:
+    """The path of a local source, with or without `file://` or `local://` before it."""
+    for protocol in _LOCAL:
+        source = source.removeprefix(protocol)
+    return Path(source)
 
 
 def without_secrets(source: str) -> str:
     """`source` as it may be shown: user, password and query of an address are left out."""
-    return re.sub(r"\?[^:]*", "", re.sub(r"(\w+://)[^/@:]*(:[^@/]*)?@", r"\1", source)) if "://" in source else source
+    if "://" not in source:
+        return source
+    return re.sub(r"\?(?:[^:]|:(?!:))*", "", re.sub(r"(\w+://)[^/@:]*(:[^@/]*)?@", r"\1", source))
 
 
-def _local(path: Path) -> Iterator[Entry]:
+def _local(path: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
     if path.is_dir():
-        return _files_of_folder(path)
+        tree = Tree(path, follow_links=follow_links)
+        with tree.scan(""):  # a generator would raise only when first asked: an unreadable source is said at once
+            pass
+        return _walk(tree, skipped)
     if path.is_file():
-        return _file(path.parent, path, alone=True)
+        # a link that is named as the source is meant
+        return _file(Tree(path.parent, follow_links=True), path.name, skipped, alone=True)
     if glob.has_magic(str(path)):
-        return _local_glob(path)
+        return _local_glob(path, follow_links, skipped)
     if path.exists():
         raise DataError(f"{as_text(str(path))}: neither a folder nor a file; give a folder, an archive or a glob")
     raise DataError(f"{as_text(str(path))}: no such folder or file; check the source's spelling")
 
 
-def _files_of_folder(top: Path) -> Iterator[Entry]:
-    # a generator would raise only when first asked: an unreadable source is said at once
-    try:
-        with os.scandir(top):
-            pass
-    except OSError as error:
-        raise DataError(f"{as_text(str(top))}: cannot be listed ({error.strerror})") from None
-    return _walk(top, top)
-
-
-def _walk(top: Path, base: Path) -> Iterator[Entry]:
+def _walk(tree: Tree, skipped: Counter[str]) -> Iterator[Entry]:
     """Depth first, by a stack: a folder nested a thousand deep must not exhaust the interpreter's own."""
-    folders = [str(top)]
+    folders = [""]
     while folders:
         folder = folders.pop()
+        before = f"{folder}/" if folder else ""
         try:
-            with os.scandir(folder) as found:
+            with tree.scan(folder) as found:
                 # names alone: a hundred thousand directory entries would take five times the memory
                 kinds = [(child.name, child.is_dir(follow_symlinks=False)) for child in found]
-        except OSError as error:
-            yield Entry(_relative(folder, base), refused(f"the folder cannot be listed ({error.strerror})"))
+        except DataError as error:
+            yield Entry(as_text(folder), refused(str(error)))
             continue
         kinds.sort(key=lambda kind: os.fsencode(kind[0]))
-        folders.extend(f"{folder}/{name}" for name, inside in reversed(kinds) if inside)
-        names = [name for name, inside in kinds if not inside and not (name == MARKER and folder == str(top))]
+        folders.extend(f"{before}{name}" for name, inside in reversed(kinds) if inside)
+        names = [name for name, inside in kinds if not inside]
         del kinds
+        if before and (kind := kind_of_junk(f"{before}-")) is not None:
+            skipped[kind] += len(names)
+            continue
+        names, junk = split_junk(names)
+        skipped.update(junk)
         for name in names:
-            yield from _file(base, Path(folder, name))
+            yield from _file(tree, f"{before}{name}", skipped)
 
 
-def _local_glob(pattern: Path) -> Iterator[Entry]:
+def _local_glob(pattern: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
     fixed = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
@@ -105,73 +114,47 @@ def _local_glob(pattern: Path) -> Iterator[Entry]:
     found = sorted(glob.glob(str(pattern), recursive=True), key=os.fsencode)  # noqa: PTH207 (names that are no UTF-8)
     if not found:
         raise DataError(f"{as_text(str(pattern))}: matches no file; check the pattern, and quote it for the shell")
-    return (entry for name in found for entry in _matched(Path(name), base))
+    tree = Tree(base, follow_links=follow_links)
+    # a recursive pattern lists a folder's files by itself
+    names, junk = split_junk(
+        os.path.relpath(path, base)
+        for path in found
+        if os.path.islink(path) or not os.path.isdir(path)  # noqa: PTH112, PTH114
+    )
+    skipped.update(junk)
+    return (entry for name in names for entry in _file(tree, name, skipped))
 
 
-def _matched(path: Path, base: Path) -> Iterator[Entry]:
-    if path.is_dir() and not path.is_symlink():
-        # a recursive pattern lists a folder's files by itself
-        return iter(())
-    return iter(()) if path.name == MARKER else _file(base, path)
-
-
-def _file(base: Path, path: Path, *, alone: bool = False) -> Iterator[Entry]:
+def _file(tree: Tree, name: str, skipped: Counter[str], *, alone: bool = False) -> Iterator[Entry]:
     """A file's own entry, or its members' when it is an archive; `alone`: the file is the whole source."""
-    name = _relative(str(path), base)
-    if not ARCHIVE.search(path.name):
-        yield Entry(name, partial(_read_local, path, base))
+    shown = as_text(name)
+    if archive_kind(name) is None:
+        yield Entry(shown, partial(tree.read, name))
         return
     try:
-        file = _open_inside(path, base)
+        file = tree.open(name)
     except DataError as error:
-        yield Entry(name, refused(str(error)))
+        yield Entry(shown, refused(str(error)))
         return
     with file:
-        yield from members(file, name, "" if alone else f"{name}/")
+        yield from members(file, shown, "" if alone else f"{shown}/", skipped)
 
 
-def _relative(path: str, base: Path) -> str:
-    return as_text(os.path.relpath(path, base))
-
-
-def _open_inside(path: Path, base: Path) -> BinaryIO:
-    """Open a regular file of the source; links that lead out of it, pipes and devices are refused, not followed."""
-    try:
-        if path.is_symlink():
-            real = path.resolve(strict=True)
-            if not real.is_relative_to(base.resolve()):
-                raise DataError("a symbolic link out of the source; not followed")
-            if real.is_dir():
-                raise DataError("a symbolic link to a folder; not followed")
-            path = real
-        # without O_NONBLOCK the opening of a named pipe would wait for a writer for ever
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except (OSError, RuntimeError) as error:
-        link = "a symbolic link that leads nowhere" if path.is_symlink() else None
-        raise DataError(link or f"cannot be opened ({getattr(error, 'strerror', None) or error})") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise DataError("not a regular file")
-    return os.fdopen(descriptor, "rb")
-
-
-def _read_local(path: Path, base: Path) -> bytes:
-    with _open_inside(path, base) as file:
-        try:
-            return read_limited(file)
-        except OSError as error:
-            raise DataError(f"cannot be read ({error.strerror})") from None
-
-
-def _remote(source: str) -> Iterator[Entry]:
+def _remote(source: str, skipped: Counter[str]) -> Iterator[Entry]:
     import fsspec
 
     shown = without_secrets(source)
     try:
         filesystem, path = fsspec.core.url_to_fs(source)
-        if glob.has_magic(path):
+        plain = _without_query(filesystem, path)
+        if glob.has_magic(plain) and not filesystem.exists(path):  # brackets may stand in a name
             base = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
             found = [name for name in filesystem.glob(path) if not filesystem.isdir(name)]
+        elif plain != path or (_is_web(filesystem) and (archive_kind(plain) or _ENDS_AS_A_PICTURE.search(plain))):
+            # a web server has no folders to look into
+            base, found = plain.rpartition("/")[0], [path]
+            if not filesystem.exists(path):
+                raise FileNotFoundError
         elif filesystem.isdir(path):
             base, found = path, filesystem.find(path)
         elif filesystem.isfile(path):
@@ -183,30 +166,46 @@ def _remote(source: str) -> Iterator[Entry]:
         raise DataError(f"{shown}: no such folder or file; check the address") from None
     except Exception as error:  # every file system behind fsspec has its own exceptions
         raise DataError(f"{shown}: cannot be reached ({one_line(error)})") from None
-    found = [name for name in found if _below(name, base) != MARKER]
-    return _remote_entries(filesystem, found, base, alone=found == [path])
+    if alone := found == [path]:
+        return _remote_entries(filesystem, found, base, skipped, alone=alone)
+    kept, junk = split_junk(_below(name, base) for name in found)
+    skipped.update(junk)
+    wanted = set(kept)
+    return _remote_entries(filesystem, [name for name in found if _below(name, base) in wanted], base, skipped)
 
 
-def _remote_entries(filesystem: Any, found: list[str], base: str, *, alone: bool) -> Iterator[Entry]:
+def _is_web(filesystem: Any) -> bool:
+    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    return bool({"http", "https"} & set(protocols))
+
+
+def _without_query(filesystem: Any, path: str) -> str:
+    """On the web a question mark begins a query, which is none of the name; elsewhere it is part of a pattern."""
+    return path.partition("?")[0] if _is_web(filesystem) else path
+
+
+def _remote_entries(
+    filesystem: Any, found: list[str], base: str, skipped: Counter[str], *, alone: bool = False
+) -> Iterator[Entry]:
     for path in found:
-        name = as_text(_below(path, base))
-        if not ARCHIVE.search(path):
-            yield Entry(name, partial(_read_remote, filesystem, path))
+        name = as_text(_below(_without_query(filesystem, path), base))
+        if archive_kind(name) is None:
+            yield Entry(name, partial(_read_remote, filesystem, path, name))
             continue
         try:
             file = filesystem.open(path, "rb")
         except FileNotFoundError:
             yield Entry(name, refused("went away while the batch was read"))
             continue
-        with file, io.BufferedReader(_Watched(file, path), 1 << 20) as watched:
-            yield from members(cast(BinaryIO, watched), name, "" if alone else f"{name}/")
+        with file, io.BufferedReader(_Watched(file, name), 1 << 20) as watched:
+            yield from members(cast(BinaryIO, watched), name, "" if alone else f"{name}/", skipped)
 
 
 def _below(path: str, base: str) -> str:
     return path.removeprefix(base).lstrip("/")
 
 
-def _read_remote(filesystem: Any, path: str) -> bytes:
+def _read_remote(filesystem: Any, path: str, name: str) -> bytes:
     """One file's bytes. A file that is gone or not allowed is that file's trouble; any other failure is the store's."""
     for attempt in range(1, REMOTE_TRIES + 1):
         try:
@@ -220,7 +219,7 @@ def _read_remote(filesystem: Any, path: str) -> bytes:
             raise
         except Exception as error:  # every file system behind fsspec has its own exceptions
             if attempt == REMOTE_TRIES:
-                raise _unreachable(path, error) from None
+                raise _unreachable(name, error) from None
     raise AssertionError("the loop returns or raises")
 
 

@@ -1,0 +1,23 @@
+"""Text from outside made safe to keep and to show: names of files, messages of libraries."""
+
+from __future__ import annotations
+
+MAX_PATH = 4096
+
+
+def as_text(name: str) -> str:
+    """`name` as valid UTF-8 of at most MAX_PATH characters; bytes that are no UTF-8 show as \\xff."""
+    # cut first: a name of a gigabyte must not be copied three times
+    long = len(name) > MAX_PATH
+    name = name[: MAX_PATH + 1] if long else name
+    try:
+        raw = name.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        raw = name.encode("utf-8", "backslashreplace")
+    text = raw.decode("utf-8", "backslashreplace")
+    return text if len(text) <= MAX_PATH and not long else text[: MAX_PATH - 1] + "…"
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of a library as a short clause."""
+    return as_text(" ".join(str(error)[:2000].split())[:200]) or type(error).__name__
