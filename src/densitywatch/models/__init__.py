@@ -28,8 +28,20 @@ from torch import nn
 
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_file
-from densitywatch.models.header import FORMAT, check_header, load_network, read_metadata
+from densitywatch.models.header import FORMAT, check, check_header, load_network, read_metadata, shown
 from densitywatch.params import ModelBlock, model_settings
+
+__all__ = [
+    "WEIGHTS",
+    "build_model",
+    "check",
+    "find_models",
+    "load_model_folder",
+    "load_network",
+    "read_header",
+    "save_model",
+    "shown",
+]
 
 WEIGHTS = "model.safetensors"
 

@@ -68,7 +68,7 @@ def check_header(path: Path, text: str | None) -> dict[str, Any]:
         raise ModelError(f"{path}: has no densitywatch header; this file was not written by densitywatch")
     if header.get("format") != FORMAT:
         raise ModelError(f"{path}: format {header.get('format')!r:.40} is not the {FORMAT!r} this version reads")
-    check(Header, {key: header.get(key) for key in Header.model_fields if key in header}, f"{path}: ")
+    check(Header, {key: header[key] for key in Header.model_fields if key in header}, f"{path}: header: ")
     return header
 
 
@@ -82,7 +82,7 @@ def check(form: type[Checked], values: Mapping[str, Any], where: str) -> Checked
     except ValidationError as error:
         raise ModelError(where + shown(first_problem(error))) from None
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{where}cannot be read ({shown(str(error))})") from None
+        raise ModelError(f"{where}a value that JSON cannot hold ({shown(str(error))})") from None
 
 
 def load_network(
