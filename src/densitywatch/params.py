@@ -118,9 +118,9 @@ class ModelBlock(Block):
 
 
 class ClassifierSettings(Block):
-    channels: int = Field(default=32, ge=2)
+    channels: int = Field(default=32, ge=2, le=4096)
     """Of the first convolution; those of the last are four times as many."""
-    features: int = Field(default=64, ge=2)
+    features: int = Field(default=64, ge=2, le=65536)
     """The width of the feature space."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
 

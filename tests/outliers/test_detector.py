@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models import load_model_folder
@@ -166,6 +167,76 @@ def test_a_missing_a_truncated_and_a_foreign_detector_are_each_one_sentence(
     (broken / detector.FACTS).write_text('{"format": "1"}')
     with pytest.raises(ModelError, match="not a whole detector"):
         detector.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"members": 5}, "members"),
+        ({"members": []}, "members"),
+        ({"members": ["no_such_score"]}, "no_such_score"),
+        ({"size": "14"}, "size"),
+        ({"size": None}, "size"),
+        ({"size": 1.5}, "size"),
+        ({"channels": 0}, "channels"),
+        ({"class_names": 5}, "class_names"),
+        ({"weights": ["pixelcnn"]}, "weights"),
+        ({"density": "../pixelcnn"}, "density"),
+        ({"models": ["/etc/x"]}, "models"),
+        ({"resize": "tear"}, "resize"),
+        ({"false_alarm_rate": "0.01"}, "false_alarm_rate"),
+        ({"false_alarm_rate": float("nan")}, "JSON cannot hold"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_a_detector_whose_facts_are_of_a_wrong_type_is_one_sentence(
+    changes: dict[str, object], named: str, project: tuple[Path, Params], tmp_path: Path
+) -> None:
+    shutil.copytree(project[0] / "models" / "detector", tmp_path / "detector")
+    facts = tmp_path / "detector" / detector.FACTS
+    facts.write_text(json.dumps(json.loads(facts.read_text()) | changes))
+    with pytest.raises(ModelError, match=named) as caught:
+        detector.load(tmp_path / "detector")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("calibration.score", np.zeros((2, 2))),
+        ("calibration.score", np.zeros(0)),
+        ("calibration.score", np.full(3, np.nan)),
+        ("overlap", np.zeros(0)),
+        ("tail.pixelcnn_nll.tail", np.zeros(5)),
+        ("tail.pixelcnn_nll.knots", None),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_sentence(
+    name: str, value: np.ndarray | None, project: tuple[Path, Params], tmp_path: Path
+) -> None:
+    shutil.copytree(project[0] / "models" / "detector", tmp_path / "detector")
+    arrays = safetensors.numpy.load_file(tmp_path / "detector" / detector.ARRAYS)
+    member = json.loads((tmp_path / "detector" / detector.FACTS).read_text())["members"][0]
+    name = name.replace("pixelcnn_nll", member)
+    assert name in arrays
+    arrays |= {} if value is None else {name: value}
+    if value is None:
+        del arrays[name]
+    safetensors.numpy.save_file(arrays, tmp_path / "detector" / detector.ARRAYS)
+    with pytest.raises(ModelError, match="not a whole detector"):
+        detector.load(tmp_path / "detector")
+
+
+def test_what_a_member_misses_is_named_when_it_scores(project: tuple[Path, Params], tmp_path: Path) -> None:
+    for name in ("detector", "pixelcnn", "vae"):
+        shutil.copytree(project[0] / "models" / name, tmp_path / name)
+    arrays = safetensors.numpy.load_file(tmp_path / "detector" / detector.ARRAYS)
+    facts = json.loads((tmp_path / "detector" / detector.FACTS).read_text())
+    fitted = [name for name in facts["members"] if any(key.startswith(f"{name}.") for key in arrays)]
+    kept = {key: value for key, value in arrays.items() if not key.startswith(f"{fitted[0]}.")}
+    safetensors.numpy.save_file(kept, tmp_path / "detector" / detector.ARRAYS)
+    with pytest.raises(ModelError, match=f"member {fitted[0]} cannot score"):
+        detector.load(tmp_path / "detector").score(bars(1, seed=0)[0])
 
 
 def test_declared_transformations_add_their_judge(project: tuple[Path, Params], tmp_path: Path) -> None:

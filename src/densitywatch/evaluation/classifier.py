@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,7 +24,7 @@ from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.probe_fit import RAW_PIXELS, Labelled, probe_curve
 from densitywatch.files import whole_folder, write_whole
-from densitywatch.models import WEIGHTS, read_header, save_model
+from densitywatch.models import WEIGHTS, load_network, read_header, save_model
 from densitywatch.models.layers import halvings, scale_images
 from densitywatch.params import ClassifierSettings, Params
 from densitywatch.progress import say
@@ -161,14 +160,8 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Feature
         raise ModelError(
             f"{folder}: holds a {header['kind']}, not the feature network; run `dvc repro train_classifier`"
         )
-    network = FeatureNetwork(
-        ClassifierSettings.model_validate(header["settings"]),
-        channels=header["channels"],
-        size=header["size"],
-        classes=len(header["class_names"]),
-    )
-    network.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS))
-    return network.to(device).eval()
+    network: FeatureNetwork = load_network(folder / WEIGHTS, header, ClassifierSettings, FeatureNetwork)
+    return network.to(device)
 
 
 @torch.no_grad()

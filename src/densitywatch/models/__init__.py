@@ -23,17 +23,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import safetensors.torch
-from pydantic import ValidationError
-from torch import Tensor, nn
+from torch import nn
 
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_file
-from densitywatch.params import ModelBlock, first_problem, model_settings
+from densitywatch.models.header import FORMAT, check, check_header, load_network, read_metadata, shown
+from densitywatch.params import ModelBlock, model_settings
+
+__all__ = [
+    "WEIGHTS",
+    "build_model",
+    "check",
+    "find_models",
+    "load_model_folder",
+    "load_network",
+    "read_header",
+    "save_model",
+    "shown",
+]
 
 WEIGHTS = "model.safetensors"
-FORMAT = "1"
 
 
 def __getattr__(name: str) -> Any:
@@ -92,20 +102,8 @@ def read_header(folder: Path | str) -> dict[str, Any]:
     Raises ModelError when the file is missing, not whole, or no densitywatch model.
     """
     path = Path(folder) / WEIGHTS
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such model; train it with `dvc repro train@{Path(folder).name}`") from None
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ModelError(f"{path}: not a whole safetensors file ({error}); train or download it again") from None
-    try:
-        header: dict[str, Any] = json.loads(metadata["densitywatch"])
-    except (KeyError, ValueError):
-        raise ModelError(f"{path}: has no densitywatch header; this file was not written by densitywatch") from None
-    if header.get("format") != FORMAT:
-        raise ModelError(f"{path}: format {header.get('format')!r} is not the {FORMAT!r} this version reads")
-    return header
+    metadata = read_metadata(path, f"train it with `dvc repro train@{Path(folder).name}`")
+    return check_header(path, metadata.get("densitywatch"))
 
 
 def load_model_folder(folder: Path | str) -> nn.Module:
@@ -114,26 +112,16 @@ def load_model_folder(folder: Path | str) -> nn.Module:
     Raises ModelError when the folder holds no whole model or its weights do not fit its settings.
     """
     header = read_header(folder)
+    kind = header["kind"]
+    if not kind.isidentifier():
+        raise ModelError(f"{folder}: {kind!r} is no model kind")
     try:
-        block_kind = str(header["kind"])
-        if not block_kind.isidentifier():
-            raise ModelError(f"{folder}: '{block_kind}' is no model kind")
-        module = importlib.import_module(f"{__name__}.{block_kind}")
-        model: Any = module.MODEL(
-            module.Settings.model_validate(header["settings"]),
-            channels=header["channels"],
-            size=header["size"],
-            classes=len(header["class_names"]),
-        )
-        weights: dict[str, Tensor] = safetensors.torch.load_file(Path(folder) / WEIGHTS)
-        model.load_state_dict(weights)
+        module = importlib.import_module(f"{__name__}.{kind}")
+        settings_type, network_type = module.Settings, module.MODEL
     except (ModuleNotFoundError, AttributeError):
-        raise ModelError(f"{folder}: kind '{header['kind']}' is not among this version's models") from None
-    except ValidationError as error:
-        raise ModelError(f"{folder}: settings.{first_problem(error)}") from None
-    except (KeyError, RuntimeError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{folder}: weights and settings do not fit: {' '.join(str(error).split())[:300]}") from None
+        raise ModelError(f"{folder}: kind {kind!r} is not among this version's models") from None
+    model = load_network(Path(folder) / WEIGHTS, header, settings_type, network_type)
     model.class_names = tuple(header["class_names"])
     model.header = header
-    loaded: nn.Module = model.eval()
+    loaded: nn.Module = model
     return loaded

@@ -22,9 +22,9 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    code: int = Field(default=64, ge=1)
+    code: int = Field(default=64, ge=1, le=65536)
     """Numbers in the code of an image."""
-    channels: int = Field(default=32, ge=4)
+    channels: int = Field(default=32, ge=4, le=4096)
     """After the first layer; every halving of the size doubles them, up to eight times as many."""
     noise: float = Field(default=0.0, ge=0, le=2)
     """Standard deviation of the noise on the encoder's input in training, where images span [-1, 1]; 0 for none."""

@@ -32,10 +32,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    latent: int = Field(default=64, ge=1)
-    generator_channels: int = Field(default=128, ge=16)
+    latent: int = Field(default=64, ge=1, le=65536)
+    generator_channels: int = Field(default=128, ge=16, le=4096)
     """At the smallest map; every doubling of the size halves them, down to 16."""
-    discriminator_channels: int = Field(default=32, ge=4)
+    discriminator_channels: int = Field(default=32, ge=4, le=4096)
     """After the first layer; every halving of the size doubles them, up to eight times as many."""
     loss: GeneratorLoss = "non_saturating"
 

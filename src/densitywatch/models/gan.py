@@ -13,6 +13,7 @@ generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of t
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Annotated
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,16 +30,18 @@ from densitywatch.models.layers import (
     unscale_images,
 )
 
+Width = Annotated[int, Field(ge=1, le=65536)]
+
 
 class Settings(BaseModel):
     """`params.yaml`: models.<name>.settings for kind gan."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    latent: int = Field(default=64, ge=1)
-    generator: tuple[int, ...] = Field(default=(256, 512), min_length=1)
+    latent: int = Field(default=64, ge=1, le=65536)
+    generator: tuple[Width, ...] = Field(default=(256, 512), min_length=1, max_length=64)
     """Widths of the hidden layers."""
-    discriminator: tuple[int, ...] = Field(default=(512, 256), min_length=1)
+    discriminator: tuple[Width, ...] = Field(default=(512, 256), min_length=1, max_length=64)
     dropout: float = Field(default=0.3, ge=0, lt=1)
     """In the discriminator, as in the paper."""
     loss: GeneratorLoss = "non_saturating"

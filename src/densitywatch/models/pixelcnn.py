@@ -16,7 +16,7 @@ What differs from the paper:
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Annotated, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,17 +41,19 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: int = Field(default=32, ge=2)
-    dilations: tuple[int, ...] = Field(default=(1, 2, 1, 4, 1), min_length=1)
+    channels: int = Field(default=32, ge=2, le=4096)
+    dilations: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
+        default=(1, 2, 1, 4, 1), min_length=1, max_length=128
+    )
     """One gated layer for each."""
     head: Literal["softmax", "logistic_mixture"] = "logistic_mixture"
-    components: int = Field(default=5, ge=1)
+    components: int = Field(default=5, ge=1, le=256)
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
     conditional: bool = False
     """A density for every label; in a dataset without labels one density, as if it were false."""
-    label_layers: int = Field(default=2, ge=1)
+    label_layers: int = Field(default=2, ge=1, le=128)
     """Gated layers that know the label; only for conditional models."""
-    context_channels: int = Field(default=64, ge=1)
+    context_channels: int = Field(default=64, ge=1, le=4096)
     """Width of the network that sees the rows above at half the resolution; only for conditional models."""
     label_weight: float = Field(default=0.03, ge=0)
     """Bits/dim that the loss adds for a nat of -log p(label | a quarter of x); 0 is the likelihood alone."""

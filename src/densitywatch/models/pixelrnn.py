@@ -39,11 +39,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     recurrence: Literal["row_lstm", "diagonal_bilstm"] = "diagonal_bilstm"
-    channels: int = Field(default=24, ge=2)
+    channels: int = Field(default=24, ge=2, le=4096)
     """Of a state; the features between the layers have twice as many."""
-    layers: int = Field(default=2, ge=1)
+    layers: int = Field(default=2, ge=1, le=128)
     head: Literal["softmax", "logistic_mixture"] = "softmax"
-    components: int = Field(default=5, ge=1)
+    components: int = Field(default=5, ge=1, le=256)
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
     conditional: bool = False
     """Condition every layer on the image's label."""

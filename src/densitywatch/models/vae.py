@@ -26,10 +26,10 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    channels: int = Field(default=32, ge=4)
-    latent: int = Field(default=32, ge=1)
+    channels: int = Field(default=32, ge=4, le=4096)
+    latent: int = Field(default=32, ge=1, le=65536)
     head: Literal["softmax", "logistic_mixture"] = "logistic_mixture"
-    components: int = Field(default=5, ge=1)
+    components: int = Field(default=5, ge=1, le=256)
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
 
 

@@ -12,18 +12,19 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from densitywatch.data import open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size, size_of
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
-from densitywatch.models import WEIGHTS
+from densitywatch.models import WEIGHTS, check, shown
 from densitywatch.outliers import conformal, explain
 from densitywatch.outliers.combination import fit_tail, overlap, tail_surprise
 from densitywatch.outliers.members import Fitted, Given, Member, find_member, named, part
@@ -65,6 +66,32 @@ class Scores:
         return len(self.score)
 
 
+class Facts(BaseModel):
+    """What detector.json must say, in the very types that it is written in."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    members: tuple[str, ...] = Field(min_length=1, max_length=64)
+    models: tuple[str, ...]
+    weights: dict[str, str]
+    density: str | None
+    declared: tuple[str, ...]
+    size: int = Field(ge=1, le=4096)
+    channels: int = Field(ge=1, le=3)
+    resize: Literal["crop", "pad", "stretch"]
+    class_names: tuple[str, ...]
+    false_discovery_rate: float = Field(gt=0, lt=1)
+    false_alarm_rate: float = Field(gt=0, lt=1)
+
+    @field_validator("models", "weights", "density")
+    @classmethod
+    def _names(cls, given: Any) -> Any:
+        for name in [given] if isinstance(given, str) else given or ():
+            if not name.isidentifier():  # it is part of a path
+                raise ValueError(f"{name!r:.80} is no model's name")
+        return given
+
+
 class Detector:
     """Scores images; made by `load`. Attributes tell which images it takes and the rates that params.yaml asked for."""
 
@@ -88,6 +115,10 @@ class Detector:
         the images by itself, counts so many times."""
         self._texture = part(dict(arrays), "texture")
         self.calibration = np.asarray(arrays["calibration.score"], dtype=np.float64)
+        if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
+            raise ValueError("calibration.score is no list of finite numbers")
+        for tail in self._tails.values():
+            tail_surprise(np.zeros(1), tail)  # fails here rather than at the first batch
 
     def read(self, images: Images) -> Readings:
         """Images (B, C, H, W) ready to be scored. Raises ModelError when they are not what the detector takes."""
@@ -103,8 +134,15 @@ class Detector:
         return self._fitted[name]
 
     def member_scores(self, seen: Readings) -> dict[str, Floats]:
-        """Each member's score of the images, by name."""
-        return {m.name: np.asarray(m.score(seen, self._fitted[m.name]), dtype=np.float64) for m in self.members}
+        """Each member's score of the images, by name. Raises ModelError where what was fitted for one does not fit."""
+        scores = {}
+        for m in self.members:
+            try:
+                scores[m.name] = np.asarray(m.score(seen, self._fitted[m.name]), dtype=np.float64)
+            except (LookupError, TypeError, ValueError) as error:
+                why = shown(f"{type(error).__name__}: {error}")
+                raise ModelError(f"the detector's member {m.name} cannot score ({why}); calibrate it again") from error
+        return scores
 
     def combine(self, members: Mapping[str, Floats]) -> Floats:
         """One score: the sum over members of -log P(a normal image scores as high), nats, (B,).
@@ -173,14 +211,19 @@ def load(folder: Path) -> Detector:
         arrays = safetensors.numpy.load_file(folder / ARRAYS)
     except FileNotFoundError:
         raise ModelError(f"{folder}: no outlier detector here; run `dvc repro calibrate`") from None
-    except (ValueError, OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{folder}: not a whole detector ({error}); run `dvc repro -f calibrate`") from None
+    except (ValueError, RecursionError, LookupError, TypeError, OSError, safetensors.SafetensorError) as error:
+        why = shown(str(error))
+        raise ModelError(f"{folder}: not a whole detector ({why}); run `dvc repro -f calibrate`") from None
     if not isinstance(facts, dict) or facts.get("format") != FORMAT:
         raise ModelError(f"{folder}: this version reads detectors of format {FORMAT} only; run `dvc repro calibrate`")
+    check(Facts, facts, f"{folder}: not a whole detector: {FACTS}, ")
     try:
         return Detector(facts, arrays, Models(folder / "members", folder.parent))
-    except (KeyError, TypeError) as error:
-        raise ModelError(f"{folder}: not a whole detector (no {error}); run `dvc repro -f calibrate`") from None
+    except ParamsError as error:  # a member that this version does not have
+        raise ModelError(f"{folder}: {shown(str(error))}") from None
+    except (LookupError, TypeError, ValueError) as error:
+        why = shown(f"{type(error).__name__}: {error}")
+        raise ModelError(f"{folder}: not a whole detector ({why}); run `dvc repro -f calibrate`") from None
 
 
 def calibrate(params: Params, root: Path) -> Path:

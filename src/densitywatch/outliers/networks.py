@@ -62,10 +62,15 @@ def fit_small_density(
 
 
 def small_density(fitted: Arrays) -> PixelCNN:
-    """The network whose weights `fit_small_density` returned."""
+    """The network whose weights `fit_small_density` returned. Raises ValueError when they are of another one."""
     channels, colours, size, *dilations = (int(value) for value in fitted["shape"])
+    weights = {key: value for key, value in fitted.items() if key != "shape"}
+    with torch.device("meta"):  # without memory first: `shape` may say anything
+        expected = _small_density(channels, tuple(dilations), colours, size).state_dict()
+    if {key: value.shape for key, value in weights.items()} != {key: value.shape for key, value in expected.items()}:
+        raise ValueError("the weights of its small density do not fit its shape")
     model = _small_density(channels, tuple(dilations), colours, size)
-    _restore(model, {key: value for key, value in fitted.items() if key != "shape"})
+    _restore(model, weights)
     return model
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -70,6 +71,8 @@ def load_state(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress
             metadata: dict[str, Any] = file.metadata() or {}
             if metadata.get("identity") != identity:
                 return None
-            return {name: file.get_tensor(name) for name in file.keys()}, Progress(**json.loads(metadata["progress"]))  # noqa: SIM118
-    except (OSError, safetensors.SafetensorError):
+            TypeAdapter(Progress).validate_json(metadata["progress"], strict=True)
+            progress = Progress(**json.loads(metadata["progress"]))  # as written: checked ones turn a step into 20.0
+            return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118
+    except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
