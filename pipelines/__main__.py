@@ -11,7 +11,7 @@ from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
-from pipelines import home, timing
+from pipelines import home, server, timing
 from pipelines.fresh import is_fresh
 
 FLOWS = ("retrain", "detect-outliers")
@@ -26,6 +26,7 @@ def main(arguments: list[str]) -> int:
     root = Path.cwd()
     started = time.time()
     try:
+        environment.check_folder(root)
         with home.one_run_at_a_time(root):
             if flow == "retrain":
                 return _retrain(root, started)
@@ -42,7 +43,7 @@ def _retrain(root: Path, started: float) -> int:
     if is_fresh(root):
         print(f"everything is up to date ({time.time() - started:.1f} s)")
         return 0
-    _say_server(home.settle(root))
+    _settle(root)
     _one_line_errors()
     environment.keep_freed_memory()  # the gate measures every candidate in this process
     from pipelines.retrain import retrain
@@ -63,7 +64,7 @@ def _detect_outliers(root: Path) -> int:
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0
-    _say_server(home.settle(root))
+    _settle(root)
     _one_line_errors()
     from pipelines.detect_outliers import detect_outliers
 
@@ -73,9 +74,13 @@ def _detect_outliers(root: Path) -> int:
     return 0
 
 
-def _say_server(address: str | None) -> None:
+def _settle(root: Path) -> None:
+    """Have a server to talk to: the user's, that of `make up`, or one that ends with this process."""
+    address = home.settle(root)
     where = f"at {address}" if address else "of its own while this runs (`make up` starts one that stays)"
     print(f"Prefect: a server {where}", flush=True)
+    if address is None:
+        server.start_temporary(root)
 
 
 class _OneLine(logging.Filter):

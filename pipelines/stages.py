@@ -10,7 +10,6 @@ from typing import cast
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from prefect.client.base import ServerType
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State
@@ -19,7 +18,7 @@ from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
-from pipelines import dag
+from pipelines import dag, server
 from pipelines.timing import Step
 
 DEVICE_LIMIT = "gpu"
@@ -83,7 +82,7 @@ def device_slot(needed: bool = True) -> Iterator[None]:
 def ensure_device_limit(slots: int = 1) -> None:
     """Create the limit `gpu` where the server has none; one that a user has set on a server stays as it is.
 
-    A server of Prefect's own making, which lives as long as this process, takes the number of params.yaml and starts
+    A temporary server, which lives as long as this process, takes the number of params.yaml and starts
     with all slots free: one that a killed run held comes back.
     """
     with get_client(sync_client=True) as client:
@@ -93,7 +92,7 @@ def ensure_device_limit(slots: int = 1) -> None:
             with suppress(ObjectAlreadyExists):  # another flow was faster
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
             return
-        if client.server_type == ServerType.EPHEMERAL:
+        if server.is_temporary():
             client.update_global_concurrency_limit(
                 DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots, active_slots=0)
             )

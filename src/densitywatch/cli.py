@@ -36,6 +36,8 @@ def main() -> None:
     """The console script: runs a verb and turns what fails into one line and an exit code."""
     environment.settle(os.environ)
     try:
+        if Path("params.yaml").is_file():
+            environment.check_folder(Path())
         app(prog_name="densitywatch")
     except DensitywatchError as error:
         _fail(str(error), error.exit_code)

@@ -1,10 +1,14 @@
-"""The environment every process of the project runs under: no telemetry, no pickles. Named here and nowhere else."""
+"""The environment every process of the project runs under: no telemetry, no pickles, no proxy to this machine itself.
+Named here and nowhere else."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from collections.abc import MutableMapping
+from pathlib import Path
+
+from densitywatch.errors import ParamsError
 
 SETTINGS = {
     "DO_NOT_TRACK": "true",  # Prefect's parser refuses "1"
@@ -17,6 +21,8 @@ SETTINGS = {
     "DVC_NO_UPDATER": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
 
 def limit_threads(environment: MutableMapping[str, str], threads: int) -> None:
@@ -38,7 +44,32 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, 2**31 - 1)
 
 
+def check_folder(root: Path) -> None:
+    """Refuse a project folder whose path the tools underneath would take apart; call it before anything is written.
+
+    Raises ParamsError with the characters.
+    """
+    # : separates the folders of PATH and PYTHONPATH; % ? # end the path inside an address; {{ and }} are filled in by
+    # Prefect's templates; a line break ends a line of a log or a message
+    odd = [mark for mark in (":", "%", "?", "#", "{{", "}}", "\n", "\r") if mark in str(root.resolve())]
+    if odd:
+        raise ParamsError(
+            f"the project's folder {str(root.resolve())!r} has {' '.join(map(repr, odd))} in its path, which Prefect,"
+            " MLflow or DVC cannot take; move it to one without"
+        )
+
+
 def settle(environment: MutableMapping[str, str]) -> None:
     """Set what is not set yet; what the user exported stays. Call it before the libraries concerned are imported."""
     for name, value in SETTINGS.items():
         environment.setdefault(name, value)
+    _reach_this_machine_directly(environment)
+
+
+def _reach_this_machine_directly(environment: MutableMapping[str, str]) -> None:
+    """Name this machine among the hosts that no proxy serves, under both names: libraries read one or the other."""
+    given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in given.split(",") if host.strip()]
+    if "*" not in hosts:
+        hosts += [host for host in THIS_MACHINE if host not in hosts]
+    environment["no_proxy"] = environment["NO_PROXY"] = ",".join(hosts)

@@ -1,0 +1,187 @@
+"""What `make up` puts into Prefect's server, and how it leaves alone what a person has set there since.
+
+A value of params.yaml takes effect when it is new in the file (var/deployed.json has the one of before): an edited
+`inbox.cron` moves the schedule, and a schedule that was paused, moved or deleted in Prefect's page stays so otherwise.
+Tags, limits, parameters and the work pool are set once, when they are made.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from densitywatch.files import write_whole
+from densitywatch.params import Params
+from pipelines.server import ServiceFailed
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.responses import DeploymentResponse
+
+POOL = "gpu"
+FILE = Path("pipelines") / "prefect.yaml"
+NOTE = Path("var") / "deployed.json"
+SILENT_AFTER = timedelta(seconds=150)  # five heartbeats
+
+
+def deploy(root: Path, params: Params) -> None:
+    """The work pool, the device limit, the watch over silent runs, and the flows of prefect.yaml; twice is once.
+
+    Raises ServiceFailed when Prefect refuses one.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import ObjectNotFound
+
+    before = _noted(root)
+    with get_client(sync_client=True) as client:
+        try:
+            client.read_work_pool(POOL)
+        except ObjectNotFound:
+            _prefect(root, params, "work-pool", "create", POOL, "--type", "process")
+        _keep_device_limit(client, params.device.slots, before.get("slots"))
+        watch_silent_runs(client)
+        wanted = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
+        present = {deployment.name: deployment for deployment in client.read_deployments()}
+        for entry in wanted["deployments"]:
+            found = present.get(entry["name"])
+            if found is None:
+                _prefect(root, params, "deploy", "--name", entry["name"], "--prefect-file", str(FILE))
+                continue
+            _keep_code(client, found, entry["entrypoint"], _pull_steps(wanted["pull"], root))
+            if entry.get("schedules"):
+                _keep_schedule(client, found, params.inbox.cron, before.get("cron"))
+    now = {"cron": params.inbox.cron, "slots": params.device.slots}
+    write_whole(root / NOTE, json.dumps(now) + "\n")
+
+
+def _keep_device_limit(client: SyncPrefectClient, slots: int, before: int | None) -> None:
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+
+    from pipelines.stages import DEVICE_LIMIT, ensure_device_limit
+
+    ensure_device_limit(slots)
+    if before is not None and before != slots:
+        client.update_global_concurrency_limit(DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots))
+
+
+def _keep_code(
+    client: SyncPrefectClient, found: DeploymentResponse, entrypoint: str, pull_steps: list[dict[str, Any]]
+) -> None:
+    """Point a deployment to this checkout's code: its folder may have moved, its flow have new parameters."""
+    from prefect.client.schemas.actions import DeploymentUpdate
+    from prefect.utilities.callables import parameter_schema_from_entrypoint
+
+    schema = parameter_schema_from_entrypoint(entrypoint)
+    if (found.entrypoint, found.pull_steps, found.parameter_openapi_schema) != (entrypoint, pull_steps, schema):
+        update = DeploymentUpdate(entrypoint=entrypoint, pull_steps=pull_steps, parameter_openapi_schema=schema)
+        client.update_deployment(found.id, update)
+
+
+def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
+    """The steps of prefect.yaml as `prefect deploy` stores them, with this folder in the place of its variable."""
+    filled = json.loads(json.dumps(steps))
+    for step in filled:
+        for inputs in step.values():
+            inputs["directory"] = str(root.resolve())
+    return list(filled)
+
+
+def _keep_schedule(client: SyncPrefectClient, found: DeploymentResponse, cron: str, before: str | None) -> None:
+    from prefect.client.schemas.schedules import CronSchedule
+
+    if cron == before:
+        return
+    crons = [schedule for schedule in found.schedules if isinstance(schedule.schedule, CronSchedule)]
+    ours = sorted(crons, key=lambda schedule: getattr(schedule.schedule, "cron", None) != before)[:1]
+    if not ours:
+        client.create_deployment_schedules(found.id, [(CronSchedule(cron=cron), True)])
+    for schedule in ours:
+        changed = schedule.schedule.model_copy(update={"cron": cron})
+        client.update_deployment_schedule(found.id, schedule.id, schedule=changed)
+
+
+def watch_silent_runs(client: SyncPrefectClient, within: timedelta = SILENT_AFTER) -> None:
+    """Runs that stop giving signs of life are crashed, or a killed worker's slots would stay taken (Prefect's docs)."""
+    from prefect.automations import Automation
+    from prefect.client.schemas.objects import StateType
+    from prefect.events.actions import ChangeFlowRunState
+    from prefect.events.schemas.automations import EventTrigger, Posture
+    from prefect.events.schemas.events import ResourceSpecification
+
+    name = "Crash runs that went silent"
+    if client.read_automations_by_name(name):
+        return
+    ends = {f"prefect.flow-run.{state}" for state in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")}
+    Automation(
+        name=name,
+        trigger=EventTrigger(
+            after={"prefect.flow-run.heartbeat"},
+            expect=ends,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            for_each={"prefect.resource.id"},
+            posture=Posture.Proactive,
+            threshold=1,
+            within=within,
+        ),
+        actions=[
+            ChangeFlowRunState(
+                state=StateType.CRASHED, name=None, message="No sign of life; its process is gone.", force=False
+            )
+        ],
+    ).create()
+
+
+def settle_runs() -> None:
+    """Say of each run of the worker, which has ended, what became of it.
+
+    One that was handed over and had not begun waits for the next worker; one that was running has crashed. Prefect's
+    worker says neither as it ends: such a run would stay "Submitting" for good and hold its deployment's only place.
+    """
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import Cancelled, Crashed, Scheduled
+
+    left = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+    with get_client(sync_client=True) as client:
+        for run in client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": left}}})
+        ):
+            if run.deployment_id is None or run.state is None:  # a person's own, by hand
+                continue
+            if run.state.type == StateType.PENDING:
+                state = Scheduled(message="The worker ended before it began; it waits for the next one.")
+            elif run.state.type == StateType.CANCELLING:
+                state = Cancelled()
+            else:
+                state = Crashed(message="Its worker was stopped.")
+            client.set_flow_run_state(run.id, state, force=True)
+
+
+def _prefect(root: Path, params: Params, *arguments: str) -> None:
+    done = subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+        cwd=root,
+        env={**os.environ, "DENSITYWATCH_ROOT": str(root.resolve()), "DENSITYWATCH_CRON": params.inbox.cron},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ServiceFailed(f"prefect {' '.join(arguments[:2])}: {' '.join(done.stdout.split())[-300:]}")
+
+
+def _noted(root: Path) -> dict[str, Any]:
+    try:
+        known = json.loads((root / NOTE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

@@ -1,0 +1,165 @@
+"""Prefect's server as this project runs it, for its own page and its own programs: `python -m pipelines.server PORT`.
+
+Prefect has a login (home.login). This adds what it lacks: a request that names another host than this machine, or comes
+from another site's page, is refused before Prefect sees it (docs/decisions/0018-a-login-for-prefect.md).
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from densitywatch.errors import DensitywatchError
+from pipelines import home
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+HOST = "127.0.0.1"
+NAMES = (HOST, "localhost")
+START_SECONDS = 180.0  # a first start on a busy machine makes a database before it answers
+STOP_SECONDS = 10.0
+
+
+class ServiceFailed(DensitywatchError):
+    """A server did not start or does not answer."""
+
+
+class OwnPagesOnly:
+    """An ASGI application behind the two checks; everything that passes goes on to `app`."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from starlette.responses import PlainTextResponse
+
+        if scope["type"] in ("http", "websocket"):
+            headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+            host, origin = headers.get(b"host", ""), headers.get(b"origin")
+            if _name(host) not in NAMES:
+                await PlainTextResponse("unknown host", status_code=400)(scope, receive, send)
+                return
+            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
+                await PlainTextResponse("not from another site's page", status_code=403)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def _name(host: str) -> str | None:
+    with suppress(ValueError):
+        return urlsplit(f"//{host}").hostname
+    return None
+
+
+def command(port: int | str, *, temporary: bool = False) -> list[str]:
+    """The program to start: it ends with its parent when `temporary`."""
+    return [sys.executable, "-m", "pipelines.server", str(port), *(["--temporary"] if temporary else [])]
+
+
+def variables(root: Path, port: int | str) -> dict[str, str]:
+    """What the server's own process has in its environment besides the caller's."""
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
+        "PREFECT_SERVER_API_AUTH_STRING": home.login(root),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        "PREFECT_UI_API_URL": "/api",  # wherever the page was found, by either name or through a tunnel
+    }
+
+
+_TEMPORARY: list[subprocess.Popen[bytes]] = []
+
+
+def is_temporary() -> bool:
+    """Whether the server that this process talks to is its own, from `start_temporary`."""
+    return bool(_TEMPORARY)
+
+
+def start_temporary(root: Path) -> str:
+    """A server for as long as this process lives, without a page; returns its API's address, which is in force then.
+
+    Raises ServiceFailed when it does not come up.
+    """
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port = probe.getsockname()[1]
+    address, log = f"http://{HOST}:{port}/api", root / "var" / "log" / "prefect-temporary.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.Popen(  # noqa: S603
+            command(port, temporary=True),
+            cwd=root,
+            env={**os.environ, **variables(root, port), "PREFECT_UI_ENABLED": "false"},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C is for the flow, which tells the server how it ended
+        )
+    _TEMPORARY.append(process)
+    atexit.register(stop_temporary)
+    until = time.monotonic() + START_SECONDS
+    while not home.answers(f"{address}/health"):
+        if process.poll() is not None or time.monotonic() > until:
+            raise ServiceFailed(f"Prefect's temporary server did not start; see {log}")
+        time.sleep(0.1)
+    os.environ["PREFECT_API_URL"] = address
+    os.environ["PREFECT_API_AUTH_STRING"] = home.login(root)
+    return address
+
+
+def stop_temporary() -> None:
+    """End the server of `start_temporary`; does nothing when there is none."""
+    while _TEMPORARY:
+        process = _TEMPORARY.pop()
+        process.terminate()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def end_with(parent: int) -> None:
+    """End this process when its parent has gone, however that ended; on every system."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(STOP_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(arguments: list[str]) -> int:
+    temporary = "--temporary" in arguments
+    if temporary:
+        end_with(os.getppid())
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    app = OwnPagesOnly(create_app(ephemeral=temporary, final=True))
+    uvicorn.run(
+        app,
+        host=HOST,
+        port=int(arguments[0]),
+        log_level="error" if temporary else "info",
+        access_log=False,
+        timeout_graceful_shutdown=5,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
