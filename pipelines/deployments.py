@@ -78,7 +78,7 @@ def _keep_code(
     from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.utilities.callables import parameter_schema_from_entrypoint
 
-    schema = parameter_schema_from_entrypoint(entrypoint)
+    schema = parameter_schema_from_entrypoint(entrypoint).model_dump()
     if (found.entrypoint, found.pull_steps, found.parameter_openapi_schema) != (entrypoint, pull_steps, schema):
         update = DeploymentUpdate(entrypoint=entrypoint, pull_steps=pull_steps, parameter_openapi_schema=schema)
         client.update_deployment(found.id, update)
@@ -94,6 +94,7 @@ def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]
 
 
 def _keep_schedule(client: SyncPrefectClient, found: DeploymentResponse, cron: str, before: str | None) -> None:
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
     from prefect.client.schemas.schedules import CronSchedule
 
     if cron == before:
@@ -101,7 +102,9 @@ def _keep_schedule(client: SyncPrefectClient, found: DeploymentResponse, cron: s
     crons = [schedule for schedule in found.schedules if isinstance(schedule.schedule, CronSchedule)]
     ours = sorted(crons, key=lambda schedule: getattr(schedule.schedule, "cron", None) != before)[:1]
     if not ours:
-        client.create_deployment_schedules(found.id, [(CronSchedule(cron=cron), True)])
+        client.create_deployment_schedules(
+            found.id, [DeploymentScheduleCreate(schedule=CronSchedule(cron=cron), active=True)]
+        )
     for schedule in ours:
         changed = schedule.schedule.model_copy(update={"cron": cron})
         client.update_deployment_schedule(found.id, schedule.id, schedule=changed)
@@ -146,7 +149,7 @@ def settle_runs() -> None:
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.objects import State, StateType
     from prefect.states import Cancelled, Crashed, Scheduled
 
     left = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
@@ -156,6 +159,7 @@ def settle_runs() -> None:
         ):
             if run.deployment_id is None or run.state is None:  # a person's own, by hand
                 continue
+            state: State[None]
             if run.state.type == StateType.PENDING:
                 state = Scheduled(message="The worker ended before it began; it waits for the next one.")
             elif run.state.type == StateType.CANCELLING:
