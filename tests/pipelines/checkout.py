@@ -10,7 +10,7 @@ from pathlib import Path
 
 def run(root: Path, environment: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *command],
+        [sys.executable, *([] if command[0] == "-c" else ["-m"]), *command],
         cwd=root,
         env=environment,
         stdout=subprocess.PIPE,

@@ -1,15 +1,29 @@
-"""`make up` and `make down`, with real servers on ports that are free."""
+"""`make up` and `make down`, with real servers on free ports: what a person does with them, and what comes of it.
+
+One checkout is up for all tests of this file, in a folder with blanks, quotes and umlauts in its name and with a proxy
+set that leads nowhere. They stand in the order in which they are to run.
+"""
 
 from __future__ import annotations
 
+import base64
+import itertools
 import json
 import os
+import re
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -18,9 +32,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from densitywatch import registry
+from densitywatch.errors import ParamsError
+from densitywatch.outliers import detector
 from densitywatch.outliers.gallery import GALLERY, picture
-from pipelines import services
+from densitywatch.params import load_params
+from pipelines import home, processes, services
+from pipelines.server import ServiceFailed
+from tests.outliers.standin import fill
 from tests.pipelines.checkout import copy_checkout, own_environment, run
+from tests.registry_project import write_data, write_model
+
+pytestmark = pytest.mark.timeout(900)
+
+LONG = 400.0  # a scheduled run comes within a minute; a loaded machine takes its time for the rest
 
 
 def free_port() -> int:
@@ -29,77 +54,332 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def post(address: str) -> Any:
-    request = Request(address, data=b"{}", headers={"Content-Type": "application/json"})
-    with urlopen(request, timeout=30) as response:
-        return json.load(response)
+@dataclass
+class Site:
+    """A checkout that is up, and how to ask its Prefect."""
+
+    root: Path
+    environment: dict[str, str]
+    prefect: int
+    mlflow: int
+    said: str = ""
+
+    @property
+    def server(self) -> str:
+        return f"http://127.0.0.1:{self.prefect}"
+
+    def services(self, verb: str) -> subprocess.CompletedProcess[str]:
+        return run(self.root, self.environment, "pipelines.services", verb)
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """An answer of Prefect's API to who has logged in."""
+        login = base64.b64encode((self.root / "var" / "prefect.login").read_bytes().strip()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(
+            Request(f"{self.server}/api/{path}", data=data, headers=headers, method=method), timeout=60
+        ) as got:
+            return json.loads(got.read() or "null")
+
+    def deployment(self, name: str) -> Any:
+        return next(found for found in self.ask("POST", "deployments/filter", {}) if found["name"] == name)
+
+    def runs(self, *states: str) -> list[Any]:
+        """The runs of the inbox in one of these types of states."""
+        chosen = {"id": {"any_": [self.deployment("inbox")["id"]]}}
+        body = {"flow_runs": {"state": {"type": {"any_": list(states)}}}, "deployments": chosen}
+        return list(self.ask("POST", "flow_runs/filter", body))
+
+    def state(self, run_id: str) -> str:
+        return str(self.ask("GET", f"flow_runs/{run_id}")["state"]["name"])
 
 
-@pytest.mark.timeout(900)
-def test_up_starts_servers_and_deploys_with_a_schedule_and_down_leaves_nothing(
-    project_root: Path, tmp_path: Path, browser: Any
-) -> None:
-    root = tmp_path / "checkout"
+def until(true: Callable[[], Any], seconds: float = LONG) -> Any:
+    """What `true` gives once it is not empty."""
+    end = time.monotonic() + seconds
+    while not (found := true()):
+        assert time.monotonic() < end, "it did not come to pass"
+        time.sleep(0.5)
+    return found
+
+
+def an_id(said: str) -> str:
+    """The identifier among a program's lines, which may hold warnings of Prefect's."""
+    (found,) = re.findall(r"(?m)^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", said)
+    return str(found)
+
+
+def copy_small_project(project_root: Path, root: Path) -> None:
+    """A copy of this checkout for images of 8 pixels, whose schedule is every minute, with a champion detector."""
+    root.mkdir(parents=True)
     copy_checkout(project_root, root)
+    text = (root / "params.yaml").read_text()
+    for key, value in {
+        "size": "8",
+        "cron": '"* * * * *"',
+        "members": "[pixelcnn_nll]",
+        "images": "64",
+    }.items():
+        text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text)
+        assert found == 1, key
+    (root / "params.yaml").write_text(text)
+    params = load_params(root / "params.yaml", check_models=False)
+    write_data(root)
+    write_model(root, "pixelcnn", steps=40)
+    detector.calibrate(params, root)
+    registry.register("detector", params, root)
+    assert registry.promote("detector", params, root).passed
+    batch = fill(root / "data" / "inbox" / "monday", 12)
+    (batch / "_SUCCESS").touch()
+
+
+@pytest.fixture(scope="module")
+def site(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    root = tmp_path_factory.mktemp("up") / "Ärger & 'Blanks' im (Büro) $HOME"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        copy_small_project(project_root, root)
     prefect, mlflow = free_port(), free_port()
-    environment = own_environment(root) | {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow)}
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), nowhere)
+    kept = {name: value for name, value in own_environment(root).items() if name.lower() != "no_proxy"}
+    ports = {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    made = Site(root, kept | proxies | ports, prefect, mlflow)
     try:
-        started = run(root, environment, "pipelines.services", "up")
+        started = made.services("up")
         assert started.returncode == 0, started.stdout
-        assert f"http://127.0.0.1:{prefect}" in started.stdout
-        with urlopen(f"http://127.0.0.1:{mlflow}/health", timeout=30) as response:
-            assert response.status == 200
-        api = f"http://127.0.0.1:{prefect}/api"
-        deployments = {found["name"]: found for found in post(f"{api}/deployments/filter")}
-        assert set(deployments) == {"retrain", "inbox"}
-        assert deployments["inbox"]["schedules"][0]["schedule"]["cron"] == "*/15 * * * *"
-        assert [limit["name"] for limit in post(f"{api}/v2/concurrency_limits/filter")].count("gpu") == 1
-        assert post(f"{api}/automations/filter")[0]["name"] == "Crash runs that went silent"
-
-        look_at_the_gallery(root, environment, f"http://127.0.0.1:{prefect}", browser)
-
-        before = services._noted(root)
-        again = run(root, environment, "pipelines.services", "up")
-        assert (again.returncode, services._noted(root)) == (0, before)
+        made.said = started.stdout
+        yield made
     finally:
-        stopped = run(root, environment, "pipelines.services", "down")
-    assert stopped.stdout == "stopped: prefect, mlflow, worker\n"
-    assert not any(psutil.pid_exists(entry["pid"]) for entry in before)
-    with socket.socket() as probe:
-        assert probe.connect_ex(("127.0.0.1", prefect)) != 0
-    assert run(root, environment, "pipelines.services", "down").stdout == "stopped: nothing was running\n"
+        made.services("down")
+
+
+def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) -> None:
+    assert f"Prefect {site.server}   log in with the line in var/prefect.login" in site.said
+    assert (site.root / "var" / "prefect.login").stat().st_mode & 0o777 == 0o600
+    assert (site.root / "var" / "profiles.toml").stat().st_mode & 0o777 == 0o600
+    with urlopen(f"http://127.0.0.1:{site.mlflow}/health", timeout=30) as response:
+        assert response.status == 200
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    limits = site.ask("POST", "v2/concurrency_limits/filter", {})
+    assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
+
+
+def refused(server: str, headers: dict[str, str], path: str = "/api/deployments/filter") -> int:
+    """The status of a request with these headers, of which one would deploy what it likes."""
+    request = Request(server + path, data=b"{}", headers={"Content-Type": "application/json", **headers}, method="POST")
+    try:
+        with urlopen(request, timeout=60) as response:
+            return int(response.status)
+    except HTTPError as error:
+        return error.code
+
+
+def test_without_the_login_or_from_another_sites_page_nothing_is_answered(site: Site) -> None:
+    known = (site.root / "var" / "prefect.login").read_text().strip()
+    login = {"Authorization": f"Basic {base64.b64encode(known.encode()).decode()}"}
+    wrong = {"Authorization": f"Basic {base64.b64encode(b'densitywatch:guess').decode()}"}
+    assert refused(site.server, login) == 200
+    assert refused(site.server, login | {"Origin": site.server}) == 200
+    assert refused(site.server, {}) == 401
+    assert refused(site.server, wrong) == 401
+    assert refused(site.server, login | {"Origin": "http://evil.example"}) == 403
+    assert refused(site.server, login | {"Origin": "null"}) == 403
+    assert refused(site.server, login | {"Host": "evil.example"}) == 400
+    assert refused(site.server, login | {"Host": "evil.example"}, "/api/health") == 400
 
 
 PUBLISH = """
-import sys
+import os, sys
 from pathlib import Path
+from densitywatch import environment
+environment.settle(os.environ)
 from prefect.artifacts import create_markdown_artifact
 from pipelines.detect_outliers import gallery_text
 print(create_markdown_artifact(gallery_text(Path(sys.argv[1])), key="outlier-batch"))
 """
 
 
-def look_at_the_gallery(root: Path, environment: dict[str, str], server: str, browser: Any) -> None:
-    """The artifact of a scored batch shows its images in Prefect's UI."""
-    folder = root / "batch"
+def with_profile(site: Site) -> dict[str, str]:
+    return site.environment | {"PREFECT_PROFILES_PATH": "var/profiles.toml"}
+
+
+def test_a_person_logs_in_to_prefects_page_and_sees_the_images_of_a_batch(site: Site, browser: Any) -> None:
+    folder = site.root / "batch"
     folder.mkdir()
     square = picture(np.full((1, 28, 28), 90, dtype=np.uint8))
     rows = [{"picture": square, "outlier": i < 2} for i in range(8)]
     pq.write_table(pa.Table.from_pylist(rows), folder / GALLERY)
-    published = subprocess.run(
-        [sys.executable, "-c", PUBLISH, folder],
-        cwd=root,
-        env=environment | {"PREFECT_API_URL": f"{server}/api"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    page = browser.new_page()
-    page.goto(f"{server}/artifacts/artifact/{published.stdout.split()[-1]}")
+    published = run(site.root, with_profile(site), "-c", PUBLISH, str(folder))
+    assert published.returncode == 0, published.stdout
+    page, address = browser.new_page(), f"{site.server}/artifacts/artifact/{an_id(published.stdout)}"
+    page.goto(address)
+    password = page.locator('input[type="password"]')
+    password.wait_for(timeout=120_000)
+    password.fill((site.root / "var" / "prefect.login").read_text().strip())
+    password.press("Enter")
+    password.wait_for(state="hidden", timeout=120_000)
+    page.goto(address)
     shown = page.locator('img[src^="data:image/png"]')
-    shown.wait_for(timeout=60_000)
+    shown.wait_for(timeout=120_000)
     assert shown.evaluate("image => image.naturalWidth") == 6 * 96
-    page.screenshot(path=root / "gallery.png")
+
+
+def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> None:
+    done = until(lambda: [one for one in site.runs("COMPLETED", "FAILED", "CRASHED") if one["auto_scheduled"]])
+    assert {one["state"]["type"] for one in done} == {"COMPLETED"}
+    summary = json.loads((site.root / "data" / "outliers" / "monday" / "summary.json").read_text())
+    assert (summary["files"], summary["scored"]) == (12, 12)
+
+
+def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
+    deployment = site.deployment("inbox")["id"]
+    asked = [site.ask("POST", f"deployments/{deployment}/create_flow_run", {})["id"] for _ in range(3)]
+    until(lambda: {site.state(one) for one in asked} == {"Completed"})
+    times = sorted(
+        (datetime.fromisoformat(one["start_time"]), datetime.fromisoformat(one["end_time"]))
+        for one in site.runs("COMPLETED")
+    )
+    assert len(times) >= 3
+    assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+SILENT = """
+import os, sys
+from datetime import timedelta
+from densitywatch import environment
+environment.settle(os.environ)
+from uuid import UUID
+from prefect.client.orchestration import get_client
+from prefect.events import emit_event
+from prefect.states import Running
+from pipelines.deployments import watch_silent_runs
+with get_client(sync_client=True) as client:
+    for one in client.read_automations_by_name("Crash runs that went silent"):
+        client.request("DELETE", "/automations/{id}", path_params={"id": one.id})
+    watch_silent_runs(client, within=timedelta(seconds=10))
+    run = client.create_flow_run_from_deployment(UUID(sys.argv[1]), state=Running())
+emit_event("prefect.flow-run.heartbeat", resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"})
+import time; time.sleep(3)
+print(run.id)
+"""
+
+
+def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> None:
+    """The watch of `make up`, with 10 seconds in the place of its 150."""
+    assert [one["name"] for one in site.ask("POST", "automations/filter", {})] == ["Crash runs that went silent"]
+    said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
+    silent = an_id(said)
+    assert site.state(silent) == "Running", said
+    until(lambda: site.state(silent) == "Crashed")
+
+
+def test_up_again_keeps_what_a_person_set_and_takes_what_is_new_in_params(site: Site) -> None:
+    before = processes.noted(site.root)
+    inbox = site.deployment("inbox")
+    schedule = inbox["schedules"][0]
+    site.ask("PATCH", f"deployments/{inbox['id']}", {"tags": ["night"], "concurrency_limit": 3})
+    site.ask("PATCH", f"deployments/{inbox['id']}/schedules/{schedule['id']}", {"active": False})
+    site.ask("PATCH", "work_pools/gpu", {"concurrency_limit": 7})
+    site.ask("PATCH", "v2/concurrency_limits/gpu", {"limit": 5})
+
+    def seen() -> tuple[Any, ...]:
+        found = site.deployment("inbox")
+        (one,) = found["schedules"]
+        pool = site.ask("GET", "work_pools/gpu")["concurrency_limit"]
+        slots = site.ask("GET", "v2/concurrency_limits/gpu")["limit"]
+        limit = found["global_concurrency_limit"]["limit"]
+        return found["tags"], limit, one["active"], one["schedule"]["cron"], pool, slots
+
+    again = site.services("up")
+    assert (again.returncode, processes.noted(site.root)) == (0, before), again.stdout
+    assert seen() == (["night"], 3, False, "* * * * *", 7, 5)
+    params = site.root / "params.yaml"
+    edited = params.read_text().replace('"* * * * *"', '"30 2 * * *"').replace("  slots: 2", "  slots: 4")
+    params.write_text(edited)
+    assert site.services("up").returncode == 0
+    assert seen() == (["night"], 3, False, "30 2 * * *", 7, 4)
+
+
+def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_nothing(
+    site: Site, project_root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
+    (tmp_path / "pipelines").symlink_to(project_root / "pipelines")
+    second = own_environment(project_root)
+    for ports, name in (
+        ({"PREFECT_PORT": str(site.prefect)}, "PREFECT_PORT"),
+        ({"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(site.mlflow)}, "MLFLOW_PORT"),
+    ):
+        said = run(tmp_path, second | ports, "pipelines.services", "up")
+        assert said.returncode == 1
+        assert re.fullmatch(
+            rf"pipelines: port {ports[name]}, for \w+, is taken by another program \(`make up` in another checkout\?\);"
+            rf" stop that one, or take another port: make up {name}=\d+\n",
+            said.stdout,
+        )
+        assert not (tmp_path / "var" / "services.json").exists()
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
+
+
+def test_down_leaves_no_process_and_no_run_that_waits_for_one(site: Site) -> None:
+    deployment = site.deployment("inbox")["id"]
+    worker = next(entry["pid"] for entry in processes.noted(site.root) if entry["name"] == "worker")
+    os.killpg(worker, signal.SIGSTOP)  # it is about to start them, as far as the server knows
+    submitted, running, waiting = (
+        site.ask("POST", f"deployments/{deployment}/create_flow_run", {})["id"] for _ in range(3)
+    )
+    pending = {"type": "PENDING", "name": "Submitting"}
+    for one, state in ((submitted, pending), (running, pending), (running, {"type": "RUNNING"})):
+        site.ask("POST", f"flow_runs/{one}/set_state", {"state": state, "force": True})
+    os.killpg(worker, signal.SIGCONT)
+    entries = processes.noted(site.root)
+    stopped = site.services("down")
+    assert stopped.stdout == "stopped: prefect, mlflow, worker\n"
+    assert not any(psutil.pid_exists(entry["pid"]) for entry in entries)
+    assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(site.root)]
+    with closing(sqlite3.connect(site.root / "var" / "prefect" / "prefect.db")) as database:
+        states = dict(database.execute("select id, state_type from flow_run"))
+    assert states[submitted] in ("SCHEDULED", "COMPLETED", "CRASHED")
+    assert states[running] == "CRASHED"
+    assert not {"PENDING", "RUNNING", "CANCELLING"} & set(states.values()), waiting
+    assert site.services("down").stdout == "stopped: nothing was running\n"
+
+
+def test_without_servers_the_job_has_one_of_its_own_which_ends_with_it(site: Site) -> None:
+    (fill(site.root / "data" / "inbox" / "tuesday", 3) / "_SUCCESS").touch()
+    done = run(site.root, site.environment, "pipelines", "detect-outliers")
+    assert done.returncode == 0, done.stdout
+    assert (site.root / "data" / "outliers" / "tuesday" / "summary.json").is_file()
+    assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(site.root)]
+
+
+TEMPORARY = """
+import time
+from pathlib import Path
+from pipelines import home, server
+home.settle(Path())
+print(server.start_temporary(Path()), flush=True)
+time.sleep(300)
+"""
+
+
+def test_the_temporary_server_asks_for_the_login_too_and_ends_when_the_run_is_killed(site: Site) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TEMPORARY], cwd=site.root, env=site.environment, stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        server = owner.stdout.readline().strip().removesuffix("/api")
+        known = (site.root / "var" / "prefect.login").read_bytes().strip()
+        login = {"Authorization": f"Basic {base64.b64encode(known).decode()}"}
+        assert refused(server, login) == 200
+        assert refused(server, {}) == 401
+        assert refused(server, login | {"Origin": "http://evil.example"}) == 403
+        assert refused(server, login | {"Host": "evil.example"}) == 400
+        (child,) = psutil.Process(owner.pid).children()
+        owner.kill()
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
 
 
 def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Path) -> None:
@@ -112,14 +392,48 @@ def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Pat
         bystander.kill()
 
 
-def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: Path) -> None:
+    drawn = "echo '╭─ Error ─╮'; echo '│ the database is of a newer version │'; echo '╰─────────╯'; exit 1"
+    processes.start(tmp_path, "prefect", ["sh", "-c", drawn]).wait()
+    with pytest.raises(
+        ServiceFailed, match=r"^prefect ended as it started: the database is of a newer version; see .*log$"
+    ):
+        processes.wait_until_it_answers(tmp_path, "prefect", "http://127.0.0.1:9/health", 9)
+
+
+def test_an_answer_from_another_program_on_the_port_is_not_taken_for_ones_own(tmp_path: Path) -> None:
+    port = free_port()
+    other = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
+    with subprocess.Popen(other, cwd=tmp_path, stderr=subprocess.DEVNULL) as program:
+        own = processes.start(tmp_path, "mlflow", ["sleep", "300"])
+        try:
+            until(lambda: home.answers(f"http://127.0.0.1:{port}/"), 60)
+            with pytest.raises(ServiceFailed, match=r"another program answers at .* in the place of mlflow"):
+                processes.wait_until_it_answers(tmp_path, "mlflow", f"http://127.0.0.1:{port}/", port)
+        finally:
+            program.kill()
+            own.kill()
+            own.wait()
+
+
+@pytest.mark.parametrize("port", ["prefect", "0", "70000", "-1"])
+def test_what_is_no_port_is_refused(port: str) -> None:
+    with pytest.raises(ParamsError, match=f"^PREFECT_PORT={port}: not a port"):
+        processes.check_port("Prefect", port, "PREFECT_PORT")
+
+
+@pytest.mark.parametrize("name", ["50%", "what?", "no#1", "a:b", "{{ x }}", "two\nlines"])
+def test_a_folder_whose_path_the_tools_would_take_apart_is_refused_before_anything_is_written(
+    name: str, project_root: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
-    program = tmp_path / "prefect"
-    program.write_text("#!/bin/sh\necho Port 4200 is in use\nexit 1\n")
-    program.chmod(0o755)
-    services._start(tmp_path, "prefect", ["prefect", "server", "start"]).wait()
-    with pytest.raises(services.ServiceFailed, match=r"^prefect ended as it started: Port 4200 is in use; see .*log$"):
-        services._wait(tmp_path, "prefect", "http://127.0.0.1:9/health")
-    assert os.environ.get("PREFECT_API_URL") is None or "4200" not in os.environ["PREFECT_API_URL"]
+    root = tmp_path / name
+    root.mkdir()
+    (root / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
+    environment = own_environment(project_root)
+    environment["PYTHONPATH"] += os.pathsep + str(project_root)
+    for command in (["pipelines.services", "up"], ["pipelines", "retrain"], ["densitywatch", "prepare"]):
+        said = run(root, environment, *command)
+        assert said.returncode == 2, said.stdout
+        assert said.stdout.count("\n") == 1
+        assert "move it to one without" in said.stdout
+    assert [path.name for path in root.iterdir()] == ["params.yaml"]
