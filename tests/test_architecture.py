@@ -17,6 +17,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PLUMBING = {
     # what these do is the same whatever the figures are: a change in them need not train a model again
     "densitywatch",
+    "densitywatch.bookkeeping",
     "densitywatch.cli",
     "densitywatch.data",
     "densitywatch.environment",

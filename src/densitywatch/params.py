@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from densitywatch.errors import ParamsError
 
@@ -56,7 +56,16 @@ class ExpectationParams(Block):
     """The dataset's mean pixel value (0 to 255) lies between these."""
 
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+def _no_half_precision(value: object) -> object:
+    if value == "16-mixed":
+        raise ValueError(
+            "16-mixed scales the loss, of which neither Muon, nor gradient_clip, nor a resumed run knows; take"
+            " bf16-mixed or 32-true"
+        )
+    return value
+
+
+Precision = Annotated[Literal["32-true", "bf16-mixed"], BeforeValidator(_no_half_precision)]
 
 
 class DeviceParams(Block):
