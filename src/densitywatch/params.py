@@ -195,6 +195,10 @@ class DetectorParams(Block):
 
     members: tuple[str, ...] = Field(min_length=1)
     """Names of functions in densitywatch/outliers/scores.py."""
+    reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
+    """The models that the members read: calibrate waits for these and runs again when their weights change."""
+    rivals_read: tuple[str, ...] = ()
+    """Further models that the benchmark's rows read; without them those rows are left out."""
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
