@@ -47,6 +47,8 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
         ("device.precision", "float64", "device.precision"),
         ("device.precision", "16-mixed", "device.precision: 16-mixed scales the loss"),
         ("models.vae.training.precision", "16-mixed", "models.vae.training.precision: 16-mixed scales the loss"),
+        ("device.devices", 0, "device.devices: 0 devices compute nothing"),
+        ("device.devices", -1, "device.devices: -1 devices compute nothing"),
         ("detector.reads", [], "detector.reads"),
         ("models.vae.training.learning_rate", -1.0, "models.vae.training.learning_rate"),
         ("models.vae.settings", {"latent": 0}, "models.vae.settings.latent"),

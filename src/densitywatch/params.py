@@ -73,6 +73,7 @@ class DeviceParams(Block):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
+    """Processes of a training, each on a device of its own or, with accelerator cpu, on its share of the threads."""
     precision: Precision = "32-true"
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
@@ -82,9 +83,22 @@ class DeviceParams(Block):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a stage; null takes its slot's share of the cores. Part of what makes two runs bit-identical."""
 
+    @field_validator("devices")
+    @classmethod
+    def _at_least_one(cls, devices: int | str) -> int | str:
+        if isinstance(devices, int) and devices < 1:
+            raise ValueError(f"{devices} devices compute nothing; take 1 or more, or auto")
+        return devices
+
     @property
     def threads_of_a_stage(self) -> int:
         return self.threads or max(1, (os.cpu_count() or 1) // self.slots)
+
+    @property
+    def threads_of_a_process(self) -> int:
+        """Of a training's; several of them on a CPU share the stage's."""
+        several = self.devices if self.accelerator == "cpu" and isinstance(self.devices, int) else 1
+        return self.threads or max(1, self.threads_of_a_stage // several)
 
 
 class TrainingParams(Block):

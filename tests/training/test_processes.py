@@ -15,6 +15,8 @@ import torch
 
 from densitywatch.errors import ParamsError
 from densitywatch.files import file_digest
+from densitywatch.params import DeviceParams
+from densitywatch.training import start_fabric
 from densitywatch.training.sharing import check_share
 from tests.training.every_kind import KINDS, NAMES, make_project
 
@@ -111,3 +113,12 @@ def test_what_is_averaged_keeps_its_shape_and_its_order_in_memory() -> None:
     assert torch.equal(kernel, before / 2)
     assert kernel.is_contiguous(memory_format=torch.channels_last)
     assert float(bias) == 2.5
+
+
+def test_processes_on_a_cpu_share_its_threads_and_devices_that_are_not_there_are_refused_by_name() -> None:
+    alone = DeviceParams(accelerator="cpu", slots=1)
+    shared = alone.model_copy(update={"devices": 2})
+    assert shared.threads_of_a_process == max(1, alone.threads_of_a_process // 2)
+    assert DeviceParams(accelerator="cuda", devices=2, slots=1).threads_of_a_process == alone.threads_of_a_process
+    with pytest.raises(ParamsError, match="device: accelerator 'cuda' with devices 64 cannot be used here"):
+        start_fabric(DeviceParams(accelerator="cuda", devices=64))

@@ -144,11 +144,12 @@ def write_model(
 def start_fabric(device: DeviceParams, precision: Precision | None = None) -> Any:
     """Lightning Fabric on the devices of params.yaml, with this process's threads set; `precision` overrides theirs.
 
-    Raises ParamsError when the accelerator that params ask for is not there.
+    Raises ParamsError when the accelerator or the number of devices that params ask for is not there.
     """
     import lightning_fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    torch.set_num_threads(device.threads_of_a_stage)
+    torch.set_num_threads(device.threads_of_a_process)
     try:
         fabric = lightning_fabric.Fabric(
             accelerator=device.accelerator,
@@ -156,9 +157,11 @@ def start_fabric(device: DeviceParams, precision: Precision | None = None) -> An
             precision=usable_precision(precision or device.precision, device),
         )
         fabric.launch()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
         message = " ".join(str(error).split())
-        raise ParamsError(f"device: accelerator {device.accelerator!r} cannot be used here: {message}") from None
+        raise ParamsError(
+            f"device: accelerator {device.accelerator!r} with devices {device.devices!r} cannot be used here: {message}"
+        ) from None
     return fabric
 
 
