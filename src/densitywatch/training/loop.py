@@ -147,15 +147,16 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
         return {}
     most = min(len(split), training.validation_images or len(split))
     # fewer images than processes: each takes all of them, which gives the same mean
-    share = slice(fabric.global_rank, most, fabric.world_size) if most >= fabric.world_size else slice(most)
-    images, known = split.images[share], split.labels[share]
-    count = len(known)
+    mine = range(fabric.global_rank, most, fabric.world_size) if most >= fabric.world_size else range(most)
+    count = len(mine)
     sums: dict[str, float] = {}
     torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
     model.eval()
     for start in range(0, count, 128):
-        x = torch.from_numpy(np.array(images[start : start + 128])).to(fabric.device)
-        labels = torch.from_numpy(np.array(known[start : start + 128])).to(fabric.device)
+        part = mine[start : start + 128]
+        rows = slice(part.start, part.stop, part.step)
+        x = torch.from_numpy(np.array(split.images[rows])).to(fabric.device)
+        labels = torch.from_numpy(np.array(split.labels[rows])).to(fabric.device)
         with fabric.autocast():
             loss, logs = model.loss(x, labels)  # type: ignore[operator]
         for key, value in {"loss": loss, **logs}.items():
