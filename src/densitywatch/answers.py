@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from densitywatch.data.images import Resize, decode_image
+from densitywatch.data.reading import images_at_once, resized, stored_size
 from densitywatch.errors import DataError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import conformal, detector
@@ -45,7 +46,8 @@ class Service:
         self.model: Any = load_model_folder(folder) if self.detector is None else None
         takes: Any = self.detector or self.model
         self.channels: int = takes.channels
-        self.size: int = takes.size
+        self.size: int = takes.size if self.detector is not None else stored_size(self.model)
+        """Files are brought to the data's size first, as the model's training images were, then to the model's."""
         scores = folder / CALIBRATION
         self.calibration = safetensors.numpy.load_file(scores)["nll"] if scores.is_file() else None
         self._one_at_a_time = threading.Lock()
@@ -61,7 +63,8 @@ class Service:
                 return self._samples(request)
         images = self.read(request)
         with self._one_at_a_time, torch.inference_mode():
-            parts = [self._scores(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+            step = images_at_once(BATCH, self.size if self.model is None else self.model.size)
+            parts = [self._scores(images[start : start + step]) for start in range(0, len(images), step)]
         return [answer for part in parts for answer in part]
 
     def read(self, request: Any) -> Images:
@@ -107,7 +110,8 @@ class Service:
         if values.ndim == 3 and self.channels == 1:
             values = values[:, None]
         shape = (self.channels, self.size, self.size)
-        if values.shape[1:] != shape:
+        seen = self.size if self.model is None else self.model.size
+        if values.shape[1:] not in (shape, (self.channels, seen, seen)):
             raise DataError(f"images have the shape {list(values.shape[1:])} where the model takes {list(shape)}")
         if values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 255) & (values == np.round(values))).all():
             raise DataError("pixels must be whole numbers from 0 to 255")
@@ -123,7 +127,7 @@ class Service:
                 "bits_per_dim": scores.bits_per_dim,
             }
         else:
-            columns = self._model_scores(torch.from_numpy(images))
+            columns = self._model_scores(torch.from_numpy(resized(images, self.model.size)))
         return [{key: _plain(values[i]) for key, values in columns.items()} for i in range(len(images))]
 
     def _model_scores(self, x: Tensor) -> dict[str, Any]:

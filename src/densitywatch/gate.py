@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from densitywatch.data import open_split
+from densitywatch.data.reading import at_size, images_at_once, images_within, stored_size
 from densitywatch.errors import DensitywatchError
 from densitywatch.models import load_model_folder
 from densitywatch.params import Params
@@ -55,7 +56,8 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     reconstructions, or the distance of samples in the feature network's space. Whatever cannot be measured does not
     pass: never raises for a bad candidate.
     """
-    images = np.array(open_split(root / "data" / "prepared", "validation").images[: params.gate.images])
+    stored = open_split(root / "data" / "prepared", "validation").images
+    images = np.array(stored[: images_within(params.gate.images, math.prod(stored.shape[1:]))])
     measure = measure_detector if name == "detector" else measure_model
     try:
         new = measure(candidate, images, params, root)
@@ -98,8 +100,8 @@ def judge(candidate: Figure, champion: Figure | None, tolerance: float) -> Verdi
 def measure_model(folder: Path, images: Images, params: Params, root: Path) -> Figure:
     """The gate's figure of the model in `folder`. Raises DensitywatchError when it has none."""
     model: Any = load_model_folder(folder)
-    if images.shape[1:] != (model.channels, model.size, model.size):
-        ours, theirs = shape_of(images.shape[1], images.shape[2]), shape_of(model.channels, model.size)
+    if images.shape[1:3] != (model.channels, stored_size(model)):
+        ours, theirs = shape_of(images.shape[1], images.shape[2]), shape_of(model.channels, stored_size(model))
         raise DensitywatchError(f"it takes images of {theirs} and the prepared dataset has {ours}")
     cuda = torch.cuda.is_available() and params.device.accelerator in ("auto", "cuda")
     device = torch.device("cuda" if cuda else "cpu")
@@ -108,14 +110,20 @@ def measure_model(folder: Path, images: Images, params: Params, root: Path) -> F
         if hasattr(model, offer):
             with torch.random.fork_rng(), torch.no_grad():
                 torch.manual_seed(params.seed)  # a bound draws latents: the same ones for both models
+                step, seen = images_at_once(BATCH, model.size), at_size(images, model.size)
                 parts = [
-                    function(model, torch.from_numpy(images[start : start + BATCH]).to(device)).double().cpu()
-                    for start in range(0, len(images), BATCH)
+                    function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
+                    for start in range(0, len(images), step)
                 ]
-            return Figure(measure, float(torch.cat(parts).mean()))
+            return Figure(measure + of_size(model, images), float(torch.cat(parts).mean()))
     from densitywatch.evaluation.quality import quality_figure  # for models that only draw samples
 
-    return Figure("FID of samples", quality_figure(model, params, root))
+    return Figure("FID of samples" + of_size(model, images), quality_figure(model, params, root))
+
+
+def of_size(model: Any, images: Images) -> str:
+    """What a measure adds to its name where the model sees the images smaller: only equal ones are compared."""
+    return "" if model.size == images.shape[2] else f" at {model.size} x {model.size}"
 
 
 def shape_of(channels: int, size: int) -> str:

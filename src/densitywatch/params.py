@@ -134,6 +134,8 @@ class ModelBlock(Block):
     """One model: `kind` names the file in densitywatch/models, `settings` are that file's own."""
 
     kind: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
+    size: int | None = Field(default=None, ge=4)
+    """Pixels a side that the model sees; null takes data.size, at most 32."""
     settings: dict[str, Any] = Field(default_factory=dict)
     training: TrainingParams
 
@@ -149,6 +151,8 @@ class ClassifierSettings(Block):
 class ClassifierParams(Block):
     """The feature network of the sample-quality figures."""
 
+    size: int | None = Field(default=None, ge=4)
+    """Pixels a side that it sees; null takes data.size, at most 32."""
     settings: ClassifierSettings = ClassifierSettings()
     training: TrainingParams
 
@@ -207,6 +211,8 @@ class EvaluateParams(Block):
 class DetectorParams(Block):
     """The outlier detector: what it is made of and how loud it may be."""
 
+    size: int | None = Field(default=None, ge=4)
+    """Pixels a side at which its own statistics are taken; its models read at theirs. null: data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
     """Names of functions in densitywatch/outliers/scores.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
@@ -284,6 +290,18 @@ class Params(Block):
             if not name.isidentifier() or name != name.lower() or name in ("detector", "classifier"):
                 raise ValueError(f"'{name}' is no model name: use lower-case letters, digits and underscores")
         return models
+
+    @model_validator(mode="after")
+    def _sizes(self) -> Params:
+        readers: dict[str, Block] = {f"models.{name}": block for name, block in self.models.items()}
+        for name, block in (readers | {"classifier": self.classifier, "detector": self.detector}).items():
+            size: int | None = getattr(block, "size")  # noqa: B009 - blocks of three types
+            if size is not None and size > self.data.size:
+                raise ValueError(
+                    f"{name}.size is {size}, more than the {self.data.size} pixels of data.size; lower the one or raise"
+                    " the other"
+                )
+        return self
 
 
 def load_params(path: Path | str = "params.yaml", *, check_models: bool = True) -> Params:

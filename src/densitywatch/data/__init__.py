@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.reading import Images, at_size
 from densitywatch.errors import DataError
 
 SplitName = Literal["train", "validation", "calibration", "test"]
@@ -36,13 +37,17 @@ class DatasetInfo:
 class Split:
     """One split: the images stay on disk until they are read."""
 
-    images: npt.NDArray[np.uint8]
-    """(N, C, H, W), memory-mapped and read-only."""
+    images: Images
+    """(N, C, H, W), memory-mapped and read-only, or resized when they are asked for."""
     labels: npt.NDArray[np.int64]
     """(N,); -1 where there is no label."""
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, size: int) -> Split:
+        """The same images at `size` x `size` pixels."""
+        return Split(images=at_size(self.images, size), labels=self.labels)
 
 
 def read_info(folder: Path) -> DatasetInfo:
@@ -63,8 +68,11 @@ def read_info(folder: Path) -> DatasetInfo:
         raise DataError(f"{folder}/dataset.json: not readable; run `dvc repro -f prepare`") from None
 
 
-def open_split(folder: Path, split: SplitName) -> Split:
-    """The arrays of one split. Raises DataError when they are missing or do not fit together."""
+def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split:
+    """The arrays of one split, at `size` x `size` pixels or as they are stored.
+
+    Raises DataError when they are missing or do not fit together.
+    """
     if split not in SPLITS:
         raise DataError(f"{split!r}: no such split; the splits are {', '.join(SPLITS)}")
     path = folder / f"{split}.npy"
@@ -77,7 +85,8 @@ def open_split(folder: Path, split: SplitName) -> Split:
         raise DataError(f"{path}: not a whole array; run `dvc repro -f prepare`") from None
     if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise DataError(f"{path}: images and labels do not fit together; run `dvc repro -f prepare`")
-    return Split(images=images, labels=labels)
+    opened = Split(images=images, labels=labels)
+    return opened if size is None else opened.at(size)
 
 
 def batches(

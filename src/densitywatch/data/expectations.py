@@ -20,6 +20,7 @@ import pandas as pd
 from densitywatch import environment
 from densitywatch.data import SPLITS, DatasetInfo, batches, open_split, read_info
 from densitywatch.data.prepare import PREPARED
+from densitywatch.data.reading import PART, images_within
 from densitywatch.data.suite import COLUMNS, Check, suite
 from densitywatch.data.validation_page import Outcome, alone, validation_page
 from densitywatch.errors import DataError, ValidationFailed
@@ -104,10 +105,11 @@ def _intact(frame: pd.DataFrame, folder: Path) -> pd.Series[bool]:
         split = open_split(folder, name)
         if len(rows) != len(split) or not np.array_equal(rows["row"], np.arange(len(split))):
             continue
+        step = images_within(1024, int(np.prod(split.images.shape[1:])), PART)
         same = [
             hashlib.sha256(image.data).hexdigest() == sha256
-            for (images, _), start in zip(batches(split, 1024), range(0, len(split), 1024), strict=True)
-            for image, sha256 in zip(images, rows["sha256"].iloc[start : start + 1024], strict=True)
+            for (images, _), start in zip(batches(split, step), range(0, len(split), step), strict=True)
+            for image, sha256 in zip(images, rows["sha256"].iloc[start : start + step], strict=True)
         ]
         intact.loc[rows.index] = np.array(same) & (rows["label"].to_numpy() == split.labels)
     return intact

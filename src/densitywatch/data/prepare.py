@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from densitywatch.data import SPLITS, SplitName
 from densitywatch.data.raw import Entry, Raw, open_raw
+from densitywatch.data.reading import PART, images_within
 from densitywatch.data.sources import RAW
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
@@ -200,7 +201,7 @@ def _decode_all(
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
             rows.append(Row(entry, len(rows), picture.width, picture.height, picture.mode, sha256))
             block.append(pixels)
-            if len(block) == BLOCK:
+            if len(block) == block_of(pixels.shape):
                 _flush(file, block, rows)
         if block:
             _flush(file, block, rows)
@@ -234,7 +235,7 @@ def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]
         with (folder / f"{name}.npy").open("wb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *shape)}
             np.lib.format.write_array_header_2_0(file, header)
-            for block in _blocks([row.source for row in rows]):
+            for block in _blocks([row.source for row in rows], block_of(shape)):
                 images = pixels[block]
                 digest.update(images.data)
                 file.write(images.data)
@@ -244,9 +245,14 @@ def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]
     return digest.hexdigest()
 
 
-def _blocks(values: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(values), BLOCK):
-        yield values[start : start + BLOCK]
+def block_of(shape: tuple[int, ...]) -> int:
+    """Images that are written together: BLOCK, fewer of large ones."""
+    return images_within(BLOCK, int(np.prod(shape)), PART)
+
+
+def _blocks(values: list[int], size: int) -> Iterator[list[int]]:
+    for start in range(0, len(values), size):
+        yield values[start : start + size]
 
 
 def _write_manifest(path: Path, splits: dict[SplitName, list[Row]]) -> None:

@@ -17,7 +17,10 @@ import pandas as pd
 from PIL import Image
 
 from densitywatch.data import SPLITS, DatasetInfo, SplitName, open_split
+from densitywatch.data.reading import resized
 
+LARGEST = 96
+"""Pictures are scaled down to this many pixels a side."""
 PER_CLASS = 12
 LISTED = 50
 BINS = 32
@@ -82,7 +85,7 @@ def _pictures(frame: pd.DataFrame, folder: Path, info: DatasetInfo) -> list[tupl
     for label, name in names.items():
         rows = train.loc[train["label"] == label, "row"].to_numpy()[:PER_CLASS]
         if len(rows):
-            strips.append((name, _png(np.concatenate(list(images[np.sort(rows)]), axis=2))))
+            strips.append((name, _png(np.concatenate(list(_shown(images[np.sort(rows)])), axis=2))))
     return strips
 
 
@@ -93,7 +96,12 @@ def _sample(frame: pd.DataFrame, folder: Path, row: int) -> tuple[str, str, str]
     split: SplitName = entry["split"]
     if split not in SPLITS or not 0 <= entry["row"] < len(images := open_split(folder, split).images):
         return str(entry["path"]), place, ""
-    return str(entry["path"]), place, _png(images[entry["row"]])
+    return str(entry["path"]), place, _png(_shown(images[entry["row"]][None])[0])
+
+
+def _shown(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Images at no more pixels than a page has use for."""
+    return resized(images, min(images.shape[-1], LARGEST))
 
 
 def _png(image: npt.NDArray[np.uint8]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
 
     model: Any = load_model_folder(root / "models" / name)
     info = read_info(root / "data" / "prepared")
-    _check_fit(name, model, info)
+    _check_fit(name, model, info, params)
     device = choose_device(params.device)
     classifier = root / "models" / "classifier"
     if hasattr(model, "every_label") and takes_labels(model) and should_compile(params.device):
@@ -57,6 +57,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     took = training_of(root / "models" / name / WEIGHTS, name, root)
     metrics: dict[str, Any] = {"parameters": training["parameters"]} if "parameters" in training else {}
     metrics |= {key: took[key] for key in FROM_BOOKKEEPING if took.get(key) is not None}
+    metrics["size"] = model.size
     figures: list[dict[str, Any]] = []
     notes: list[str] = []
     target = root / "reports" / "models" / name
@@ -66,7 +67,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
             name=name,
             model=model.to(device).eval(),
             data=root / "data" / "prepared",
-            info=info,
+            info=replace(info, size=model.size),
             params=params,
             out=out,
             classifier=classifier if (classifier / WEIGHTS).exists() else None,
@@ -119,11 +120,14 @@ def _presentable(name: str, key: str, value: Any) -> Any:
     return float(f"{value:.6g}")
 
 
-def _check_fit(name: str, model: Any, info: DatasetInfo) -> None:
-    if (model.channels, model.size) != (info.channels, info.size):
+def _check_fit(name: str, model: Any, info: DatasetInfo, params: Params) -> None:
+    from densitywatch.data.reading import reading_size
+
+    size = reading_size(params.models[name].size, info.size)
+    if (model.channels, model.size) != (info.channels, size):
         raise ModelError(
             f"models/{name}: made for images of {model.size} x {model.size} pixels and {model.channels} channels, but"
-            f" data/prepared has {info.size} x {info.size} and {info.channels}; train it with `dvc repro train@{name}`"
+            f" data/prepared gives {size} x {size} and {info.channels}; train it with `dvc repro train@{name}`"
         )
 
 

@@ -20,16 +20,18 @@ GRID = 256
 REACH = 16 * GRID
 CHUNK = 16
 """Images whose latents are decoded before the first is coded; few, since their bits must be there beforehand."""
+POSITIONS = 16 * 32 * 32
+"""Pixels whose probabilities are computed at a time: 256 numbers for each and each component of a mixture."""
 START_BITS = 16
 """Random bits for each latent of the first chunk: more than any latent takes."""
 
 
 def encode(model: Any, x: Tensor) -> np.ndarray:
     """uint8 images (n, C, H, W) as uint32 words."""
-    first = min(CHUNK, len(x)) * model.settings.latent
+    first = min(chunk_of(model), len(x)) * model.settings.latent
     start = np.random.default_rng(0).integers(1, 2**32, first * START_BITS // 32 + 2, dtype=np.uint32)
     coder = constriction.stream.stack.AnsCoder(start)
-    for images in x.split(CHUNK):  # type: ignore[no-untyped-call]  # torch has no hints here
+    for images in x.split(chunk_of(model)):  # type: ignore[no-untyped-call]  # torch has no hints here
         mean, width = _posterior(model, images)
         z = coder.decode(_gaussian(), mean, width)
         for values, tables in reversed(list(_pixels(model, z, images))):
@@ -43,7 +45,8 @@ def decode(model: Any, n: int, words: np.ndarray) -> Tensor:
     """The n images (n, C, H, W) of such words."""
     coder = constriction.stream.stack.AnsCoder(words)
     family = constriction.stream.model.Categorical(perfect=False)
-    sizes = [min(CHUNK, n - begin) for begin in range(0, n, CHUNK)]
+    chunk = chunk_of(model)
+    sizes = [min(chunk, n - begin) for begin in range(0, n, chunk)]
     chunks = []
     for size in reversed(sizes):
         zeros = np.zeros(size * model.settings.latent, np.int32)
@@ -55,6 +58,11 @@ def decode(model: Any, n: int, words: np.ndarray) -> Tensor:
         coder.encode_reverse(z, _gaussian(), *_posterior(model, images))
         chunks.append(images)
     return torch.cat(chunks[::-1])
+
+
+def chunk_of(model: Any) -> int:
+    """CHUNK, fewer for large images; it follows from the model alone, so that coder and decoder agree."""
+    return max(1, min(CHUNK, CHUNK * 64**2 // int(model.size) ** 2))
 
 
 def _gaussian() -> Any:
@@ -83,9 +91,14 @@ def _tables(model: Any, z: np.ndarray, images: Tensor) -> Any:
     """
     latent = torch.from_numpy(z.reshape(len(images), -1).astype(np.float64)) / GRID
     features = model.decoder_features(latent)
+    rows = max(1, POSITIONS // (len(images) * model.size))
     for k in range(model.channels):
-        table = model.head.table(features, images, k).exp().permute(0, 2, 3, 1).reshape(-1, 256)
-        yield k, ((table * (1 << 22)).round() + 1).numpy()
+        parts = [
+            model.head.table(features[:, :, i : i + rows], images[:, :, i : i + rows], k).exp().permute(0, 2, 3, 1)
+            for i in range(0, model.size, rows)
+        ]
+        table = torch.cat(parts, 1).reshape(-1, 256)
+        yield k, table.mul_(1 << 22).round_().add_(1).numpy()
 
 
 def _pixels(model: Any, z: np.ndarray, images: Tensor) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from torch.nn import functional as F
 
 from densitywatch.bookkeeping import note_training
 from densitywatch.data import Split, open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized, size_of
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.probe_fit import RAW_PIXELS, Labelled, probe_curve
 from densitywatch.files import whole_folder, write_whole
@@ -102,12 +104,13 @@ def train_classifier(params: Params, root: Path) -> Path:
 
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
-    train_split, validation, test = (open_split(prepared, split) for split in ("train", "validation", "test"))
+    size = reading_size(params.classifier.size, info.size)
+    train_split, validation, test = (open_split(prepared, split, size) for split in ("train", "validation", "test"))
     settings, training = params.classifier.settings, params.classifier.training
     fabric = start_fabric(params.device, training.precision)
     check_share(KIND, training.batch_size, fabric)
     torch.manual_seed(params.seed)
-    network = FeatureNetwork(settings, channels=info.channels, size=info.size, classes=len(info.class_names))
+    network = FeatureNetwork(settings, channels=info.channels, size=size, classes=len(info.class_names))
     network = network.to(memory_format=torch.channels_last)
     identity = identity_of(
         params.classifier.model_dump(),
@@ -155,11 +158,12 @@ def train_classifier(params: Params, root: Path) -> Path:
 
 
 def pixel_curve(train: Split, validation: Split, test: Split, params: Params) -> dict[int, float]:
-    """The linear probe on raw pixels: what the probe on any model's features is compared with."""
+    """The linear probe on raw pixels, at most 32 a side: what the probe on any model's features is compared with."""
 
     def flat(split: Split, limit: int | None = None) -> Labelled:
-        known = split.labels[:limit] >= 0
-        return split.images[:limit][known].reshape(int(known.sum()), -1).astype(np.float32), split.labels[:limit][known]
+        split = split.at(min(split.images.shape[-1], LARGEST_BY_DEFAULT))
+        known = np.flatnonzero(split.labels[:limit] >= 0)
+        return split.images[known].reshape(len(known), -1).astype(np.float32), split.labels[known]
 
     return probe_curve(flat(train), flat(validation), flat(test, params.evaluate.test_images), params.evaluate.probe)
 
@@ -182,22 +186,20 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Feature
 
 
 @torch.no_grad()
-def features_of(network: FeatureNetwork, images: np.ndarray, batch_size: int = 500) -> Tensor:
-    """Features (N, D) of uint8 images (N, C, H, W), on the CPU; reads a batch at a time."""
-    device = network.out.weight.device
-    parts = [
-        network.features(torch.from_numpy(np.array(images[i : i + batch_size])).to(device)).cpu()
-        for i in range(0, len(images), batch_size)
-    ]
-    return torch.cat(parts)
+def features_of(network: FeatureNetwork, images: Images, batch_size: int = 500) -> Tensor:
+    """Features (N, D) of uint8 images (N, C, H, W) of any size, on the CPU; reads a batch at a time."""
+    return torch.cat([network.features(x).cpu() for x in batches_for(network, images, batch_size)])
 
 
 @torch.no_grad()
-def classes_of(network: FeatureNetwork, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """The class (N,) that `network` gives each uint8 image (N, C, H, W)."""
-    device = network.out.weight.device
-    parts = [
-        network(torch.from_numpy(np.array(images[i : i + batch_size])).to(device)).argmax(1).cpu().numpy()
-        for i in range(0, len(images), batch_size)
-    ]
-    return np.concatenate(parts)
+def classes_of(network: FeatureNetwork, images: Images, batch_size: int = 500) -> np.ndarray:
+    """The class (N,) that `network` gives each uint8 image (N, C, H, W) of any size."""
+    return np.concatenate([network(x).argmax(1).cpu().numpy() for x in batches_for(network, images, batch_size)])
+
+
+def batches_for(network: FeatureNetwork, images: Images, batch_size: int) -> Iterator[Tensor]:
+    """The images at the network's size and on its device."""
+    device, size = network.out.weight.device, size_of(network, images.shape[-1])
+    step = images_at_once(batch_size, size)
+    for start in range(0, len(images), step):
+        yield torch.from_numpy(resized(np.array(images[start : start + step]), size)).to(device)

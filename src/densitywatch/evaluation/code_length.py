@@ -21,11 +21,12 @@ import torch
 from PIL import Image
 
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import images_at_once
 from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.context import Context, Metric, Result
 from densitywatch.evaluation.image_code import encode_images
 from densitywatch.files import write_whole
-from densitywatch.models import load_model_folder
+from densitywatch.models import load_model_folder, read_header
 from densitywatch.params import Params
 
 
@@ -52,7 +53,7 @@ def verify_likelihood(name: str, n: int, params: Params, root: Path, out: Path |
     folder, data = root / "models" / name, root / "data" / "prepared"
     if n < 1:
         raise ModelError(f"asked to code {n} images: ask for at least one")
-    split = open_split(data, "test")
+    split = open_split(data, "test", read_header(folder)["size"])
     images, labels = np.array(split.images[:n]), split.labels[:n]
     if not len(images):
         raise DataError(f"{data}: has no test images to code; run `densitywatch prepare` with more images")
@@ -114,10 +115,11 @@ def _computed(folder: Path, images: np.ndarray, labels: np.ndarray | None, seed:
     nats = 0.0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for begin in range(0, len(images), 64):
-            x = torch.from_numpy(images[begin : begin + 64])
+        step = images_at_once(64, model.size)
+        for begin in range(0, len(images), step):
+            x = torch.from_numpy(images[begin : begin + step])
             if hasattr(model, "log_prob"):
-                nats += model.log_prob(x, *[y[begin : begin + 64] for y in given]).double().sum().item()
+                nats += model.log_prob(x, *[y[begin : begin + step] for y in given]).double().sum().item()
             else:
                 nats += model.elbo(x).double().sum().item()
     return -nats / (images.size * math.log(2))

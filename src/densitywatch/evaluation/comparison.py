@@ -30,6 +30,8 @@ class Row:
     show: Callable[[float], str]
     better: Literal["lower", "higher", None] = None
     note: Callable[[Metrics], str] = lambda metrics: ""
+    of_size: bool = False
+    """Whether the figure compares only between models that see images at one size."""
 
 
 def key(name: str) -> Callable[[Metrics], float | None]:
@@ -65,9 +67,10 @@ def sampling(metrics: Metrics) -> float | None:
 
 
 ROWS: list[Row] = [
-    Row("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note),
-    Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower"),
-    Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower"),
+    Row("Sees images at", key("size"), lambda v: f"{v} x {v}"),
+    Row("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note, of_size=True),
+    Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower", of_size=True),
+    Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower", of_size=True),
     Row("FID (our features)", key("fid"), number, "lower"),
     Row("KID (our features)", key("kid"), number, "lower"),
     Row("FID (Inception)", key("inception_fid"), number, "lower"),
@@ -94,8 +97,9 @@ def compare(metrics: Mapping[str, Metrics]) -> list[tuple[Row, dict[str, Cell]]]
 
 
 def best_of(row: Row, metrics: Sequence[Metrics]) -> float | None:
-    values = [value for m in metrics if (value := row.value(m)) is not None]
-    if row.better is None or len(values) < 2:
+    having = [m for m in metrics if row.value(m) is not None]
+    values = [value for m in having if (value := row.value(m)) is not None]
+    if row.better is None or len(values) < 2 or (row.of_size and len({m.get("size") for m in having}) > 1):
         return None
     return min(values) if row.better == "lower" else max(values)
 

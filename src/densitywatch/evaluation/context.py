@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from densitywatch.data import DatasetInfo, SplitName, batches, open_split
+from densitywatch.data import DatasetInfo, Split, SplitName, batches, open_split
+from densitywatch.data.reading import Images, Rows, images_at_once
 from densitywatch.errors import ModelError
 from densitywatch.params import DeviceParams, Params
 from densitywatch.progress import track
@@ -57,6 +58,7 @@ class Context:
     data: Path
     """The folder of prepared data."""
     info: DatasetInfo
+    """Of the data as the model reads them: `size` is the model's."""
     params: Params
     out: Path
     """Where pictures go; it becomes reports/models/<name> when every evaluator is done."""
@@ -78,21 +80,31 @@ class Context:
 
     def batches(self, split: SplitName, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Images (B, C, H, W) uint8 and labels (B,) of a split's first `limit` images, on `device`."""
-        for images, labels in batches(open_split(self.data, split), self.params.evaluate.batch_size, limit):
+        for images, labels in batches(self.split(split), self.batch_size, limit):
             yield torch.from_numpy(images).to(self.device), torch.from_numpy(labels).to(self.device)
 
-    def pick(self, split: SplitName, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Images (n, C, H, W) uint8 and labels (n,) in memory: a split's first `limit`, or all of it.
+    @property
+    def batch_size(self) -> int:
+        """Images that the model reads at a time: `evaluate.batch_size`, fewer where memory asks for it."""
+        return images_at_once(self.params.evaluate.batch_size, self.info.size)
+
+    def split(self, split: SplitName) -> Split:
+        """A split at the model's size."""
+        return open_split(self.data, split, self.info.size)
+
+    def pick(self, split: SplitName, limit: int | None = None) -> tuple[Images, np.ndarray]:
+        """Images (n, C, H, W) uint8, read when indexed, and labels (n,): a split's first `limit`, or all of it.
 
         Its order mixes the labels in turn, so evenly spaced ones would be mostly of a few.
         """
-        opened = open_split(self.data, split)
-        return np.array(opened.images[:limit]), np.array(opened.labels[:limit])
+        opened = self.split(split)
+        count = len(opened) if limit is None else min(limit, len(opened))
+        return Rows(opened.images, np.arange(count)), np.array(opened.labels[:count])
 
     def test_batches(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """The test images of `params.evaluate`, at most `limit`; shows how far it is."""
         count = self.test_count(limit)
-        steps = math.ceil(count / self.params.evaluate.batch_size)
+        steps = math.ceil(count / self.batch_size)
         yield from track(self.batches("test", count), f"{self.name}: test images", steps)
 
     def test_count(self, limit: int | None = None) -> int:
@@ -102,7 +114,7 @@ class Context:
 
     def test_images(self, rows: np.ndarray | range) -> np.ndarray:
         """The test images (n, C, H, W) uint8 at these rows."""
-        return np.asarray(open_split(self.data, "test").images[np.asarray(rows)])
+        return np.asarray(self.split("test").images[np.asarray(rows)])
 
 
 Evaluator = Callable[[Context], Result | None]

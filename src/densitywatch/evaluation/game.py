@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densitywatch.data.reading import Images
 from densitywatch.evaluation import charts
 from densitywatch.evaluation.context import Context, Figure, Result
 from densitywatch.files import write_whole
@@ -100,9 +101,7 @@ def game_demonstration(context: Context) -> Result | None:
     return Result({"gradient_ratio": ratio}, figures)
 
 
-def gradient_norms(
-    images: np.ndarray, *, seed: int, steps: int = HEAD_START, batch: int = 64
-) -> list[dict[str, float]]:
+def gradient_norms(images: Images, *, seed: int, steps: int = HEAD_START, batch: int = 64) -> list[dict[str, float]]:
     """The generator's gradient norm under both losses while the discriminator of a `gan` trains alone on uint8
     `images`.
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.inception import Inception3, InceptionA, InceptionC, InceptionE
 
+from densitywatch.data.reading import Images
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.distances import frechet_distance
 
@@ -92,7 +93,7 @@ def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Modu
 
 
 @torch.no_grad()
-def inception_features(network: nn.Module, images: np.ndarray, batch_size: int = 50) -> Tensor:
+def inception_features(network: nn.Module, images: Images, batch_size: int = 50) -> Tensor:
     """Features (N, 2048) of uint8 images (N, C, H, W), on the CPU; grey ones are repeated, all are stretched to 299 x
     299.
     """
@@ -105,7 +106,7 @@ def inception_features(network: nn.Module, images: np.ndarray, batch_size: int =
     return torch.cat(parts)
 
 
-def inception_fid(weights: Path, real: np.ndarray, generated: np.ndarray, device: torch.device | str = "cpu") -> float:
+def inception_fid(weights: Path, real: Images, generated: Images, device: torch.device | str = "cpu") -> float:
     """The published FID of two sets of uint8 images."""
     network = load_inception(weights, device)
     return frechet_distance(inception_features(network, real), inception_features(network, generated))

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from densitywatch.data import Split, open_split
+from densitywatch.data import Split
+from densitywatch.data.reading import Images, images_within
 from densitywatch.evaluation.classifier import FeatureNetwork, classes_of
 from densitywatch.evaluation.context import Context, Result, takes_labels
 from densitywatch.evaluation.quality import draw, feature_network, generated, training_labels
@@ -48,8 +49,8 @@ def label_quality(context: Context) -> Result | None:
     metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
     steps = context.params.evaluate.quality.label_training_steps
     if not hasattr(context.model, "log_prob_map"):  # as many samples as there are training images, as GAN-train asks
-        labels = training_labels(context, context.info.counts["train"])
-        parts = draw(context.model, len(labels), labels, context.generator(), context.params.evaluate.batch_size)
+        labels = training_labels(context, images_within(context.info.counts["train"], context.dimensions))
+        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size)
         images = np.concatenate(list(parts))
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
@@ -81,17 +82,17 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             "checkpoint_every": steps,
         }
     )
-    split = Split(images=images, labels=labels.astype(np.int64))
+    # at the feature network's size, so that its accuracy is what this one's compares with
+    size = feature_network(context).size
+    split = Split(images=images, labels=labels.astype(np.int64)).at(size)
     torch.manual_seed(params.seed)
-    network: nn.Module = FeatureNetwork(
-        settings.settings, channels=context.info.channels, size=context.info.size, classes=classes
-    )
+    network: nn.Module = FeatureNetwork(settings.settings, channels=context.info.channels, size=size, classes=classes)
     with tempfile.TemporaryDirectory() as folder, torch.enable_grad():
         network, _ = train(
             fabric,
             network.to(memory_format=torch.channels_last),
             split,
-            open_split(context.data, "validation"),
+            context.split("validation").at(size),
             training,
             name="classifier on samples",
             seed=params.seed,
@@ -103,7 +104,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
 
 
 @torch.no_grad()
-def share_right(network: FeatureNetwork, images: np.ndarray, labels: np.ndarray, batch_size: int = 500) -> float:
+def share_right(network: FeatureNetwork, images: Images, labels: np.ndarray, batch_size: int = 500) -> float:
     """The share of uint8 images (N, C, H, W) to which `network` gives their label; images without one (-1) are passed
     over.
     """

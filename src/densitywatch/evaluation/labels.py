@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from densitywatch.data import Split, open_split
+from densitywatch.data.reading import Images, Rows, images_at_once, resized, size_of
 from densitywatch.evaluation import charts
 from densitywatch.evaluation.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
@@ -75,17 +76,19 @@ def known_by_label(
     labels = np.array(calibration.labels[:most])
     if not len(labels) or (labels < 0).any():
         return None
-    return nats_by_label(model, np.array(calibration.images[:most]), device), labels
+    return nats_by_label(model, Rows(calibration.images, np.arange(len(labels))), device), labels
 
 
 @torch.no_grad()
-def nats_by_label(model: Any, images: np.ndarray, device: torch.device | str = "cpu") -> np.ndarray:
-    """log p(x|y) of uint8 images (N, C, H, W) under every label, (N, classes) nats in float64."""
+def nats_by_label(model: Any, images: Images, device: torch.device | str = "cpu") -> np.ndarray:
+    """log p(x|y) of uint8 images (N, C, H, W) of any size under every label, (N, classes) nats in float64."""
+    size = size_of(model, images.shape[-1])
+    step = images_at_once(BATCH, size)
     parts = [
-        model.log_prob_by_label(torch.from_numpy(images[i : i + BATCH]).to(device)).double().cpu().numpy()
-        for i in range(0, len(images), BATCH)
+        model.log_prob_by_label(torch.from_numpy(resized(np.array(images[i : i + step]), size)).to(device))
+        for i in range(0, len(images), step)
     ]
-    return np.concatenate(parts)
+    return np.concatenate([part.double().cpu().numpy() for part in parts])
 
 
 def accuracy_at(coverage: float, right: np.ndarray, confidence: np.ndarray) -> float:

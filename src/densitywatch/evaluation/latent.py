@@ -22,6 +22,8 @@ STRIPS, FRAMES = 6, 9
 ROWS = 6
 POOL = 4000
 """Latents from which classes' means are taken."""
+PART = 500
+"""Latents that are decoded and classified together."""
 EXEMPLARS = 8
 """Latents averaged into what a draw starts from: single ones are unstable (Radford et al. 2016 average three)."""
 FEWEST = 10
@@ -59,7 +61,12 @@ def latent_space(context: Context) -> Result | None:
         )
 
     network = feature_network(context)
-    classes = classes_of(network, decode(latents))
+
+    def classified(z: Tensor) -> np.ndarray:
+        """The classes of decoded latents; no more than a part of the images is in memory."""
+        return np.concatenate([classes_of(network, decode(part)) for part in torch.split(z, PART)])
+
+    classes = classified(latents)
     members = [np.flatnonzero(classes == c) for c in range(len(context.info.class_names))]
     usable = [c for c, found in enumerate(members) if len(found) >= FEWEST]
     if len(usable) < 2:
@@ -69,7 +76,7 @@ def latent_space(context: Context) -> Result | None:
     draws = context.params.evaluate.latent.draws
     between = [rng.choice(members[rng.choice(usable)], 2, replace=False) for _ in range(draws)]
     halfway = torch.cat([walk(latents[a], latents[b], torch.tensor([0.5]), gaussian) for a, b in between])
-    stayed = classes_of(network, decode(halfway)) == classes[[a for a, _ in between]]
+    stayed = classified(halfway) == classes[[a for a, _ in between]]
 
     means = {c: latents[members[c]].mean(0) for c in usable}
     pairs = [rng.choice(usable, 2, replace=False) for _ in range(draws)]
@@ -77,8 +84,7 @@ def latent_space(context: Context) -> Result | None:
     starts = [latents[rng.choice(members[a], EXEMPLARS, replace=False)].mean(0) for a, _ in pairs]
     moved = torch.stack([z + means[b] - means[a] for z, (a, b) in zip(starts, pairs, strict=True)])
     moved, shown_starts = (at_length(z, gaussian, length) for z in (moved, torch.stack(starts)))
-    images = decode(moved)
-    reached = classes_of(network, images) == np.array([b for _, b in pairs])
+    reached = classified(moved) == np.array([b for _, b in pairs])
 
     shown = range(min(ROWS, draws))
     rows = np.stack(
@@ -127,7 +133,7 @@ def decoder(context: Context) -> Any:
     model: Any = context.model
 
     def decode(latents: Tensor) -> np.ndarray:
-        parts = torch.split(latents, context.params.evaluate.batch_size)
+        parts = torch.split(latents, context.batch_size)
         return np.concatenate([model.decode(z.to(context.device)).cpu().numpy() for z in parts])
 
     return decode

@@ -7,7 +7,11 @@ import io
 import numpy as np
 from PIL import Image
 
+from densitywatch.data.reading import resized
+
 GAP = 2
+WIDTH = 1024
+"""Pixels across a grid of large pictures."""
 # a map from black over violet and orange to pale yellow whose lightness rises all the way: readable in grey, too
 HEAT = np.array(
     [
@@ -23,19 +27,24 @@ HEAT = np.array(
 )
 
 
-def grid(images: np.ndarray, columns: int, *, cell: int = 56) -> bytes:
-    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear."""
-    n, _, height, width = images.shape
+def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None = WIDTH) -> bytes:
+    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear.
+
+    Large ones are scaled down until the grid is about `width` pixels wide: a page is looked at, not measured.
+    """
+    if width is not None and max(images.shape[2:]) > (largest := max(cell, width // max(1, min(columns, len(images))))):
+        images = resized(images, largest)
+    n, _, height, across = images.shape
     columns = max(1, min(columns, n))
     rows = -(-n // columns)
-    factor = max(1, round(cell / max(height, width)))
-    height, width = height * factor, width * factor
-    sheet = np.zeros((rows * (height + GAP) - GAP, columns * (width + GAP) - GAP, 4), np.uint8)
+    factor = max(1, round(cell / max(height, across)))
+    height, across = height * factor, across * factor
+    sheet = np.zeros((rows * (height + GAP) - GAP, columns * (across + GAP) - GAP, 4), np.uint8)
     for i, image in enumerate(images):
-        top, left = i // columns * (height + GAP), i % columns * (width + GAP)
+        top, left = i // columns * (height + GAP), i % columns * (across + GAP)
         enlarged = np.broadcast_to(image, (3, *image.shape[1:])).repeat(factor, 1).repeat(factor, 2)
-        sheet[top : top + height, left : left + width, :3] = enlarged.transpose(1, 2, 0)
-        sheet[top : top + height, left : left + width, 3] = 255
+        sheet[top : top + height, left : left + across, :3] = enlarged.transpose(1, 2, 0)
+        sheet[top : top + height, left : left + across, 3] = 255
     return png(sheet)
 
 

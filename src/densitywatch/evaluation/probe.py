@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from densitywatch.data import SplitName
+from densitywatch.data.reading import images_within
 from densitywatch.evaluation import charts
 from densitywatch.evaluation.context import Context, Figure, Result, takes_labels
 from densitywatch.evaluation.probe_fit import RAW_PIXELS, Labelled, probe_curve
@@ -63,7 +64,13 @@ def linear_probe(context: Context) -> Result | None:
 def encoded(context: Context, split: SplitName, limit: int | None) -> Labelled:
     """The model's features of a split's labelled images, and their labels."""
     model: Any = context.model
-    pairs = [(model.encode(x).float().cpu().numpy(), y.cpu().numpy()) for x, y in context.batches(split, limit=limit)]
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    read = 0
+    for x, y in context.batches(split, limit=limit):
+        pairs.append((model.encode(x).float().cpu().numpy(), y.cpu().numpy()))
+        read += len(x)
+        if read >= images_within(context.info.counts[split], pairs[0][0][0].nbytes):
+            break  # wide features of all images would not fit into memory
     features, labels = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return features[labels >= 0], labels[labels >= 0]
 

@@ -1,6 +1,7 @@
 """Sample quality in the feature network's space, never to be mixed up with figures in Inception's space.
 
-Every figure compares generated images with test images through the features of models/classifier, but for
+Every figure compares generated images with test images, both at the model's size, through the features of
+models/classifier, which looks at both at its own size, but for
 `inception_fid`, the published figure, which is computed where params name Inception's weights. Beside them stands the
 floor, the same distance between half of the training images and the test images: no honest model gets below it.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import images_at_once, images_within, size_of
 from densitywatch.errors import ModelError
 from densitywatch.evaluation import pictures
 from densitywatch.evaluation.classifier import FOLDER, FeatureNetwork, features_of, load_classifier
@@ -45,9 +47,9 @@ def sample_quality(context: Context) -> Result | None:
     network = feature_network(context)
     images, _ = generated(context)
     real, _ = context.pick("test", context.params.evaluate.test_images)
-    train, _ = context.pick("train")
+    half, _ = context.pick("train", max(2, context.info.counts["train"] // 2))
     test_features, fake_features = features_of(network, real), features_of(network, images)
-    half_features = features_of(network, train[: max(2, len(train) // 2)])
+    half_features = features_of(network, half)
     few = settings.neighbour_images
     torch.manual_seed(context.params.seed)
     metrics: dict[str, float | int | str] = {
@@ -77,8 +79,9 @@ def generated(context: Context) -> tuple[np.ndarray, np.ndarray | None]:
     if "generated" not in context.shared:
         settings = context.params.evaluate.quality
         n = settings.slow_images if hasattr(context.model, "log_prob_map") else settings.images
+        n = images_within(n, context.dimensions)
         labels = training_labels(context, n) if takes_labels(context.model) else None
-        parts = draw(context.model, n, labels, context.generator(), context.params.evaluate.batch_size)
+        parts = draw(context.model, n, labels, context.generator(), context.batch_size)
         context.shared["generated"] = (np.concatenate(list(parts)), labels)
     images, labels = context.shared["generated"]
     return images, labels
@@ -110,10 +113,8 @@ def feature_network(context: Context) -> FeatureNetwork:
         raise ModelError("models/classifier: there is no feature network; run `dvc repro train_classifier`")
     if "classifier" not in context.shared:
         network = load_classifier(context.classifier, context.device)
-        if (network.channels, network.size) != (context.info.channels, context.info.size):
-            raise ModelError(
-                "models/classifier: made for images of another size or colour; run `dvc repro train_classifier`"
-            )
+        if network.channels != context.info.channels:
+            raise ModelError("models/classifier: made for images of other colours; run `dvc repro train_classifier`")
         context.shared["classifier"] = network
     loaded: FeatureNetwork = context.shared["classifier"]
     return loaded
@@ -135,7 +136,8 @@ def training_neighbours(
     ratio = float(from_fake[:, 0].median() / from_test[:, 0].median().clamp(min=1e-12))
     shown = spread(len(from_fake), SHOWN)
     pixels = torch.from_numpy(images[shown]).flatten(1).float()
-    chunks = [torch.from_numpy(train[i : i + 5000]).flatten(1).float() for i in range(0, len(train), 5000)]
+    step = images_within(5000, 4 * pixels.shape[1], 256 << 20)
+    chunks = (torch.from_numpy(train[i : i + step]).flatten(1).float() for i in range(0, len(train), step))
     distances = torch.cat([torch.cdist(pixels, chunk) for chunk in chunks], 1)
     in_pixels = distances.topk(from_fake.shape[1], largest=False).indices
     rows = [
@@ -168,11 +170,14 @@ def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
         raise ModelError("this model draws no samples, so it has no quality figure")
     network = load_classifier(root / FOLDER)
     prepared = root / "data" / "prepared"
-    info, split = read_info(prepared), open_split(prepared, "validation")
+    info = read_info(prepared)
+    size = size_of(model, info.size)
+    split = open_split(prepared, "validation", size)
     images, labels = np.array(split.images[: params.gate.images]), None
     if takes_labels(model) and info.class_names:
         labels = np.array(split.labels[: len(images)])
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(params.seed)
-    parts = draw(model.eval(), len(images), labels, generator, params.evaluate.batch_size)
+    batch_size = images_at_once(params.evaluate.batch_size, size)
+    parts = draw(model.eval(), len(images), labels, generator, batch_size)
     return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))

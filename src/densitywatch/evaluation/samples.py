@@ -44,7 +44,19 @@ def sample_grid(context: Context) -> Result | None:
     else:
         columns, labels = COLUMNS, None
     started = time.perf_counter()
-    images = model.sample(wanted, labels=labels, generator=context.generator()).cpu().numpy()
+    generator = context.generator()
+    images = np.concatenate(
+        [
+            model.sample(
+                min(context.batch_size, wanted - i),
+                labels=None if labels is None else labels[i : i + context.batch_size],
+                generator=generator,
+            )
+            .cpu()
+            .numpy()
+            for i in range(0, wanted, context.batch_size)
+        ]
+    )
     seconds = time.perf_counter() - started
     write_whole(context.out / "samples.png", pictures.grid(images, columns))
     caption = f"{wanted} images drawn from the model with seed {context.params.seed}, none left out."
@@ -90,7 +102,7 @@ def draw(
             chosen = labels[start : start + count] if labels is not None else None
             options = {k: v.expand(count, -1, -1, -1) if isinstance(v, Tensor) else v for k, v in kept.items()}
             images.append(model.sample(count, labels=chosen, generator=generator, **options).cpu().numpy())
-    write_whole(out, pictures.grid(np.concatenate(images), columns))
+    write_whole(out, pictures.grid(np.concatenate(images), columns, width=None))
     return out
 
 
@@ -121,6 +133,7 @@ def _find_label(label: str, names: tuple[str, ...]) -> int:
 def _given(model: Any, address: str, given: Path, rows: int | None) -> dict[str, Any]:
     """The keyword arguments of `sample` that keep the given image's top rows."""
     from densitywatch.data.images import decode_image
+    from densitywatch.data.reading import resized, stored_size
 
     if not {"given", "rows"} <= inspect.signature(model.sample).parameters.keys():
         raise ModelError(f"{address}: this model completes no images; take an autoregressive one such as pixelcnn")
@@ -129,9 +142,10 @@ def _given(model: Any, address: str, given: Path, rows: int | None) -> dict[str,
     if not 0 <= rows <= size:
         raise ParamsError(f"--rows {rows}: the model's images have {size} rows")
     try:
-        pixels = decode_image(given.read_bytes(), size=size, channels=model.channels, resize="crop")
+        # as the model's training images were: first at the data's size, then at the model's
+        pixels = decode_image(given.read_bytes(), size=stored_size(model), channels=model.channels, resize="crop")
     except FileNotFoundError:
         raise DataError(f"{given}: no such file") from None
     except DataError as error:
         raise DataError(f"{given}: {error}") from None
-    return {"given": torch.from_numpy(np.array(pixels))[None], "rows": rows}
+    return {"given": torch.from_numpy(resized(np.array(pixels)[None], size)), "rows": rows}

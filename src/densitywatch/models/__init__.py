@@ -72,6 +72,8 @@ def save_model(
         "settings": model.settings.model_dump(mode="json"),
         "channels": model.channels,
         "size": model.size,
+        # whoever gives a file to the model brings it to this size first, as `prepare` did
+        **({"data_size": model.data_size} if getattr(model, "data_size", model.size) != model.size else {}),
         "class_names": list(class_names),
         **about,
     }

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from densitywatch.models.layers import (
+    FULL_MAP,
     discriminator_game_loss,
     game_logs,
     generator_game_loss,
@@ -45,6 +46,10 @@ class Settings(BaseModel):
     discriminator_features: int = Field(default=128, ge=4)
     """The width of the layer that is projected on the label."""
     loss: Literal["hinge", "minimax", "non_saturating"] = "hinge"
+
+
+WIDEST = 512
+"""Channels of the discriminator of images beyond 32 pixels a side: more halvings need no more channels than that."""
 
 
 class ConditionalBatchNorm(nn.Module):
@@ -97,6 +102,8 @@ class Discriminator(nn.Module):
         super().__init__()
         depth = halvings(size)
         widths = [settings.discriminator_channels * min(8, 2**i) for i in range(depth)]
+        if size > FULL_MAP:
+            widths = [min(WIDEST, width) for width in widths]
         self.convolutions = nn.ModuleList(
             spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
             for i, o in zip([channels, *widths], widths, strict=False)

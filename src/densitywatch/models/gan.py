@@ -6,7 +6,8 @@ The discriminator ascends V. The generator descends it (`minimax`), or ascends E
 which has the same fixed point and, as the paper says in section 3, a gradient that does not vanish while D wins easily.
 
 What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the
-generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum.
+generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum. Beyond
+48 pixels a side the layers that touch pixels are factorised: 100 million weights would hardly be learned.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from itertools import pairwise
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from densitywatch.models.layers import (
     GeneratorLoss,
@@ -42,23 +44,46 @@ class Settings(BaseModel):
     loss: GeneratorLoss = "non_saturating"
 
 
+CORE = 48
+"""The layers that touch pixels connect to at most this many rows and columns."""
+
+
+class Separable(nn.Module):
+    """A linear map of images (B, C, H, H) to (B, C, K, K): one matrix along the rows and one along the columns.
+
+    It starts as bilinear interpolation, so that at first the game is that of smaller images.
+    """
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        each = torch.eye(before)[None, None]
+        start = F.interpolate(each, size=(before, after), mode="bilinear", antialias=True)[0, 0].t()
+        self.rows = nn.Parameter(start.contiguous())  # (after, before)
+        self.columns = nn.Parameter(self.rows.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rows @ x @ self.columns.t()
+
+
 class GAN(nn.Module):
     """Samples without a density. Images are uint8 (B, C, H, W), latents z (B, latent) are standard normal."""
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
-        pixels = channels * size * size
+        core = min(size, CORE)
+        pixels = channels * core * core
         layers: list[nn.Module] = []
         for i, o in pairwise((settings.latent, *settings.generator)):
             layers += [nn.Linear(i, o), nn.BatchNorm1d(o), nn.ReLU()]
         self.generator = nn.Sequential(
             *layers,
             nn.Linear(settings.generator[-1], pixels),
+            *([] if core == size else [nn.Unflatten(1, (channels, core, core)), Separable(core, size)]),
             nn.Tanh(),
-            nn.Unflatten(1, (channels, size, size)),
+            *([nn.Unflatten(1, (channels, size, size))] if core == size else []),
         )
-        layers = [nn.Flatten()]
+        layers = [nn.Flatten()] if core == size else [Separable(size, core), nn.Flatten()]
         for i, o in pairwise((pixels, *settings.discriminator)):
             layers += [nn.Linear(i, o), nn.LeakyReLU(0.2), nn.Dropout(settings.dropout)]
         self.discriminator = nn.Sequential(*layers, nn.Linear(settings.discriminator[-1], 1), nn.Flatten(0))

@@ -4,7 +4,8 @@ Two stacks and no blind spot: the vertical one sees all rows above, the horizont
 What differs from the paper:
 * kernels are cropped to the part that a mask would leave: (2, 3) and (1, 2) instead of masked (3, 3) and (1, 3), a
   third less arithmetic for the same function; dilations widen the view at no cost;
-* a learned map of positions is added to the first features, since images are centred and of one size;
+* a learned map of positions is added to the first features, since images are centred and of one size (beyond 32 pixels
+  a side the sum of a map of rows and one of columns);
 * a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
   computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
 * beside it enters what the rows above show as a whole, seen at half the resolution (RowContext);
@@ -23,7 +24,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.models.autoregressive import PixelDensity
-from densitywatch.models.layers import PixelHead, bits_per_dim, require_labels, scale_images
+from densitywatch.models.layers import (
+    FULL_MAP,
+    PixelHead,
+    bits_per_dim,
+    position_map,
+    positions,
+    require_labels,
+    scale_images,
+)
 from densitywatch.models.pixelcnn_sampling import PixelCNNSteps
 
 
@@ -86,7 +95,7 @@ class RowContext(nn.Module):
         super().__init__()
         half = (size + 1) // 2
         self.first = nn.Conv2d(channels + 1, width, (2, 3))
-        self.position = nn.Parameter(torch.zeros(1, width, half, half))
+        self.position = positions(width, half)
         self.layers = nn.ModuleList(nn.Conv2d(width, width, (2, 3), dilation=d) for d in self.DILATIONS)
         self.mixers = nn.ModuleList(nn.Conv2d(width, width, 1) for _ in self.DILATIONS)
 
@@ -98,7 +107,7 @@ class RowContext(nn.Module):
         h = image.shape[2]
         pairs = F.pad(F.avg_pool2d(image, 2, ceil_mode=True), (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones
         pairs = F.pad(pairs, (1, 1, 2, -1)).contiguous(memory_format=torch.channels_last)  # strictly above
-        x: Tensor = self.first(pairs) + self.position[:, :, : (h + 1) // 2]
+        x: Tensor = self.first(pairs) + position_map(self.position)[:, :, : (h + 1) // 2]
         for layer, mixer, d in zip(self.layers, self.mixers, self.DILATIONS, strict=True):
             x = x + mixer(F.gelu(layer(F.pad(F.gelu(x), (d, d, d, 0)))))
         return x
@@ -145,7 +154,7 @@ class PixelCNN(PixelDensity):
     """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
 
     IMAGES_AT_ONCE = 25
-    """Whose labels are all computed beside each other: 250 rows at ten labels."""
+    """Images per chunk when every label is computed at once (25 images x 10 labels = 250 rows); fewer of large ones."""
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -154,7 +163,9 @@ class PixelCNN(PixelDensity):
         # the channel of ones beside the image tells zero padding from a pixel of the middle grey
         self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3))
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
-        self.position = nn.Parameter(torch.zeros(1, width, size, size))
+        self.position = positions(width, size)
+        if size > FULL_MAP:
+            self.IMAGES_AT_ONCE = max(1, self.IMAGES_AT_ONCE * FULL_MAP**2 // size**2)
         self.layers = nn.ModuleList(GatedLayer(width, d) for d in settings.dilations)
         self.context = RowContext(channels, settings.context_channels, size) if self.conditional else None
         self.label_layers = nn.ModuleList(
@@ -175,10 +186,10 @@ class PixelCNN(PixelDensity):
 
     def before_label(self, x: Tensor) -> Tensor:
         """What all labels share, (B, F, H, W): the features, then for each label layer its share of the context."""
-        scaled = scale_images(x, self.position.dtype)
+        scaled = scale_images(x, self.first_vertical.weight.dtype)
         image = F.pad(scaled, (0, 0, 0, 0, 0, 1), value=1.0).contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
-        v = self.first_vertical(F.pad(image, (1, 1, 2, -1))) + self.position
+        v = self.first_vertical(F.pad(image, (1, 1, 2, -1))) + position_map(self.position)
         h: Tensor = v + self.first_horizontal(F.pad(image, (2, -1, 0, 0)))
         for layer in self.layers:
             v, h = layer(v, h)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densitywatch.models.layers import position_map
 from densitywatch.models.sampling import bias_of, taps
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class PixelCNNSteps:
 
     def __init__(self, model: PixelCNN, n: int, labels: Tensor | None) -> None:
         self.size, channels = model.size, model.channels
-        self.position = model.position.detach()[0].permute(1, 2, 0).unsqueeze(2)  # (H, W, 1, F)
+        self.position = position_map(model.position).detach()[0].permute(1, 2, 0).unsqueeze(2)  # (H, W, 1, F)
         width = self.position.shape[-1]
         new_zeros = self.position.new_zeros
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.models.autoregressive import PixelDensity
-from densitywatch.models.layers import PixelHead, require_labels, scale_images
+from densitywatch.models.layers import PixelHead, position_map, positions, require_labels, scale_images
 from densitywatch.models.lstm_scan import lstm_scan
 from densitywatch.models.pixelrnn_sampling import PixelRNNSteps
 
@@ -111,7 +111,7 @@ class PixelRNN(PixelDensity):
         # what the first 7 x 7 convolution's mask leaves: three rows above, three pixels to the left
         self.above = nn.Conv2d(channels + 1, width, (3, 7), padding=(3, 3))
         self.left = nn.Conv2d(channels + 1, width, (1, 3), padding=(0, 3))
-        self.position = nn.Parameter(torch.zeros(1, width, size, size))
+        self.position = positions(width, size)
         layer = RowLSTM if settings.recurrence == "row_lstm" else DiagonalBiLSTM
         self.layers = nn.ModuleList(layer(settings.channels, channels, labels) for _ in range(settings.layers))
         self.head = PixelHead(
@@ -126,9 +126,10 @@ class PixelRNN(PixelDensity):
         """What every pixel knows of the pixels before it: (B, F, H, W)."""
         if self.conditional:
             labels = require_labels(labels, self.classes)
-        image = scale_images(x, self.position.dtype)
+        image = scale_images(x, self.above.weight.dtype)
         with_ones = F.pad(image, (0, 0, 0, 0, 0, 1), value=1.0)
-        first = self.above(with_ones)[:, :, : self.size] + self.left(with_ones)[..., : self.size] + self.position
+        first = self.above(with_ones)[:, :, : self.size] + self.left(with_ones)[..., : self.size]
+        first = first + position_map(self.position)
         features, image = first.permute(2, 3, 0, 1).contiguous(), image.permute(2, 3, 0, 1)  # (H, W, B, F or C)
         for layer in self.layers:
             features = layer(features, image, labels)

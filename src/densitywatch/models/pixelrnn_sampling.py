@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from densitywatch.models.layers import position_map
 from densitywatch.models.sampling import bias_of, taps
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ class PixelRNNSteps:
 
     def __init__(self, model: PixelRNN, n: int, labels: Tensor | None) -> None:
         self.size, channels = model.size, model.channels
-        self.position = model.position.detach()[0].permute(1, 2, 0).unsqueeze(2)  # (H, W, 1, F)
+        self.position = position_map(model.position).detach()[0].permute(1, 2, 0).unsqueeze(2)  # (H, W, 1, F)
         width = self.position.shape[-1]
         new_zeros = self.position.new_zeros
 

@@ -10,6 +10,7 @@ every sub-pixel (layers.PixelHead), so its bounds stand in one table with the ex
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import PixelHead, bits_per_dim, scale_images, standard_normal
+from densitywatch.models.layers import FULL_MAP, PixelHead, bits_per_dim, halvings, scale_images, standard_normal
 
 
 class Settings(BaseModel):
@@ -49,34 +50,32 @@ def half(size: int) -> int:
 class VAE(nn.Module):
     """Bounds on log p(x) of uint8 images (B, C, H, W), and a latent space z of (B, latent) to walk in."""
 
-    OUTER_LAYERS = ("encoder.0", "encoder.9", "decoder_in.0", "head.colours", "head.out")
-    """What Muon leaves to AdamW: the layers that read or write pixels, latents or distribution parameters."""
-
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         c = settings.channels
-        self.sizes = (half(half(size)), half(size), size)
-        smallest = 2 * c * self.sizes[0] ** 2
-        self.encoder = nn.Sequential(
-            nn.Conv2d(channels, c, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(c, 2 * c, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(2 * c, 2 * c, 3, padding=1),
-            nn.SiLU(),
-            nn.Flatten(),
-            nn.Linear(smallest, 256),
-            nn.SiLU(),
-            nn.Linear(256, 2 * settings.latent),
+        depth = 2 if size <= FULL_MAP else halvings(size)  # the smallest map has at most 8 pixels a side
+        widths = [c * min(4, 2**i) for i in range(depth)]
+        self.sizes = [size]
+        for _ in range(depth):
+            self.sizes.insert(0, half(self.sizes[0]))
+        smallest = widths[-1] * self.sizes[0] ** 2
+        layers: list[nn.Module] = []
+        for i, o in zip([channels, *widths], widths, strict=False):
+            layers += [nn.Conv2d(i, o, 3, stride=2, padding=1), nn.SiLU()]
+        layers += [nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.SiLU(), nn.Flatten()]
+        self.encoder = nn.Sequential(*layers, nn.Linear(smallest, 256), nn.SiLU(), nn.Linear(256, 2 * settings.latent))
+        self.OUTER_LAYERS = (
+            "encoder.0",
+            f"encoder.{len(self.encoder) - 1}",
+            "decoder_in.0",
+            "head.colours",
+            "head.out",
         )
+        """What Muon leaves to AdamW: the layers that read or write pixels, latents or distribution parameters."""
         self.decoder_in = nn.Sequential(nn.Linear(settings.latent, 256), nn.SiLU(), nn.Linear(256, smallest), nn.SiLU())
         self.decoder_convolutions = nn.ModuleList(
-            [
-                nn.Conv2d(2 * c, 2 * c, 3, padding=1),
-                nn.Conv2d(2 * c, c, 3, padding=1),
-                nn.Conv2d(c, c, 3, padding=1),
-            ]
+            nn.Conv2d(i, o, 3, padding=1) for i, o in pairwise([widths[-1], *widths[::-1], c])
         )
         self.head = PixelHead(
             c, channels, kind=settings.head, components=settings.components, colour_order=settings.colour_order

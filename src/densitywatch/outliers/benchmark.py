@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import images_within
 from densitywatch.errors import ModelError
 from densitywatch.evaluation import charts
 from densitywatch.files import whole_folder, write_whole
@@ -35,6 +36,8 @@ Table = dict[str, dict[str, list[float]]]
 """Panel member -> figure -> [value, low, high]."""
 
 RESAMPLES = 100
+KINDS = 8
+"""Of images: the normal ones and the members of the panel."""
 DETECTOR, DECLARED = "detector", "detector, transformations declared"
 
 
@@ -45,12 +48,13 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     detector.drop_unread(root / detector.READ / "rivals", params.detector.rivals_read)
     fitted = detector.load(root / "models" / "detector")
     test = open_split(data, "test").images
-    n = min(params.detector.panel_images, len(test))
+    # every kind of image is held at the data's size
+    n = images_within(min(params.detector.panel_images, len(test)), KINDS * info.channels * info.size**2)
     # transformed images are others than the normal ones where there are enough
     start = n if len(test) >= 2 * n else 0
-    normal = Readings(np.array(test[:n]), fitted.models)
+    normal = Readings(np.array(test[:n]), fitted.models, size=fitted.reading)
     sets = panel_sets(np.array(test[start : start + n]), foreign_digits(root, info, n), params.seed)
-    readings = {name: Readings(images, fitted.models) for name, images in sets.items()}
+    readings = {name: Readings(images, fitted.models, size=fitted.reading) for name, images in sets.items()}
 
     scores, left_out = every_score(params, root, fitted, normal, readings)
     tables = {
@@ -74,7 +78,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     }
     folds = held_out.held_out_classes(params, root) if info.class_names else {}
     metrics = summary(tables, rates, folds, normal_p, params)
-    no_class = rejection.no_class_rates(params, root, {"normal": normal.images, **sets})
+    no_class = rejection.no_class_rates(params, root, {"normal": np.asarray(normal.source), **sets})
     if no_class:
         metrics["no_class_rate"] = {kind: round(no_class[kind], 4) for kind in sets}
         metrics["no_class_rate_on_test_images"] = round(no_class["normal"], 4)
@@ -145,7 +149,7 @@ def one_left_out(
 
 def first(seen: Readings, some: int | None) -> Readings:
     """The same readings, or fresh ones of the first `some` images."""
-    return seen if some is None or len(seen) <= some else Readings(seen.images[:some], seen.models)
+    return seen if some is None or len(seen) <= some else seen.first(some)
 
 
 def summary(

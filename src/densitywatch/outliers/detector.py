@@ -20,6 +20,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size, size_of
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS
@@ -72,6 +73,9 @@ class Detector:
 
     def __init__(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], models: Models) -> None:
         self.size: int = facts["size"]
+        """Of the images that come in, which is the data's."""
+        self.reading: int = facts.get("reading", self.size)
+        """Of the images that its own statistics are taken from; each of its models looks at its own size."""
         self.channels: int = facts["channels"]
         self.resize: str = facts["resize"]
         self.false_discovery_rate: float = facts["false_discovery_rate"]
@@ -95,7 +99,7 @@ class Detector:
             raise ModelError(
                 f"the detector takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} {images.shape}"
             )
-        return Readings(images, self.models)
+        return Readings(images, self.models, size=self.reading)
 
     def fitted(self, name: str) -> Fitted:
         """What was fitted for the member `name`."""
@@ -138,11 +142,11 @@ class Detector:
     def _bits_per_dim(self, seen: Readings) -> Floats:
         if self.density is None:
             return np.full(len(seen), np.nan)
-        dimensions = self.channels * self.size * self.size
+        dimensions = self.channels * size_of(self.models[self.density], self.reading) ** 2
         return np.asarray(seen.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
 
     def surprise_map(self, images: Images) -> NDArray[np.float32]:
-        """Where the surprise sits: nats of every pixel given those before it, (B, H, W)."""
+        """Where the surprise sits: nats of every pixel given those before it, (B, H, W) at the density model's size."""
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
         return self.read(images).surprise(self.density)
@@ -209,6 +213,7 @@ def calibrate(params: Params, root: Path) -> Path:
         "density": next((name for name, model in models.used.items() if hasattr(model, "log_prob_map")), None),
         "declared": list(params.detector.declared),
         "size": info.size,
+        "reading": reading_size(params.detector.size, info.size),
         "channels": info.channels,
         "resize": params.data.resize,
         "class_names": list(info.class_names),
@@ -218,7 +223,7 @@ def calibrate(params: Params, root: Path) -> Path:
     }
     say("calibrate: scoring the calibration images")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = Readings(np.array(open_split(data, "calibration").images), models)
+    calibration = Readings(open_split(data, "calibration").images, models, size=detector.reading)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     for name in sorted(models.used):
         if any(hasattr(models[name], what) for what in ("log_prob_map", "log_prob", "elbo")):
@@ -254,15 +259,16 @@ def what_is_given(params: Params, root: Path) -> tuple[Given, Models]:
     """What members are fitted on, and the project's models; calibration and test images are not among it."""
     data = root / "data" / "prepared"
     models = Models(root / "models")
-    images = open_split(data, "train").images
+    info = read_info(data)
+    size, images = reading_size(params.detector.size, info.size), open_split(data, "train").images
     order = np.random.default_rng(params.seed).permutation(len(images))
     samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
     sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
     given = Given(
-        train=Readings(images[train], models),
-        sample=Readings(images[sample], models),
-        all_train=images,
-        validation=Readings(np.array(open_split(data, "validation").images), models),
+        train=Readings(Rows(images, train), models, size=size),
+        sample=Readings(Rows(images, sample), models, size=size),
+        all_train=at_size(images, min(size, LARGEST_BY_DEFAULT)),
+        validation=Readings(open_split(data, "validation").images, models, size=size),
         seed=params.seed,
         declared=params.detector.declared,
         steps=params.detector.small_network_steps,

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
 from densitywatch.errors import DataError, ModelError
 
 GALLERY = "gallery.parquet"
@@ -115,6 +116,7 @@ def _explain(rows: list[dict[str, Any]], images: NDArray[np.uint8], detector: An
 def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
     """The NEIGHBOURS training images (N, K, C, H, W) nearest to each of `images` in pixel values, nearest first.
 
+    Large ones are compared at 32 pixels a side.
     None when there are no prepared data of the images' shape on this machine.
     """
     try:
@@ -123,12 +125,14 @@ def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
         return None
     if (info.channels, info.size, info.size) != images.shape[1:] or len(train) == 0:
         return None
-    flat = images.reshape(len(images), -1).astype(np.float32)
+    size = min(info.size, LARGEST_BY_DEFAULT)
+    small, smaller = at_size(train, size), resized(images, size)
+    flat = smaller.reshape(len(images), -1).astype(np.float32)
     best = np.full((len(images), NEIGHBOURS), np.inf)
     index = np.zeros((len(images), NEIGHBOURS), dtype=np.int64)
     step = max(1, (32 << 20) // (4 * flat.shape[1]))
     for start in range(0, len(train), step):
-        part = np.asarray(train[start : start + step]).reshape(-1, flat.shape[1]).astype(np.float32)
+        part = np.asarray(small[start : start + step]).reshape(-1, flat.shape[1]).astype(np.float32)
         distance = (part**2).sum(1)[None] - 2.0 * flat @ part.T
         both = np.concatenate([best, distance], axis=1)
         numbers = np.concatenate([index, np.broadcast_to(np.arange(start, start + len(part)), distance.shape)], axis=1)

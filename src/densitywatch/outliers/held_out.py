@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densitywatch.data import Split, SplitName, open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, reading_size
 from densitywatch.outliers import networks
 from densitywatch.outliers.combination import fit_tail, tail_surprise
 from densitywatch.outliers.members import Given, find_member
@@ -31,7 +32,9 @@ def held_out_classes(params: Params, root: Path) -> dict[str, dict[str, float]]:
     data = root / "data" / "prepared"
     info = read_info(data)
     names: tuple[SplitName, ...] = ("train", "validation", "test")
-    splits = {name: open_split(data, name) for name in names}
+    # the small networks of a fold are there to be quick
+    size = min(reading_size(params.detector.size, info.size), LARGEST_BY_DEFAULT)
+    splits = {name: open_split(data, name, size) for name in names}
     folds = {}
     for label in track(range(min(params.detector.folds, len(info.class_names))), "held-out classes"):
         inside = {name: _some(split, split.labels != label, LIMITS[name]) for name, split in splits.items()}

@@ -10,14 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from densitywatch.data.reading import stored_size
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.context import takes_labels
-from densitywatch.evaluation.labels import by_bayes
-
-BATCH = 64
+from densitywatch.evaluation.labels import by_bayes, nats_by_label
 
 
 class WithLabels:
@@ -31,9 +29,10 @@ class WithLabels:
     def __init__(self, detector: Any, model: Any, where: str) -> None:
         if not hasattr(model, "log_prob_by_label") or not takes_labels(model):
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
-        if (model.channels, model.size) != (detector.channels, detector.size):
+        stored = stored_size(model)
+        if (model.channels, stored) != (detector.channels, detector.size):
             raise ModelError(
-                f"{where}: made for images of {model.size} x {model.size} pixels and {model.channels} channels, the"
+                f"{where}: made for images of {stored} x {stored} pixels and {model.channels} channels, the"
                 f" detector for {detector.size} x {detector.size} and {detector.channels}"
             )
         self.detector, self.model = detector, model
@@ -45,10 +44,5 @@ class WithLabels:
         return getattr(self.detector, name)
 
     def score(self, images: NDArray[np.uint8]) -> Any:
-        with torch.inference_mode():
-            parts = [
-                self.model.log_prob_by_label(torch.from_numpy(np.array(images[i : i + BATCH]))).double().numpy()
-                for i in range(0, len(images), BATCH)
-            ]
-        found = by_bayes(np.concatenate(parts))
+        found = by_bayes(nats_by_label(self.model, images))
         return replace(self.detector.score(images), label=found.label, label_probability=found.probability)

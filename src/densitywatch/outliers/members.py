@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from densitywatch.data.reading import Images
 from densitywatch.errors import ParamsError
 from densitywatch.outliers.readings import Readings
 from densitywatch.params import Params
@@ -26,7 +27,7 @@ class Given:
     """Training images for densities that need many; reading them with a network would take long."""
     sample: Readings
     """Other training images, few enough to be read by every model; none of them is in `train`."""
-    all_train: NDArray[np.uint8]
+    all_train: Images
     """Every training image, left on disk: for what is trained in small batches."""
     validation: Readings
     seed: int

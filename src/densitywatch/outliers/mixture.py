@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 Floats = NDArray[np.floating[Any]]
 Arrays = dict[str, NDArray[Any]]
+
+EXACT = 1024
+"""Columns up to which principal components come from the covariance itself: 32 x 32 grey pixels."""
 
 
 def fit_mixture(
@@ -25,7 +29,7 @@ def fit_mixture(
     x = np.asarray(x, dtype=np.float64)
     kept = max(1, min(dimensions, x.shape[1], len(x) // 10))
     mean = x.mean(0)
-    axes = np.eye(kept) if kept == x.shape[1] else np.linalg.eigh(np.cov(x, rowvar=False))[1][:, ::-1][:, :kept].T
+    axes = np.eye(kept) if kept == x.shape[1] else principal_axes(x, kept, seed)
     z = (x - mean) @ axes.T
     spread = float(z.var(0).mean()) or 1.0
     mixture = GaussianMixture(
@@ -46,6 +50,20 @@ def fit_mixture(
         "precision": precision,
         "constant": constant - 0.5 * kept * np.log(2.0 * np.pi),
     }
+
+
+def principal_axes(x: Floats, kept: int, seed: int) -> Floats:
+    """The `kept` leading principal components of x (N, D), as rows.
+
+    Exact up to EXACT columns; beyond that by random projections (Halko et al. 2011), whose time and memory do not grow
+    with the square of D.
+    """
+    if x.shape[1] <= EXACT:
+        vectors: Floats = np.linalg.eigh(np.cov(x, rowvar=False))[1]
+        return vectors[:, ::-1][:, :kept].T
+    kept = min(kept, *x.shape)
+    axes: Floats = PCA(kept, svd_solver="randomized", random_state=seed).fit(x).components_
+    return axes
 
 
 def mixture_nll(x: Floats, fitted: Arrays) -> Floats:

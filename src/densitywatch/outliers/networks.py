@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densitywatch.data.reading import Images as Source
 from densitywatch.models.layers import scale_images
 from densitywatch.models.pixelcnn import PixelCNN, Settings
 
@@ -114,7 +115,7 @@ def _convolution(before: int, after: int, stride: int = 1) -> list[nn.Module]:
     return [nn.Conv2d(before, after, 3, stride, padding=1, bias=False), nn.BatchNorm2d(after), nn.SiLU()]
 
 
-def fit_judge(images: Images, declared: tuple[str, ...], *, steps: int, seed: int) -> Arrays:
+def fit_judge(images: Source, declared: tuple[str, ...], *, steps: int, seed: int) -> Arrays:
     """Train a Judge: every image of a batch against one declared transformation of itself, log(1 + exp(u(T x) - u(x)))
     (the pairwise loss of Burges et al. 2005, "Learning to rank using gradient descent").
 

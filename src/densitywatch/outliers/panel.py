@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from densitywatch.data import DatasetInfo
+from densitywatch.data.reading import resized
 from densitywatch.errors import DataError
 
 Images = NDArray[np.uint8]
@@ -49,14 +49,9 @@ def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Images | None:
 
 def fitted_to(images: Images, size: int, channels: int) -> Images:
     """Images (N, C, H, W) resized to `size` and turned to grey or RGB."""
-    if images.shape[2:] != (size, size):
-        images = np.stack([np.stack([_resized(plane, size) for plane in image]) for image in images])
+    images = resized(images, size)
     if images.shape[1] == channels:
         return images
     if channels == 3:
         return np.repeat(images, 3, 1)
     return np.asarray(images.mean(1, keepdims=True).round(), dtype=np.uint8)
-
-
-def _resized(plane: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR))

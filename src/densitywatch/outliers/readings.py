@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, images_at_once, images_within, in_memory, size_of
+from densitywatch.data.reading import Images as Source
 from densitywatch.errors import ModelError
 from densitywatch.models import WEIGHTS, load_model_folder
 from densitywatch.outliers import features
@@ -55,32 +57,53 @@ class Models(Mapping[str, Any]):
 class Readings:
     """Images and, computed when first asked for, what the models say about them.
 
-    All images are held in memory, with one float a pixel for each map that a member reads: for batches and for the few
-    thousand images that a detector is fitted on, not for a whole dataset.
+    They come at the data's size. Statistics are taken at `size`, each model looks at its own; at those sizes all images
+    are held in memory, with one float a pixel for each map that a member reads: for batches and for the few thousand
+    images that a detector is fitted on, not for a whole dataset.
     """
 
-    def __init__(self, images: Images, models: Models, batch_size: int = 50) -> None:
-        self.images, self.models, self.batch_size = images, models, batch_size
+    def __init__(self, source: Source, models: Models, batch_size: int = 50, size: int | None = None) -> None:
+        self.source, self.models, self.batch_size = source, models, batch_size
+        self.size: int = source.shape[-1] if size is None else size
         self._cache: dict[Any, Any] = {}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.source)
+
+    def first(self, some: int) -> Readings:
+        """Fresh readings of the first `some` images."""
+        return Readings(self.source[:some], self.models, self.batch_size, self.size)
+
+    def at(self, size: int) -> Source:
+        """The images at a size; those at `self.size` are in memory."""
+        return self.images if size == self.size else at_size(self.source, size)
+
+    @cached_property
+    def images(self) -> Images:
+        """(B, C, size, size)."""
+        return in_memory(at_size(self.source, self.size))
 
     @cached_property
     def pixels(self) -> Floats:
-        """(B, C * H * W) in [0, 1]."""
-        return self.images.reshape(len(self.images), -1).astype(np.float32) / 255.0
+        """(B, C * H * W) in [0, 1], of images of at most 32 pixels a side."""
+        small = self.at(min(self.size, LARGEST_BY_DEFAULT))[:]
+        return np.asarray(small.reshape(len(small), -1).astype(np.float32) / 255.0)
 
     @cached_property
     def gradients(self) -> Floats:
         """Histograms of gradient directions on a grid, (B, F); see features.py."""
-        parts = range(0, max(1, len(self.images)), 5000)  # what is computed on the way takes many times the memory
-        return np.concatenate([features.gradient_histograms(self.images[i : i + 5000]) for i in parts])
+        return self._in_parts(features.gradient_histograms, 5000)
 
     @cached_property
     def composition(self) -> Floats:
         """What the images are made of wherever it lies, (B, F); see features.py."""
-        return features.composition(self.images)
+        return self._in_parts(features.composition, 8000)
+
+    def _in_parts(self, read: Callable[[Images], Floats], most: int) -> Floats:
+        """`read` of so many images of 28 x 28 pixels at a time: what is computed on the way takes many times their
+        memory."""
+        step = images_within(most, self.size**2, most * 28**2)
+        return np.concatenate([read(self.images[i : i + step]) for i in range(0, max(1, len(self)), step)])
 
     @cached_property
     def webp_nats(self) -> NDArray[np.float64]:
@@ -93,14 +116,17 @@ class Readings:
             self._cache[key] = compute()
         return self._cache[key]
 
-    def by_batch(self, key: Any, read: Callable[[Tensor], Tensor]) -> Floats:
-        """`read` applied to the images batch by batch without gradients, joined and kept under `key`."""
+    def by_batch(self, key: Any, read: Callable[[Tensor], Tensor], size: int | None = None) -> Floats:
+        """`read` applied to the images, at `size` or `self.size`, batch by batch without gradients, joined and kept
+        under `key`.
+        """
+        size = self.size if size is None else size
 
         def compute() -> Floats:
-            parts = []
+            parts, seen, step = [], self.at(size), images_at_once(self.batch_size, size)
             with torch.inference_mode():
-                for start in range(0, len(self.images), self.batch_size):
-                    images = torch.from_numpy(np.ascontiguousarray(self.images[start : start + self.batch_size]))
+                for start in range(0, len(self), step):
+                    images = torch.from_numpy(np.array(seen[start : start + step]))
                     parts.append(read(images).float().numpy())
             return np.concatenate(parts)
 
@@ -110,26 +136,30 @@ class Readings:
     def surprise_statistics(self, name: str) -> Floats:
         """-log p of every pixel given the ones before it, its expectation and its variance: (3, B, H, W)."""
         key = ("surprise statistics", name)
-        parts = self.by_batch(key, lambda x: surprise_statistics(self.models[name], x).transpose(0, 1))
+        model = self.models[name]
+        parts = self.by_batch(key, lambda x: surprise_statistics(model, x).transpose(0, 1), size_of(model, self.size))
         return parts.swapaxes(0, 1)
 
     def surprise(self, name: str) -> Floats:
         """-log p of every pixel given the ones before it under the model `name`, nats, (B, H, W)."""
         if ("surprise statistics", name) in self._cache:
             return np.asarray(self.surprise_statistics(name)[0])
-        return self.by_batch(("surprise", name), lambda x: -self.models[name].log_prob_map(x))
+        model = self.models[name]
+        return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model, self.size))
 
     def vae_terms(self, name: str) -> Floats:
         """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""
 
+        model = self.models[name]
+
         def read(x: Tensor) -> Tensor:
             from densitywatch.models.vae import kl_to_standard_normal
 
-            mean, log_variance = self.models[name].posterior(x)
-            reconstruction = self.models[name].conditional_log_prob(x, mean)
+            mean, log_variance = model.posterior(x)
+            reconstruction = model.conditional_log_prob(x, mean)
             return torch.stack([-reconstruction, kl_to_standard_normal(mean, log_variance)], 1)
 
-        return self.by_batch(("vae terms", name), read)
+        return self.by_batch(("vae terms", name), read, size_of(model, self.size))
 
     def nll(self, name: str) -> Floats:
         """Negative log-likelihood of the images, nats, (B,); of an ELBO's model the negative ELBO."""
@@ -137,5 +167,5 @@ class Readings:
         if hasattr(model, "log_prob_map"):
             return np.asarray(self.surprise(name).sum((1, 2)))
         if hasattr(model, "log_prob"):
-            return self.by_batch(("nll", name), lambda x: -model.log_prob(x))
-        return self.by_batch(("nll", name), lambda x: -model.elbo(x))
+            return self.by_batch(("nll", name), lambda x: -model.log_prob(x), size_of(model, self.size))
+        return self.by_batch(("nll", name), lambda x: -model.elbo(x), size_of(model, self.size))

@@ -10,15 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, size_of
 from densitywatch.outliers import networks
 from densitywatch.outliers.members import Fitted, Floats, Given, member
 from densitywatch.outliers.mixture import fit_mixture, mixture_nll
-from densitywatch.outliers.readings import Readings
+from densitywatch.outliers.readings import Images, Readings
+
+
+def _small(seen: Readings) -> Images:
+    """What a score's own small density learns from: at most 32 pixels a side, since it is there to be quick."""
+    return np.asarray(seen.at(min(seen.size, LARGEST_BY_DEFAULT))[:])
 
 
 def _fit_local(given: Given) -> Fitted:
     return networks.fit_small_density(
-        given.train.images, channels=16, dilations=(1,), steps=given.steps, mutation=0.0, seed=given.seed
+        _small(given.train), channels=16, dilations=(1,), steps=given.steps, mutation=0.0, seed=given.seed
     )
 
 
@@ -27,12 +33,12 @@ def full_minus_local(seen: Readings, fitted: Fitted) -> Floats:
     """Ratio against a PixelCNN that sees only a few pixels around (Zhang et al. 2021, "On the out-of-distribution
     generalization of probabilistic image modelling"; Schirrmeister et al. 2020)."""
     local = networks.small_density(fitted)
-    return seen.nll("pixelcnn") - seen.by_batch(("local", id(fitted)), lambda x: -local.log_prob(x))
+    return seen.nll("pixelcnn") - seen.by_batch(("local", id(fitted)), lambda x: -local.log_prob(x), local.size)
 
 
 def _fit_background(given: Given) -> Fitted:
     return networks.fit_small_density(
-        given.train.images, channels=16, dilations=(1, 2), steps=given.steps, mutation=0.15, seed=given.seed
+        _small(given.train), channels=16, dilations=(1, 2), steps=given.steps, mutation=0.15, seed=given.seed
     )
 
 
@@ -41,7 +47,9 @@ def likelihood_ratio(seen: Readings, fitted: Fitted) -> Floats:
     """Ratio against a density trained on images with random pixels replaced (Ren et al. 2019, "Likelihood ratios for
     out-of-distribution detection")."""
     background = networks.small_density(fitted)
-    return seen.nll("pixelcnn") - seen.by_batch(("background", id(fitted)), lambda x: -background.log_prob(x))
+    return seen.nll("pixelcnn") - seen.by_batch(
+        ("background", id(fitted)), lambda x: -background.log_prob(x), background.size
+    )
 
 
 @member("the autoencoder cannot reproduce it", reads=("vae",))
@@ -81,7 +89,7 @@ def likelihood_regret(seen: Readings, fitted: Fitted) -> Floats:
                 optimizer.step()
             return elbo.detach() - first
 
-    return seen.by_batch("regret", regret)
+    return seen.by_batch("regret", regret, size_of(vae, seen.size))
 
 
 def _statistics(seen: Readings) -> Floats:
@@ -118,7 +126,7 @@ def transformation_ratio(seen: Readings, fitted: Fitted) -> Floats:
     model = seen.models["pixelcnn"]
     others = [
         Readings(changed, seen.models, seen.batch_size).by_batch("log_prob", model.log_prob)
-        for changed in networks.transformed(seen.images, declared)
+        for changed in networks.transformed(seen.at(size_of(model, seen.size))[:], declared)
     ]
     stacked = np.stack(others)
     top = stacked.max(0)
@@ -134,4 +142,4 @@ def transformation_judge(seen: Readings, fitted: Fitted) -> Floats:
     """A small network trained to tell training images from their declared transformations, log odds (self-supervised
     detection as in Golan & El-Yaniv 2018, with the user's own transformations)."""
     model = networks.judge(fitted)
-    return seen.by_batch(("judge", id(fitted)), model)
+    return seen.by_batch(("judge", id(fitted)), model, min(seen.size, LARGEST_BY_DEFAULT))

@@ -11,7 +11,7 @@ import numpy as np
 
 from densitywatch.outliers.expectation import beyond_expectation, fit_expectation
 from densitywatch.outliers.members import Fitted, Floats, Given, member, named, part
-from densitywatch.outliers.mixture import fit_mixture, mixture_nll
+from densitywatch.outliers.mixture import fit_mixture, mixture_nll, principal_axes
 from densitywatch.outliers.readings import Readings
 
 # --- the likelihood and what has been made of it ---
@@ -81,8 +81,7 @@ def pixel_mixture(seen: Readings, fitted: Fitted) -> Floats:
 def _fit_neighbours(given: Given) -> Fitted:
     pixels = given.train.pixels[:NEIGHBOUR_IMAGES]
     mean = pixels.mean(0)
-    _, vectors = np.linalg.eigh(np.cov(pixels, rowvar=False))
-    axes = np.ascontiguousarray(vectors[:, ::-1][:, :64].T, dtype=np.float32)
+    axes = np.ascontiguousarray(principal_axes(pixels, 64, given.seed), dtype=np.float32)
     return {"mean": mean, "axes": axes, "stored": (pixels - mean) @ axes.T}
 
 

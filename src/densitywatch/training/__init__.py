@@ -14,6 +14,7 @@ from torch import nn
 from densitywatch.bookkeeping import note_training
 from densitywatch.compiling import should_compile
 from densitywatch.data import open_split, read_info
+from densitywatch.data.reading import reading_size
 from densitywatch.errors import ParamsError
 from densitywatch.files import whole_folder
 from densitywatch.models import WEIGHTS, build_model, save_model
@@ -41,15 +42,17 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     block = params.models[name]
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
-    images, validation = open_split(prepared, "train"), open_split(prepared, "validation")
+    size = reading_size(block.size, info.size)
+    images, validation = open_split(prepared, "train", size), open_split(prepared, "validation", size)
 
     fabric = start_fabric(params.device, block.training.precision)
     check_share(f"models.{name}", block.training.batch_size, fabric)
     torch.manual_seed(params.seed)
     try:
-        model = build_model(block, channels=info.channels, size=info.size, classes=len(info.class_names))
+        model: Any = build_model(block, channels=info.channels, size=size, classes=len(info.class_names))
     except ValueError as error:
         raise ParamsError(f"models.{name}.settings: {error}") from None
+    model.data_size = info.size
     if params.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from densitywatch.compiling import compiled as compile_function
 from densitywatch.data import Split
+from densitywatch.data.reading import images_at_once
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import TrainingParams
 from densitywatch.progress import track
@@ -152,8 +153,9 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
     sums: dict[str, float] = {}
     torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
     model.eval()
-    for start in range(0, count, 128):
-        part = mine[start : start + 128]
+    step = images_at_once(128, split.images.shape[-1])
+    for start in range(0, count, step):
+        part = mine[start : start + step]
         rows = slice(part.start, part.stop, part.step)
         x = torch.from_numpy(np.array(split.images[rows])).to(fabric.device)
         labels = torch.from_numpy(np.array(split.labels[rows])).to(fabric.device)

@@ -1,0 +1,160 @@
+"""At which size images are read, and how many at a time.
+
+`prepare` stores images at `data.size`. Whoever reads them (a model, the feature network, the detector) does so at its
+own size, by default at most 32 pixels a side: a density of larger images costs more than most streams are worth.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from densitywatch.errors import ModelError
+
+LARGEST_BY_DEFAULT = 32
+LARGEST_STORED = 1024
+MEMORY = 2 << 30
+"""What a batch of images may take, bytes: of 8 GiB, with two stages at once, this leaves room for everything else."""
+BYTES_A_PIXEL = 2400
+"""What a network keeps of one pixel's position: about 600 numbers, features and parameters of the distribution."""
+HELD = 1 << 30
+"""What images that are kept together may take, bytes."""
+KEPT = 256 << 20
+"""Resized images of a split are kept in memory up to this many bytes, so that every epoch need not resize anew."""
+PART = 64 << 20
+"""Images are resized in parts of this many bytes."""
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class Images(Protocol):
+    """uint8 images (N, C, H, W), in memory or read when they are asked for: an array, a memory map, `Resized`, `Rows`.
+
+    Indexing by a number, a slice or an array of rows gives an array.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
+
+
+def reading_size(asked: int | None, data_size: int) -> int:
+    """Pixels a side that a reader sees: what params ask for, else those of the data, at most 32."""
+    return min(data_size, LARGEST_BY_DEFAULT) if asked is None else asked
+
+
+def stored_size(model: Any) -> int:
+    """Pixels a side of the data that a model was trained on, which is what its images come in.
+
+    Raises ModelError where the header of the model's file says nonsense.
+    """
+    size = getattr(model, "header", {}).get("data_size", model.size)
+    if type(size) is not int or not 1 <= size <= LARGEST_STORED:
+        raise ModelError(f"the model's file says that its images had {size!r:.40} pixels a side; train it again")
+    return size
+
+
+def size_of(model: Any, otherwise: int) -> int:
+    """Pixels a side of the images that a model takes; `otherwise` for one that takes any."""
+    return int(getattr(model, "size", otherwise))
+
+
+def resized(images: Pixels, size: int) -> Pixels:
+    """Images (N, C, H, W) at `size` x `size`; the very same array where they have that size already.
+
+    A triangle filter as wide as the step between two pixels (Pillow's antialiased bilinear), in whole numbers: every
+    machine gives the same bytes.
+    """
+    if images.shape[2:] == (size, size):
+        return images
+    out = np.empty((len(images), images.shape[1], size, size), np.uint8)
+    for image, small in zip(images, out, strict=True):
+        if len(image) == 3:
+            small[:] = np.asarray(_scaled(np.ascontiguousarray(image.transpose(1, 2, 0)), size)).transpose(2, 0, 1)
+        else:
+            for plane, into in zip(image, small, strict=True):
+                into[:] = np.asarray(_scaled(np.ascontiguousarray(plane), size))
+    return out
+
+
+def _scaled(pixels: Pixels, size: int) -> Image.Image:
+    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
+
+
+def at_size(images: Images, size: int) -> Images:
+    """The same images at another size, each resized when it is asked for."""
+    return images if tuple(images.shape[2:]) == (size, size) else Resized(images, size)
+
+
+class Resized:
+    """Images that are resized when they are asked for; few enough of them are kept."""
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.images, self.size = images, size
+        self.shape = (len(images), images.shape[1], size, size)
+        keeps = int(np.prod(self.shape)) <= KEPT
+        self._kept = np.empty(self.shape, np.uint8) if keeps else None
+        self._known = np.zeros(len(images) if keeps else 0, dtype=np.bool_)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, rows: Any) -> Pixels:
+        wanted = np.arange(len(self))[rows]
+        flat = np.atleast_1d(wanted)
+        if self._kept is None:
+            found = np.empty((len(flat), *self.shape[1:]), np.uint8)
+            self._read(flat, found, np.arange(len(flat)))
+        else:
+            missing = np.unique(flat[~self._known[flat]])
+            self._read(missing, self._kept, missing)
+            self._known[missing] = True
+            found = self._kept[flat]
+        return found if np.ndim(wanted) else np.asarray(found[0])
+
+    def _read(self, rows: npt.NDArray[np.int64], into: Pixels, places: npt.NDArray[np.int64]) -> None:
+        """The images of `rows`, resized, into the `places` of an array, a part at a time."""
+        step = images_within(len(rows), int(np.prod(self.images.shape[1:])), PART)
+        for start in range(0, len(rows), step):
+            into[places[start : start + step]] = resized(self.images[rows[start : start + step]], self.size)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+class Rows:
+    """Some rows of images, read when they are asked for."""
+
+    def __init__(self, images: Images, rows: npt.NDArray[np.int64]) -> None:
+        self.images, self.rows = images, rows
+        self.shape = (len(rows), *images.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, rows: Any) -> Pixels:
+        return np.asarray(self.images[self.rows[rows]])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> npt.NDArray[Any]:
+        return np.asarray(self[:], dtype=dtype)
+
+
+def in_memory(images: Images) -> Pixels:
+    """All of the images as one writable array."""
+    return images[:] if isinstance(images, Resized | Rows) else np.array(images[:], dtype=np.uint8)
+
+
+def images_within(most: int, bytes_an_image: int, memory: int = HELD) -> int:
+    """How many images fit into `memory` bytes: at least one, at most `most`."""
+    return max(1, min(most, memory // max(1, bytes_an_image)))
+
+
+def images_at_once(most: int, size: int) -> int:
+    """How many images of `size` x `size` pixels a network reads at a time: `most`, fewer where memory asks for it."""
+    return images_within(most, BYTES_A_PIXEL * size * size, MEMORY)
