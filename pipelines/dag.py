@@ -45,8 +45,9 @@ class Stage:
 def read_graph(root: Path) -> list[Stage]:
     """The stages of `root`'s dvc.yaml, each after those it depends on; stages at one height in alphabetical order.
 
-    A stage uses the device when a model goes in or comes out: a path in `models/`. `Repo().index.graph` is not public
-    API of DVC; an edge points to the dependency, and data sources (`*.dvc` files) stand in it too and are left out.
+    A stage uses the device when our program has a model going in or coming out, a path in `models/`.
+    `Repo().index.graph` is not public API of DVC; an edge points to the dependency, and data sources (`*.dvc` files)
+    stand in it too and are left out.
     """
     import networkx
     from dvc.repo import Repo
@@ -62,7 +63,8 @@ def read_graph(root: Path) -> list[Stage]:
             Stage(
                 name=name,
                 after=tuple(sorted(names.predecessors(name))),
-                uses_device=any(part.def_path.startswith("models/") for part in (*nodes[name].deps, *nodes[name].outs)),
+                uses_device=str(nodes[name].cmd).startswith("densitywatch ")
+                and any(part.def_path.startswith("models/") for part in (*nodes[name].deps, *nodes[name].outs)),
             )
             for name in networkx.lexicographical_topological_sort(names)
         ]

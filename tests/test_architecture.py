@@ -17,6 +17,7 @@ PARAMS = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
 PLUMBING = {
     # what these do is the same whatever the figures are: a change in them need not train a model again
     "densitywatch",
+    "densitywatch.bookkeeping",
     "densitywatch.cli",
     "densitywatch.data",
     "densitywatch.environment",
@@ -134,12 +135,14 @@ def stages() -> list[tuple[str, str, list[str]]]:
     """Each stage of dvc.yaml as (name, command, paths that it depends on), one for each model where it has models."""
     found = []
     for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        body = stage.get("do", stage)
+        if not body["cmd"].startswith("densitywatch "):
+            continue  # a copy, which imports nothing
         items = PARAMS["models"] if "foreach" in stage else {None: {}}
         for key, item in items.items():
-            body = stage.get("do", stage)
-            filled = yaml.safe_dump(body).replace("${key}", str(key)).replace("${item.kind}", str(item.get("kind")))
-            body = yaml.safe_load(filled)
-            found.append((f"{name}@{key}" if key else name, body["cmd"], body.get("deps", [])))
+            text = yaml.safe_dump(body).replace("${key}", str(key)).replace("${item.kind}", str(item.get("kind")))
+            filled = yaml.safe_load(text)
+            found.append((f"{name}@{key}" if key else name, filled["cmd"], filled.get("deps", [])))
     return found
 
 

@@ -14,6 +14,7 @@ import torch
 
 import densitywatch
 from densitywatch import registry, tracking
+from densitywatch.bookkeeping import note_training
 from densitywatch.errors import DensitywatchError, ModelError, RegistryError
 from densitywatch.gate import Figure, Verdict, cut_and_paste, gate, judge
 from densitywatch.models import WEIGHTS
@@ -150,7 +151,7 @@ def test_a_version_names_the_run_that_trained_it(params: Params, root: Path) -> 
         "pixelcnn", params, root, dataset_name="slopes", dataset_digest="0" * 64, stage="train@pixelcnn"
     ) as run:
         pass
-    (folder / "training.json").write_text(f'{{"mlflow_run_id": "{run.run_id}"}}')
+    note_training(folder / WEIGHTS, "pixelcnn", root, {"mlflow_run_id": run.run_id})
     version = registry.register("pixelcnn", params, root)
     client = tracking.open_client(tracking.tracking_uri(params, root))
     found = client.get_model_version("densitywatch-pixelcnn", str(version))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from densitywatch.errors import ParamsError
 
@@ -56,7 +56,16 @@ class ExpectationParams(Block):
     """The dataset's mean pixel value (0 to 255) lies between these."""
 
 
-Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+def _no_half_precision(value: object) -> object:
+    if value == "16-mixed":
+        raise ValueError(
+            "16-mixed scales the loss, of which neither Muon, nor gradient_clip, nor a resumed run knows; take"
+            " bf16-mixed or 32-true"
+        )
+    return value
+
+
+Precision = Annotated[Literal["32-true", "bf16-mixed"], BeforeValidator(_no_half_precision)]
 
 
 class DeviceParams(Block):
@@ -64,6 +73,7 @@ class DeviceParams(Block):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
+    """Processes of a training, each on a device of its own or, with accelerator cpu, on its share of the threads."""
     precision: Precision = "32-true"
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
@@ -73,9 +83,22 @@ class DeviceParams(Block):
     threads: int | None = Field(default=None, ge=1)
     """CPU threads of a stage; null takes its slot's share of the cores. Part of what makes two runs bit-identical."""
 
+    @field_validator("devices")
+    @classmethod
+    def _at_least_one(cls, devices: int | str) -> int | str:
+        if isinstance(devices, int) and devices < 1:
+            raise ValueError(f"{devices} devices compute nothing; take 1 or more, or auto")
+        return devices
+
     @property
     def threads_of_a_stage(self) -> int:
         return self.threads or max(1, (os.cpu_count() or 1) // self.slots)
+
+    @property
+    def threads_of_a_process(self) -> int:
+        """Of a training's; several of them on a CPU share the stage's."""
+        several = self.devices if self.accelerator == "cpu" and isinstance(self.devices, int) else 1
+        return self.threads or max(1, self.threads_of_a_stage // several)
 
 
 class TrainingParams(Block):
@@ -192,6 +215,10 @@ class DetectorParams(Block):
     """Pixels a side at which its own statistics are taken; its models read at theirs. null: data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
     """Names of functions in densitywatch/outliers/scores.py."""
+    reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
+    """The models that the members read: calibrate waits for these and runs again when their weights change."""
+    rivals_read: tuple[str, ...] = ()
+    """Further models that the benchmark's rows read; without them those rows are left out."""
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)

@@ -6,7 +6,6 @@ carries the version before it as a tag, which is what `rollback` goes back to.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import tempfile
@@ -21,9 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densitywatch.answers import answers_of
+from densitywatch.bookkeeping import training_of
 from densitywatch.errors import RegistryError
 from densitywatch.gate import Verdict, gate
-from densitywatch.models import load_model_folder
+from densitywatch.models import WEIGHTS, load_model_folder
 from densitywatch.packing import CONTENT, REGISTERED, WEIGHTS_TAG, content_digest, pack_detector, pack_model
 from densitywatch.params import Params, load_params
 from densitywatch.store import check_reachable, store_lock, tracking_uri
@@ -71,7 +71,7 @@ def register(name: str, params: Params, root: Path) -> int:
         with store_errors(uri, RegistryError):
             version = _version_with(client, registered, CONTENT, tags[CONTENT])
             if version is None:
-                run_id = _training_run(client, root / "models" / name)
+                run_id = _training_run(client, name, root)
                 version = _log_version(client, uri, experiment, registered, packed, params, run_id, tags)
             client.set_registered_model_alias(registered, CHALLENGER, str(version))
     return version
@@ -88,12 +88,10 @@ def _version_with(client: MlflowClient, registered: str, tag: str, value: str) -
             return max(found, default=None)
 
 
-def _training_run(client: MlflowClient, folder: Path) -> str | None:
-    """The MLflow run that trained the model, where this store knows it."""
-    try:
-        run_id = json.loads((folder / "training.json").read_text(encoding="utf-8"))["mlflow_run_id"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def _training_run(client: MlflowClient, name: str, root: Path) -> str | None:
+    """The MLflow run that trained the model, where this machine noted one that this store knows."""
+    weights = root / "models" / name / WEIGHTS
+    run_id = training_of(weights, name, root).get("mlflow_run_id") if weights.is_file() else None
     return run_id if run_id and run_exists(client, run_id) else None
 
 

@@ -13,9 +13,10 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
+from densitywatch.bookkeeping import note_training
 from densitywatch.data import DatasetInfo, read_info
 from densitywatch.evaluation.context import Context
-from densitywatch.models import build_model, save_model
+from densitywatch.models import WEIGHTS, build_model, save_model
 from densitywatch.params import ModelBlock, Params, load_params
 
 TOP = Path(__file__).parents[2]
@@ -114,7 +115,7 @@ def write_info(root: Path, **changes: Any) -> None:
 
 
 def add_model(root: Path, name: str, **training: Any) -> Path:
-    """models/<name> as training leaves it; keys of `training` go into training.json."""
+    """models/<name> as training leaves it; keys of `training` go into training.json, or where they belong beside it."""
     block: ModelBlock = load_params(root / "params.yaml").models[name]
     torch.manual_seed(0)
     model = build_model(block, channels=1, size=8, classes=len(NAMES))
@@ -125,13 +126,13 @@ def add_model(root: Path, name: str, **training: Any) -> Path:
         {"step": 4, "train_loss": 3.0, "train_bits_per_dim": 3.0, "train_gradient_norm": 1.5},
     ]
     (folder / "history.json").write_text(json.dumps({"columns": ["step", "train_loss"], "rows": rows}))
-    facts = {
+    took = {
         "train_seconds": 12.3456789,
         "images_per_second": 99.9,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "mlflow_run_id": None,
-        "warnings": [],
+        "mlflow_run_id": training.pop("mlflow_run_id", None),
     }
+    note_training(folder / WEIGHTS, name, root, took)
+    facts = {"parameters": sum(p.numel() for p in model.parameters()), "warnings": []}
     (folder / "training.json").write_text(json.dumps(facts | training))
     return folder
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from densitywatch.bookkeeping import training_of
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.params import Params
@@ -21,7 +22,7 @@ from densitywatch.progress import say
 if TYPE_CHECKING:
     from densitywatch.data import DatasetInfo
 
-FROM_TRAINING = ("parameters", "train_seconds", "images_per_second", "mlflow_run_id")
+FROM_BOOKKEEPING = ("train_seconds", "images_per_second", "mlflow_run_id")
 
 
 def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
@@ -53,7 +54,9 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
         # every test image is scored under every label, which pays for the compiler's time
         model.every_label = compiled_for_batches(model.every_label, model.IMAGES_AT_ONCE)
     training = _read_training(root / "models" / name)
-    metrics: dict[str, Any] = {key: training[key] for key in FROM_TRAINING if training.get(key) is not None}
+    took = training_of(root / "models" / name / WEIGHTS, name, root)
+    metrics: dict[str, Any] = {"parameters": training["parameters"]} if "parameters" in training else {}
+    metrics |= {key: took[key] for key in FROM_BOOKKEEPING if took.get(key) is not None}
     metrics["size"] = model.size
     figures: list[dict[str, Any]] = []
     notes: list[str] = []
@@ -93,7 +96,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
         write_json(out / "about.json", about)
     write_whole(root / "reports" / "plots" / f"{name}.csv", loss_csv(training["history"]))
     write_json(root / "metrics" / f"{name}.json", metrics)
-    if run_id := training.get("mlflow_run_id"):
+    if run_id := metrics.get("mlflow_run_id"):
         from densitywatch.tracking import log_evaluation
 
         numbers = {key: value for key, value in metrics.items() if isinstance(value, int | float)}

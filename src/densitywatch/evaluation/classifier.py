@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from densitywatch.bookkeeping import note_training
 from densitywatch.data import Split, open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized, size_of
 from densitywatch.errors import ModelError
@@ -82,7 +83,7 @@ class FeatureNetwork(nn.Module):
         logits = self(x)
         known = labels >= 0
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known.sum().clamp(min=1)
-        right = (logits.argmax(1) == labels)[known].float().mean() if known.any() else torch.zeros(())
+        right = (logits.argmax(1) == labels)[known].float().mean() if known.any() else loss.new_zeros(())
         return loss, {"accuracy": right}
 
 
@@ -90,12 +91,15 @@ def train_classifier(params: Params, root: Path) -> Path:
     """Train the feature network on data/prepared and write models/classifier and metrics/classifier.json.
 
     `accuracy` there is that on the test images, of labels or, where `task` says so, of rotations. The linear probe on
-    raw pixels is measured here, too, once for all models. Interrupted, it goes on when started again.
+    raw pixels is measured here, too, once for all models. Interrupted, it goes on when started again; on several
+    devices the first process alone writes.
 
     Raises TrainingDiverged when the loss is no longer a number, DataError when data/prepared is missing.
     """
-    from densitywatch.training import start_fabric
+    from densitywatch.training import start_fabric, usable_precision
+    from densitywatch.training.identity import identity_of
     from densitywatch.training.loop import train, validate
+    from densitywatch.training.sharing import check_share
 
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
@@ -103,11 +107,19 @@ def train_classifier(params: Params, root: Path) -> Path:
     train_split, validation, test = (open_split(prepared, split, size) for split in ("train", "validation", "test"))
     settings, training = params.classifier.settings, params.classifier.training
     fabric = start_fabric(params.device, training.precision)
+    check_share(KIND, training.batch_size, fabric)
     torch.manual_seed(params.seed)
     network = FeatureNetwork(settings, channels=info.channels, size=size, classes=len(info.class_names))
     network = network.to(memory_format=torch.channels_last)
-    decides = [params.classifier.model_dump(), params.seed, info.digest, len(info.class_names), torch.__version__]
-    identity = json.dumps(decides, sort_keys=True)
+    identity = identity_of(
+        params.classifier.model_dump(),
+        params,
+        network,
+        fabric,
+        data_digest=info.digest,
+        precision=usable_precision(training.precision or params.device.precision, params.device),
+        compiled=False,
+    )
     folder = root / "checkpoints" / KIND
     best, progress = train(
         fabric,
@@ -121,24 +133,26 @@ def train_classifier(params: Params, root: Path) -> Path:
         identity=identity,
     )
     limit = {"validation_images": params.evaluate.test_images}
-    accuracy = validate(best, test, training.model_copy(update=limit), params.seed, fabric)["accuracy"]
-    pixels = {} if network.rotations else pixel_curve(train_split, validation, test, params)
-    facts = {
-        "task": "rotations" if network.rotations else "labels",
-        "accuracy": round(accuracy, 6),
-        **({f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()}),
-        "parameters": sum(p.numel() for p in best.parameters()),
-        "train_seconds": round(progress.seconds, 3),
-    }
-    with whole_folder(root / FOLDER) as out:
-        save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})
-        write_whole(out / RAW_PIXELS, json.dumps(pixels) + "\n")
-        write_whole(
-            out / "history.json", json.dumps({"columns": list(progress.history[-1]), "rows": progress.history}) + "\n"
-        )
-    write_whole(root / "metrics" / f"{KIND}.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    say(f"{KIND}: {facts['accuracy']:.2%} of the test images' {facts['task']} -> {root / FOLDER}")
+    on_device = fabric.to_device(best)
+    accuracy = validate(on_device, test, training.model_copy(update=limit), params.seed, fabric)["accuracy"]
+    if fabric.is_global_zero:
+        pixels = {} if network.rotations else pixel_curve(train_split, validation, test, params)
+        facts = {
+            "task": "rotations" if network.rotations else "labels",
+            "accuracy": round(accuracy, 6),
+            **({f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()}),
+            "parameters": sum(p.numel() for p in best.parameters()),
+        }
+        with whole_folder(root / FOLDER) as out:
+            save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})
+            write_whole(out / RAW_PIXELS, json.dumps(pixels) + "\n")
+            history = {"columns": list(progress.history[-1]), "rows": progress.history}
+            write_whole(out / "history.json", json.dumps(history) + "\n")
+        write_whole(root / "metrics" / f"{KIND}.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+        note_training(root / FOLDER / WEIGHTS, KIND, root, {"train_seconds": round(progress.seconds, 3)})
+        shutil.rmtree(folder, ignore_errors=True)
+        say(f"{KIND}: {facts['accuracy']:.2%} of the test images' {facts['task']} -> {root / FOLDER}")
+    fabric.barrier()  # no process is done before the folder stands
     return root / FOLDER
 
 

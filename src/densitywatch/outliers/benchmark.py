@@ -45,6 +45,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     """Measure the detector in models/detector and every other score; returns what metrics/outliers.json holds."""
     data = root / "data" / "prepared"
     info = read_info(data)
+    detector.drop_unread(root / detector.READ / "rivals", params.detector.rivals_read)
     fitted = detector.load(root / "models" / "detector")
     test = open_split(data, "test").images
     # every kind of image is held at the data's size
@@ -105,9 +106,13 @@ def every_score(
     result: dict[str, dict[str, Floats]] = {}
     left_out = []
     judge: Any = None
+    known = (*fitted.facts["models"], *params.detector.reads, *params.detector.rivals_read)
     # the detector's own members first: they read more of the models than most, and the others find it read
     for name in sorted(all_members(), key=lambda name: name not in fitted.facts["members"]):
         member = find_member(name)
+        if missing := [model for model in member.reads if model not in known]:
+            left_out.append(f"{name}: reads the model '{missing[0]}', which detector.rivals_read does not name")
+            continue
         try:
             arrays = fitted.fitted(name) if name in fitted.facts["members"] else detector.fit_member(member, given)
             some = params.detector.slow_images if member.slow else None

@@ -27,7 +27,7 @@ from densitywatch.files import file_digest, whole_folder
 from densitywatch.models import WEIGHTS, check, shown
 from densitywatch.outliers import conformal, explain
 from densitywatch.outliers.combination import fit_tail, overlap, tail_surprise
-from densitywatch.outliers.members import Fitted, Given, Member, find_member, named, part
+from densitywatch.outliers.members import Fitted, Given, Member, check_reads, find_member, named, part
 from densitywatch.outliers.readings import Images, Models, Readings
 from densitywatch.params import Params
 from densitywatch.progress import say
@@ -39,6 +39,9 @@ TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 time and memory do not grow with the dataset."""
 DECLARED_MEMBER = "transformation_judge"
 """Joins the members when params declare transformations."""
+
+READ = Path("models/.read")
+"""Copies of the weights that calibrate and the benchmark depend on, made by stages of dvc.yaml; nothing loads them."""
 
 Floats = NDArray[np.float64]
 
@@ -231,6 +234,8 @@ def calibrate(params: Params, root: Path) -> Path:
     data = root / "data" / "prepared"
     info = read_info(data)
     members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
+    check_reads(members, params)
+    drop_unread(root / READ / "detector", params.detector.reads)
     given, models = what_is_given(params, root)
     arrays: dict[str, NDArray[Any]] = {}
     total = np.zeros(len(given.validation))
@@ -271,6 +276,13 @@ def calibrate(params: Params, root: Path) -> Path:
         safetensors.numpy.save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / ARRAYS)
         (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return target
+
+
+def drop_unread(folder: Path, names: tuple[str, ...]) -> None:
+    """Weights that params name no more are no part of what a stage depends on (dvc.yaml copies them there)."""
+    for file in folder.glob("*.safetensors"):
+        if file.stem not in names:
+            file.unlink()
 
 
 def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple[str, ...]:

@@ -70,7 +70,8 @@ def _fold(params: Params, inside: dict[SplitName, NDArray[np.uint8]], outside: N
     normal, foreign = Readings(inside["test"], models), Readings(outside, models)
     result: dict[str, float] = {}
     total = [np.zeros(len(normal)), np.zeros(len(foreign))]
-    names = [name for name in params.detector.members if not find_member(name).declared]
+    found = [find_member(name) for name in params.detector.members]
+    names = [member.name for member in found if not member.declared and set(member.reads) <= set(models)]
     for name in dict.fromkeys([*names, RIVAL]):
         member = find_member(name)
         arrays = member.fit(given) if member.fit else {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from densitywatch.data.reading import Images
 from densitywatch.errors import ParamsError
 from densitywatch.outliers.readings import Readings
+from densitywatch.params import Params
 
 Floats = NDArray[np.floating[Any]]
 Fitted = dict[str, NDArray[Any]]
@@ -52,6 +53,8 @@ class Member:
     """What a high score means, in plain words."""
     declared: bool
     """Whether it only makes sense with declared transformations."""
+    reads: tuple[str, ...]
+    """The models it reads, by their names in params.yaml; those of `detector.reads` must hold them."""
     slow: bool
     """Whether it takes many times the PixelCNN's own time; the benchmark measures it on fewer images."""
 
@@ -60,12 +63,17 @@ MEMBERS: dict[str, Member] = {}
 
 
 def member(
-    says: str, fit: Fit | None = None, *, declared: bool = False, slow: bool = False
+    says: str,
+    fit: Fit | None = None,
+    *,
+    reads: tuple[str, ...] = ("pixelcnn",),
+    declared: bool = False,
+    slow: bool = False,
 ) -> Callable[[Score], Score]:
     """Enter a function into MEMBERS under its own name."""
 
     def enter(score: Score) -> Score:
-        MEMBERS[score.__name__] = Member(score.__name__, score, fit, says, declared, slow)
+        MEMBERS[score.__name__] = Member(score.__name__, score, fit, says, declared, reads, slow)
         return score
 
     return enter
@@ -84,6 +92,22 @@ def find_member(name: str) -> Member:
     if name not in members:
         raise ParamsError(f"detector.members: no score '{name}'; there is: {', '.join(sorted(members))}")
     return members[name]
+
+
+def check_reads(members: Iterable[Member], params: Params) -> None:
+    """Raises ParamsError where a member reads a model that params lack, or that calibrate does not wait for."""
+    for member in members:
+        for name in member.reads:
+            if name not in params.models:
+                raise ParamsError(
+                    f"detector.members: '{member.name}' reads the model '{name}', which `models` of params.yaml lacks;"
+                    " add it there or leave the member out"
+                )
+            if name not in params.detector.reads:
+                raise ParamsError(
+                    f"detector.reads: '{member.name}' reads the model '{name}', which is not named there, so nothing"
+                    " would wait for its training; add it"
+                )
 
 
 def part(arrays: dict[str, NDArray[Any]], name: str) -> Fitted:

@@ -24,10 +24,10 @@ IMAGES = 100
 def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.uint8]]) -> dict[str, float]:
     """Kind of image -> the share with a p-value at or below detector.false_alarm_rate that they belong to any class.
 
-    Empty where there is no class-conditional density, or the dataset has no labels.
+    Empty where the benchmark reads no class-conditional density, or the dataset has no labels.
     """
     folder = root / "models" / LABEL_MODEL
-    if not (folder / WEIGHTS).exists():
+    if LABEL_MODEL not in (*params.detector.reads, *params.detector.rivals_read) or not (folder / WEIGHTS).exists():
         return {}
     model: Any = load_model_folder(folder)
     calibration = open_split(root / "data" / "prepared", "calibration")

@@ -52,20 +52,20 @@ def likelihood_ratio(seen: Readings, fitted: Fitted) -> Floats:
     )
 
 
-@member("the autoencoder cannot reproduce it")
+@member("the autoencoder cannot reproduce it", reads=("vae",))
 def vae_reconstruction(seen: Readings, fitted: Fitted) -> Floats:
     """Minus log p(x | z) at the posterior's mean, nats (An & Cho 2015, "Variational autoencoder based anomaly detection
     using reconstruction probability")."""
     return seen.vae_terms("vae")[:, 0]
 
 
-@member("its place among the learned factors is far from the usual")
+@member("its place among the learned factors is far from the usual", reads=("vae",))
 def vae_kl(seen: Readings, fitted: Fitted) -> Floats:
     """KL(q(z|x) || p(z)), nats, the ELBO's other term (Kingma & Welling 2014)."""
     return seen.vae_terms("vae")[:, 1]
 
 
-@member("the autoencoder had to bend to explain it", slow=True)
+@member("the autoencoder had to bend to explain it", reads=("vae",), slow=True)
 def likelihood_regret(seen: Readings, fitted: Fitted) -> Floats:
     """How much the ELBO gains when the posterior is fitted to this one image (Xiao et al. 2020, "Likelihood regret"):
     20 steps of Adam on its mean and variance, one fixed noise."""
@@ -103,7 +103,11 @@ def _fit_statistics(given: Given) -> Fitted:
     return {"spread": scale, **fit_mixture(x / scale, dimensions=6, components=10, seed=given.seed)}
 
 
-@member("the models' figures for it do not go together as they do for normal images", fit=_fit_statistics)
+@member(
+    "the models' figures for it do not go together as they do for normal images",
+    fit=_fit_statistics,
+    reads=("pixelcnn", "vae"),
+)
 def model_statistics(seen: Readings, fitted: Fitted) -> Floats:
     """Surprise, expected surprise, its spread, WebP bits and the ELBO's terms under a Gaussian mixture (Morningstar et
     al. 2021, "Density of states estimation for out of distribution detection", DoSE)."""
@@ -133,7 +137,7 @@ def _fit_judge(given: Given) -> Fitted:
     return networks.fit_judge(given.all_train, given.declared, steps=given.declared_steps, seed=given.seed)
 
 
-@member("it looks turned, mirrored or inverted", fit=_fit_judge, declared=True)
+@member("it looks turned, mirrored or inverted", fit=_fit_judge, reads=(), declared=True)
 def transformation_judge(seen: Readings, fitted: Fitted) -> Floats:
     """A small network trained to tell training images from their declared transformations, log odds (self-supervised
     detection as in Golan & El-Yaniv 2018, with the user's own transformations)."""

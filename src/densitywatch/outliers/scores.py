@@ -72,7 +72,7 @@ def _fit_pixels(given: Given) -> Fitted:
     return fitted
 
 
-@member("as a whole it lies apart from the normal images", fit=_fit_pixels)
+@member("as a whole it lies apart from the normal images", fit=_fit_pixels, reads=())
 def pixel_mixture(seen: Readings, fitted: Fitted) -> Floats:
     """A Gaussian mixture on principal components of the pixels: the honest cheap rival (no network)."""
     return mixture_nll(seen.pixels, fitted)
@@ -85,7 +85,7 @@ def _fit_neighbours(given: Given) -> Fitted:
     return {"mean": mean, "axes": axes, "stored": (pixels - mean) @ axes.T}
 
 
-@member("no normal image is near it", fit=_fit_neighbours)
+@member("no normal image is near it", fit=_fit_neighbours, reads=())
 def nearest_neighbours(seen: Readings, fitted: Fitted) -> Floats:
     """Mean squared distance to the five nearest of 10,000 training images on 64 principal components (Ramaswamy et al.
     2000, "Efficient algorithms for mining outliers")."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,23 +11,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from densitywatch.bookkeeping import note_training
 from densitywatch.compiling import should_compile
 from densitywatch.data import open_split, read_info
 from densitywatch.data.reading import reading_size
 from densitywatch.errors import ParamsError
 from densitywatch.files import whole_folder
-from densitywatch.models import build_model, save_model
-from densitywatch.params import DeviceParams, Params, Precision
+from densitywatch.models import WEIGHTS, build_model, save_model
+from densitywatch.params import DeviceParams, ModelBlock, Params, Precision
 from densitywatch.progress import say
 from densitywatch.training.checkpoint import Progress, load_state
+from densitywatch.training.identity import identity_of
 from densitywatch.training.loop import train
+from densitywatch.training.sharing import check_share
 
 
 def train_model(name: str, params: Params, root: Path) -> Path:
     """Train models.<name> on data/prepared and write models/<name>/{model.safetensors, history.json, training.json}.
 
-    The run is logged to MLflow. Interrupted, it goes on from checkpoints/<name> when started again with the same params
-    and data, and ends with the same weights.
+    The run is logged to MLflow; how long it took stands in bookkeeping.py's file. Interrupted, it goes on from
+    checkpoints/<name> when started again with the same params, data and source, and ends with the same weights. On
+    several devices the first process alone writes and logs.
 
     Raises ParamsError for a name that is not in params.yaml, TrainingDiverged when the loss is no longer a number.
     """
@@ -43,6 +46,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     images, validation = open_split(prepared, "train", size), open_split(prepared, "validation", size)
 
     fabric = start_fabric(params.device, block.training.precision)
+    check_share(f"models.{name}", block.training.batch_size, fabric)
     torch.manual_seed(params.seed)
     try:
         model: Any = build_model(block, channels=info.channels, size=size, classes=len(info.class_names))
@@ -52,8 +56,17 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     if params.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
 
+    compiled = block.training.compile and should_compile(params.device)
+    identity = identity_of(
+        block.model_dump(),
+        params,
+        model,
+        fabric,
+        data_digest=info.digest,
+        precision=usable_precision(block.training.precision or params.device.precision, params.device),
+        compiled=compiled,
+    )
     folder = root / "checkpoints" / name
-    identity = identity_of(params, name, info.digest, fabric.world_size)
     earlier = load_state(folder, identity)
     run_id = earlier[1].run_id if earlier else None
     logs = fabric.is_global_zero
@@ -83,46 +96,48 @@ def train_model(name: str, params: Params, root: Path) -> Path:
             seed=params.seed,
             folder=folder,
             identity=identity,
-            compiled=block.training.compile and should_compile(params.device),
+            compiled=compiled,
             log=run.log if run else None,
             progress=Progress(run_id=run.run_id if run else None),
         )
-        if fabric.is_global_zero:
+        out = root / "models" / name
+        if run is not None:
             for warning in progress.warnings:
                 say(f"{name}: warning: {warning}")
+            write_model(out, best, block, info.class_names, info.digest, progress)
             visits = block.training.steps * block.training.batch_size
-            summary = {
+            took = {
                 "train_seconds": round(progress.seconds, 3),
                 "images_per_second": round(visits / max(progress.seconds, 1e-9), 1),
-                "steps": block.training.steps,
-                "best_step": progress.best_step,
-                "best_validation": progress.best_validation,
-                "parameters": sum(p.numel() for p in best.parameters()),
                 "mlflow_run_id": progress.run_id,
-                "warnings": progress.warnings,
             }
-            out = root / "models" / name
-            write_model(out, best, block.kind, info.class_names, info.digest, progress, summary)
-            if run is not None:
-                run.log_artifacts(out, "model")
+            note_training(out / WEIGHTS, name, root, took)
+            run.log_artifacts(out, "model")
             shutil.rmtree(folder, ignore_errors=True)
             say(f"{name}: best of {progress.best_step} of {block.training.steps} steps -> {out}")
-    return root / "models" / name
+    fabric.barrier()  # no process is done before the folder stands
+    return out
 
 
 def write_model(
     out: Path,
     model: nn.Module,
-    kind: str,
+    block: ModelBlock,
     class_names: tuple[str, ...],
     digest: str,
     progress: Progress,
-    summary: dict[str, Any],
 ) -> None:
-    """The folder of a trained model, whole or not at all."""
+    """The folder of a trained model, whole or not at all. What depends on the clock is not in it (bookkeeping.py)."""
     about = {"data_digest": digest, "best_step": progress.best_step, "best_validation": progress.best_validation}
+    summary = {
+        "steps": block.training.steps,
+        "best_step": progress.best_step,
+        "best_validation": progress.best_validation,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "warnings": progress.warnings,
+    }
     with whole_folder(out) as beside:
-        save_model(model, beside, kind=kind, class_names=class_names, about=about)
+        save_model(model, beside, kind=block.kind, class_names=class_names, about=about)
         columns = list(dict.fromkeys(column for row in progress.history for column in row))
         history = {"columns": columns, "rows": progress.history}
         (beside / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
@@ -132,11 +147,12 @@ def write_model(
 def start_fabric(device: DeviceParams, precision: Precision | None = None) -> Any:
     """Lightning Fabric on the devices of params.yaml, with this process's threads set; `precision` overrides theirs.
 
-    Raises ParamsError when the accelerator that params ask for is not there.
+    Raises ParamsError when the accelerator or the number of devices that params ask for is not there.
     """
     import lightning_fabric
+    from lightning_fabric.utilities.exceptions import MisconfigurationException
 
-    torch.set_num_threads(device.threads_of_a_stage)
+    torch.set_num_threads(device.threads_of_a_process)
     try:
         fabric = lightning_fabric.Fabric(
             accelerator=device.accelerator,
@@ -144,16 +160,21 @@ def start_fabric(device: DeviceParams, precision: Precision | None = None) -> An
             precision=usable_precision(precision or device.precision, device),
         )
         fabric.launch()
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError, MisconfigurationException) as error:
         message = " ".join(str(error).split())
-        raise ParamsError(f"device: accelerator {device.accelerator!r} cannot be used here: {message}") from None
+        raise ParamsError(
+            f"device: accelerator {device.accelerator!r} with devices {device.devices!r} cannot be used here: {message}"
+        ) from None
     return fabric
 
 
 def usable_precision(precision: Precision, device: DeviceParams) -> Precision:
     """bf16-mixed only where the processor computes with bfloat16 itself: emulated, it is slower than 32 bits."""
-    on_cpu = device.accelerator == "cpu" or (device.accelerator == "auto" and not torch.accelerator.is_available())
-    if precision == "bf16-mixed" and on_cpu and not computes_bfloat16():
+    if precision != "bf16-mixed":
+        return precision
+    if device.accelerator == "cpu" or (device.accelerator == "auto" and not torch.accelerator.is_available()):
+        return precision if computes_bfloat16() else "32-true"
+    if torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False):
         return "32-true"
     return precision
 
@@ -163,16 +184,3 @@ def computes_bfloat16() -> bool:
     # the capability that torch uses: ATEN_CPU_CAPABILITY=avx2 shows on a new processor what an older one does
     in_use = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return in_use and bool(torch.cpu._is_avx512_bf16_supported())
-
-
-def identity_of(params: Params, name: str, data_digest: str, devices: int) -> str:
-    """A digest of all that decides a run's weights; a state of another identity is not gone on from."""
-    content = {
-        "seed": params.seed,
-        "device": params.device.model_dump(),
-        "model": params.models[name].model_dump(),
-        "data": data_digest,
-        "devices": devices,
-        "torch": torch.__version__,
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from densitywatch.params import TrainingParams
+from densitywatch.training.sharing import average_gradients
 from densitywatch.training.steps import clip_gradients
 
 WON = 0.99
@@ -32,6 +33,7 @@ def adversarial_step(
     with fabric.autocast():
         discriminator_loss, logs = model.discriminator_loss(x, labels)
     fabric.backward(discriminator_loss)
+    average_gradients(fabric, model.discriminator)
     discriminator_norm = clip_gradients(model.discriminator, training.gradient_clip)
     optimizers["discriminator"].step()
     optimizers["discriminator"].zero_grad(set_to_none=True)
@@ -40,6 +42,7 @@ def adversarial_step(
     with fabric.autocast():
         generator_loss, more_logs = model.generator_loss(len(x), labels)
     fabric.backward(generator_loss)
+    average_gradients(fabric, model.generator)
     model.discriminator.requires_grad_(True)
     generator_norm = clip_gradients(model.generator, training.gradient_clip)
     optimizers["generator"].step()

@@ -23,6 +23,7 @@ from densitywatch.params import TrainingParams
 from densitywatch.progress import track
 from densitywatch.training.adversarial import adversarial_step, adversarial_warnings
 from densitywatch.training.checkpoint import Progress, load_state, optimizer_tensors, restore_optimizers, save_state
+from densitywatch.training.sharing import average_figures, average_statistics, total
 from densitywatch.training.steps import likelihood_step, make_optimizers, schedule, set_learning_rate
 
 Log = Callable[[int, dict[str, float]], None]
@@ -47,7 +48,8 @@ def train(
 
     The state goes to `folder` every `checkpoint_every` steps. A run that finds a state of the same `identity` goes on
     from it and ends with the weights of a run never stopped, bit for bit: batches and random numbers follow from
-    (seed, step).
+    (seed, step). Of several processes each takes its share of every batch, all end with the same weights, and the first
+    one alone writes.
 
     Raises TrainingDiverged when the loss is NaN or infinite; the state of the last checkpoint stays.
     """
@@ -58,10 +60,7 @@ def train(
     if hasattr(model, "discriminator"):
         step_function = adversarial_step
 
-    trained = fabric.setup_module(model)
-    for method in ("loss", "generator_loss", "discriminator_loss"):
-        if hasattr(model, method):
-            trained.mark_forward_method(method)
+    model = fabric.to_device(model)
     optimizers = make_optimizers(model, training)
     if (found := load_state(folder, identity)) is not None:
         tensors, progress = found
@@ -75,11 +74,13 @@ def train(
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
     since, started = progress.seconds, time.monotonic()
-    for step in track(range(progress.step, training.steps), f"train {name}", training.steps - progress.step):
+    steps = range(progress.step, training.steps)
+    for step in track(steps, f"train {name}") if fabric.is_global_zero else steps:
         x, labels = batch(images, step, training.batch_size, seed, fabric)
         torch.manual_seed(seed_of(seed, step, fabric.global_rank))
         set_learning_rate(optimizers, schedule(step, training))
-        logs = step_function(fabric, trained, optimizers, x, labels, training)
+        logs = average_figures(fabric, step_function(fabric, model, optimizers, x, labels, training))
+        average_statistics(fabric, model)
         stop_if_diverged(name, logs, step, training, folder)
         update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
 
@@ -139,22 +140,31 @@ def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
 
 @torch.no_grad()
 def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int, fabric: Any) -> dict[str, float]:
-    """The mean of every scalar of `model.loss` over the validation images, `loss` among them; empty for a game."""
+    """The mean of every scalar of `model.loss` over the validation images, `loss` among them; empty for a game.
+
+    `model` is on the device of `fabric`; several processes share the images.
+    """
     if not hasattr(model, "loss"):
         return {}
-    count = min(len(split), training.validation_images or len(split))
+    most = min(len(split), training.validation_images or len(split))
+    # fewer images than processes: each takes all of them, which gives the same mean
+    mine = range(fabric.global_rank, most, fabric.world_size) if most >= fabric.world_size else range(most)
+    count = len(mine)
     sums: dict[str, float] = {}
     torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
     model.eval()
     step = images_at_once(128, split.images.shape[-1])
     for start in range(0, count, step):
-        x = torch.from_numpy(np.array(split.images[start : min(start + step, count)])).to(fabric.device)
-        labels = torch.from_numpy(np.array(split.labels[start : min(start + step, count)])).to(fabric.device)
+        part = mine[start : start + step]
+        rows = slice(part.start, part.stop, part.step)
+        x = torch.from_numpy(np.array(split.images[rows])).to(fabric.device)
+        labels = torch.from_numpy(np.array(split.labels[rows])).to(fabric.device)
         with fabric.autocast():
             loss, logs = model.loss(x, labels)  # type: ignore[operator]
         for key, value in {"loss": loss, **logs}.items():
             sums[key] = sums.get(key, 0.0) + float(value) * len(x)
     model.train()
+    sums, count = total(fabric, sums, count)
     return {key: value / count for key, value in sums.items()}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from densitywatch.params import TrainingParams
+from densitywatch.training.sharing import average_gradients
 
 
 class KernelMuon(Optimizer):
@@ -143,6 +144,7 @@ def likelihood_step(
     with fabric.autocast():  # Fabric itself does so for `forward` alone, not for other methods on one device
         loss, logs = model.loss(x, labels)
     fabric.backward(loss)
+    average_gradients(fabric, model)
     norm = clip_gradients(model, training.gradient_clip)
     for optimizer in optimizers.values():
         optimizer.step()

@@ -1,0 +1,73 @@
+"""What decides a run's weights, in one digest: a state of another identity is not gone on from."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from densitywatch.params import Params, Precision
+
+PACKAGE = "densitywatch"
+
+
+def identity_of(
+    block: dict[str, Any],
+    params: Params,
+    model: nn.Module,
+    fabric: Any,
+    *,
+    data_digest: str,
+    precision: Precision,
+    compiled: bool,
+) -> str:
+    """A digest of the model's block of params, the data, the source that trains it and how this machine computes.
+
+    precision, compiled: as they are in effect, which `auto` and another processor decide.
+    """
+    content = {
+        "seed": params.seed,
+        "model": block,
+        "data": data_digest,
+        "source": source_digest(f"{PACKAGE}.training.loop", type(model).__module__),
+        "precision": precision,
+        "compiled": compiled,
+        "channels_last": params.device.channels_last,
+        "threads": torch.get_num_threads(),
+        "device": fabric.device.type,
+        "devices": fabric.world_size,
+        "torch": torch.__version__,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def source_digest(*modules: str) -> str:
+    """sha256 over the source of these modules and of every module of the package that they import."""
+    digests: dict[str, str] = {}
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if name in digests or file is None:
+            continue
+        source = Path(file).read_bytes()
+        digests[name] = hashlib.sha256(source).hexdigest()
+        waiting += [imported for imported in imports(source) if imported.partition(".")[0] == PACKAGE]
+    return hashlib.sha256(json.dumps(digests, sort_keys=True).encode()).hexdigest()
+
+
+def imports(source: bytes) -> Iterator[str]:
+    """Every name that may be a module imported by this source, inside functions too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
