@@ -5,40 +5,47 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
-from densitywatch.outliers.inbox import find_batches
-from densitywatch.params import load_params
-from pipelines import home, timing
-from pipelines.fresh import is_fresh
+from pipelines import home, runs, timing
 
 FLOWS = ("retrain", "detect-outliers")
+TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the flow that is named; returns the exit code: 0 done, 1 a failure named in one line, 2 wrong usage."""
+    """Run the flow that is named; returns the exit code: 0 done, 1 a failure named in one line, 2 wrong usage.
+
+    Stopped by Ctrl-C, SIGTERM or SIGHUP the process ends with 130, 143 or 129.
+    """
     flow = arguments[0] if arguments else "retrain"
     if flow not in FLOWS or len(arguments) > 1:
         print(f"usage: python -m pipelines [{' | '.join(FLOWS)}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()
-    try:
-        with home.one_run_at_a_time(root):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(runs.stoppable(root, command=True))
             if flow == "retrain":
+                stack.enter_context(runs.one_run(root))
                 return _retrain(root, started)
-            return _detect_outliers(root)
-    except DensitywatchError as error:
-        print(f"pipelines: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("pipelines: stopped; run it again to go on where it was", file=sys.stderr)
-        return 130
+            return _detect_outliers(root, stack)
+        except DensitywatchError as error:
+            print(f"pipelines: {error}", file=sys.stderr)
+            return error.exit_code
+        except Exception as error:
+            print(f"pipelines: {_unforeseen(error, root)}", file=sys.stderr)
+            return 1
 
 
 def _retrain(root: Path, started: float) -> int:
+    from pipelines.fresh import is_fresh
+
     if is_fresh(root):
         print(f"everything is up to date ({time.time() - started:.1f} s)")
         return 0
@@ -58,12 +65,18 @@ def _retrain(root: Path, started: float) -> int:
     return 0
 
 
-def _detect_outliers(root: Path) -> int:
+def _detect_outliers(root: Path, stack: ExitStack) -> int:
+    from densitywatch.outliers.inbox import find_batches
+    from densitywatch.params import load_params
+
     params = load_params(root / "params.yaml", check_models=False)
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0
-    _say_server(home.settle(root))
+    address = home.settle(root)
+    if address is None:  # two temporary servers would share one database
+        stack.enter_context(home.one_run_at_a_time(root))
+    _say_server(address)
     _one_line_errors()
     from pipelines.detect_outliers import detect_outliers
 
@@ -78,12 +91,20 @@ def _say_server(address: str | None) -> None:
     print(f"Prefect: a server {where}", flush=True)
 
 
+def _unforeseen(error: Exception, root: Path) -> str:
+    """One line for an error that is not ours; where it came from stands in a file."""
+    file = root / TRACEBACK
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    said = (str(error).strip() or "no word said").splitlines()[0][:300]
+    return f"{type(error).__name__}: {said}; where it came from stands in {file}"
+
+
 class _OneLine(logging.Filter):
-    """Our own errors are one sentence: Prefect's log shows them without a traceback."""
+    """An error is one sentence: Prefect's log shows it without a traceback. What is not ours is in a file at the end."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], DensitywatchError):
-            record.exc_info = None
+        record.exc_info = record.exc_text = None
         return True
 
 

@@ -25,6 +25,7 @@ PLUMBING = {
     "densitywatch.models",
     "densitywatch.params",
     "densitywatch.progress",
+    "densitywatch.stopping",
     "densitywatch.store",
     "densitywatch.tracking",
 }
