@@ -101,7 +101,7 @@ def _unforeseen(error: Exception, root: Path) -> str:
 
 
 class _OneLine(logging.Filter):
-    """An error is one sentence: Prefect's log shows it without a traceback. What is not ours is in a file at the end."""
+    """An error is one sentence: Prefect's log shows it without a traceback; one that is not ours has it in a file."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.exc_info = record.exc_text = None

@@ -1,4 +1,4 @@
-"""A run of a flow in this process: it can be stopped, whatever ends it ends all that it started, and one goes at a time.
+"""A run of a flow in this process: it can be stopped, and whatever ends it ends all that it started.
 
 What is told to stop starts nothing more, gives its stages the time for a checkpoint, and is gone within five seconds.
 """
@@ -44,7 +44,8 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
     What an earlier run has left behind is ended first. What this one leaves, should it be killed, its watch ends.
 
     command: the process is the command that a person typed. Stopped, it ends here: one line and the exit code that
-    shells expect. Otherwise the process belongs to Prefect, which hears of it by the exception and ends it.
+    shells expect. Otherwise it ends by the exception; at the latest after five seconds where the process is one that
+    Prefect has started for this run.
     """
     global _current
     if _current is not None:
@@ -52,7 +53,9 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
         return
     if not processes.end(lambda: processes.left_behind(root)):
         stuck = ", ".join(str(process.pid) for process in processes.left_behind(root))
-        raise DensitywatchError(f"an earlier run in {root.resolve()} left processes that do not end: {stuck}; kill them")
+        raise DensitywatchError(
+            f"an earlier run in {root.resolve()} left processes that do not end: {stuck}; kill them"
+        )
     _current = os.environ[processes.MARK] = processes.new_mark(root)
     watch = processes.start_watch(_current)
     unwound = threading.Event()
@@ -67,10 +70,13 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
                     if command:
                         threading.Event().wait()  # the thread that ends this process is at it
     finally:
-        watch.kill()
-        watch.communicate()
+        if not stopping.asked():
+            watch.kill()
+            os.environ.pop(processes.MARK)
+        assert watch.stdin is not None
+        watch.stdin.close()
+        watch.wait()
         _current = None
-        os.environ.pop(processes.MARK, None)
 
 
 def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
@@ -89,9 +95,10 @@ def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
 
 
 def _end_flow(number: int, mark: str, unwound: threading.Event) -> None:
-    """End all that the flow has started; the process too, unless its main thread gets out of the flow in time."""
+    """End all that the flow has started; Prefect has the rest of the time to tell its server, and ends the process."""
     since = time.monotonic()
     dag.interrupt_waiting()
     processes.end(partial(processes.of_run, mark))
-    if not unwound.wait(max(0.0, since + LATEST - time.monotonic())):
+    if "PREFECT__FLOW_RUN_ID" in os.environ:  # nothing but this run lives in the process
+        time.sleep(max(0.0, since + LATEST - time.monotonic()))
         os._exit(stopping.exit_code(number))

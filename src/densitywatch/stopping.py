@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> int | None:
-    """The signal that told this process to stop; None while it may go on."""
+    """The signal that told this process to stop; None while it may go on. It stays after `listening`: so must threads."""
     return _asked
 
 
@@ -50,7 +50,7 @@ def exit_code(number: int) -> int:
 
 
 def between(items: Iterable[Item]) -> Iterator[Item]:
-    """The items; being told to stop waits until the work on one is done, and raises Stopped in the place of the next."""
+    """The items; being told to stop waits until the work on one is done, and raises Stopped in place of the next."""
     global _deferring
     _deferring = True
     try:
@@ -63,7 +63,7 @@ def between(items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def listening(at_once: Callable[[int], None]) -> Iterator[None]:
-    """While it lasts, the first of SIGINT, SIGTERM and SIGHUP raises Stopped here and runs `at_once(signal)` in a thread.
+    """While it lasts, the first of the three signals raises Stopped here and runs `at_once(signal)` in a thread.
 
     The thread starts even where the main thread is inside a library that returns late. A signal that is ignored stays
     so (nohup), and one that somebody else handles is theirs; `at_once` runs for it as well. Does nothing outside the
@@ -73,6 +73,7 @@ def listening(at_once: Callable[[int], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _asked, _raised = None, False
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ours = {
@@ -92,7 +93,6 @@ def listening(at_once: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, before)
         signal.set_wakeup_fd(wakeup)
         os.close(writer)
-        _asked, _raised = None, False
 
 
 def _hear(reader: int, awaited: set[signal.Signals], at_once: Callable[[int], None]) -> None:
