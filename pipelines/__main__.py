@@ -5,41 +5,48 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
+from contextlib import ExitStack
 from pathlib import Path
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
-from densitywatch.outliers.inbox import find_batches
-from densitywatch.params import load_params
-from pipelines import home, server, timing
-from pipelines.fresh import is_fresh
+from pipelines import home, runs, server, timing
 
 FLOWS = ("retrain", "detect-outliers")
+TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
 def main(arguments: list[str]) -> int:
-    """Run the flow that is named; returns the exit code: 0 done, 1 a failure named in one line, 2 wrong usage."""
+    """Run the flow that is named; returns the exit code: 0 done, 1 a failure named in one line, 2 wrong usage.
+
+    Stopped by Ctrl-C, SIGTERM or SIGHUP the process ends with 130, 143 or 129.
+    """
     flow = arguments[0] if arguments else "retrain"
     if flow not in FLOWS or len(arguments) > 1:
         print(f"usage: python -m pipelines [{' | '.join(FLOWS)}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()
-    try:
-        environment.check_folder(root)
-        with home.one_run_at_a_time(root):
+    with ExitStack() as stack:
+        try:
+            environment.check_folder(root)
+            stack.enter_context(runs.stoppable(root, command=True))
             if flow == "retrain":
+                stack.enter_context(runs.one_run(root))
                 return _retrain(root, started)
-            return _detect_outliers(root)
-    except DensitywatchError as error:
-        print(f"pipelines: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("pipelines: stopped; run it again to go on where it was", file=sys.stderr)
-        return 130
+            return _detect_outliers(root, stack)
+        except DensitywatchError as error:
+            print(f"pipelines: {error}", file=sys.stderr)
+            return error.exit_code
+        except Exception as error:
+            print(f"pipelines: {_unforeseen(error, root)}", file=sys.stderr)
+            return 1
 
 
 def _retrain(root: Path, started: float) -> int:
+    from pipelines.fresh import is_fresh
+
     if is_fresh(root):
         print(f"everything is up to date ({time.time() - started:.1f} s)")
         return 0
@@ -59,11 +66,16 @@ def _retrain(root: Path, started: float) -> int:
     return 0
 
 
-def _detect_outliers(root: Path) -> int:
+def _detect_outliers(root: Path, stack: ExitStack) -> int:
+    from densitywatch.outliers.inbox import find_batches
+    from densitywatch.params import load_params
+
     params = load_params(root / "params.yaml", check_models=False)
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0
+    if home.settle(root) is None:  # two temporary servers would share one database
+        stack.enter_context(home.one_run_at_a_time(root))
     _settle(root)
     _one_line_errors()
     from pipelines.detect_outliers import detect_outliers
@@ -83,12 +95,20 @@ def _settle(root: Path) -> None:
         server.start_temporary(root)
 
 
+def _unforeseen(error: Exception, root: Path) -> str:
+    """One line for an error that is not ours; where it came from stands in a file."""
+    file = root / TRACEBACK
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    said = (str(error).strip() or "no word said").splitlines()[0][:300]
+    return f"{type(error).__name__}: {said}; where it came from stands in {file}"
+
+
 class _OneLine(logging.Filter):
-    """Our own errors are one sentence: Prefect's log shows them without a traceback."""
+    """An error is one sentence: Prefect's log shows it without a traceback; one that is not ours has it in a file."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        if record.exc_info and isinstance(record.exc_info[1], DensitywatchError):
-            record.exc_info = None
+        record.exc_info = record.exc_text = None
         return True
 
 

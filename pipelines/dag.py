@@ -9,11 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
 
 Outcome = Literal["ran", "restored", "skipped"]
@@ -75,12 +76,12 @@ def stale_stages(root: Path) -> set[str]:
 
     Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
     """
-    done = subprocess.run(  # noqa: S603
-        [*_dvc(), "status", "--json"], cwd=root, env=child_environment(), capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise StageFailed(f"dvc status: {_last_line(done.stderr.splitlines())}")
-    return set(json.loads(done.stdout))
+    with _started([*_dvc(), "status", "--json"], root, stderr=subprocess.PIPE) as process:
+        found, said = process.communicate()
+    if process.returncode != 0:
+        stopping.stop_if_asked()
+        raise StageFailed(f"dvc status: {_last_line(said.splitlines())}")
+    return set(json.loads(found))
 
 
 def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
@@ -89,18 +90,20 @@ def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
     Stages next to each other may run at the same time: the lock of DVC is waited for. `--single-item` does not look
     upstream; the caller keeps the order.
 
-    Raises StageFailed with the stage's own last words.
+    Raises StageFailed with the stage's own last words, Stopped when this process was told to stop.
     """
     lines: list[str] = []
-    command = [*_dvc("--wait-for-lock"), "repro", "--single-item", name]
-    with _running(command, root) as process:
+    with _started([*_dvc("--wait-for-lock"), "repro", "--single-item", name], root) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
                 lines.append(line.rstrip())
-                if not line.strip().startswith(ADVICE):
+                if lines[-1].startswith(("Running stage ", "Stage ")):
+                    _left_alone.add(process)
+                if not line.strip().startswith(ADVICE) and not stopping.asked():
                     say(lines[-1])
     if process.returncode != 0:
+        stopping.stop_if_asked()
         raise StageFailed(f"stage {name}: {_last_line(lines)}")
     if any(line.startswith(f"Stage '{name}' didn't change") for line in lines):
         return "skipped"
@@ -111,18 +114,12 @@ def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
 
 def run_dvc(root: Path, *arguments: str) -> str:
     """Run a DVC command and return what it printed; raises StageFailed with its last line."""
-    done = subprocess.run(  # noqa: S603
-        [*_dvc("--wait-for-lock"), *arguments],
-        cwd=root,
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise StageFailed(f"dvc {arguments[0]}: {_last_line(done.stdout.splitlines())}")
-    return done.stdout.strip()
+    with _started([*_dvc("--wait-for-lock"), *arguments], root) as process:
+        said, _ = process.communicate()
+    if process.returncode != 0:
+        stopping.stop_if_asked()
+        raise StageFailed(f"dvc {arguments[0]}: {_last_line(said.splitlines())}")
+    return said.strip()
 
 
 def default_remote(root: Path) -> str | None:
@@ -145,15 +142,20 @@ def child_environment() -> dict[str, str]:
     return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
 
 
-def stop_running() -> None:
-    """End the stages this process has started: what a flow does when it is cancelled."""
-    for process in list(_RUNNING):
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
+def interrupt_waiting() -> None:
+    """Ctrl-C for every DVC whose stage has not begun; call it when this process was told to stop.
+
+    One whose stage runs ends with it. One that writes down what a stage made is let be: it would leave half a dvc.lock.
+    Nothing starts after this: `stopping.asked` is looked at under the same lock.
+    """
+    with _starting:
+        for process in _running - _left_alone:
+            process.send_signal(signal.SIGINT)
 
 
-_RUNNING: set[subprocess.Popen[str]] = set()
-_RUNNING_LOCK = threading.Lock()
+_running: set[subprocess.Popen[str]] = set()
+_left_alone: set[subprocess.Popen[str]] = set()
+_starting = threading.Lock()
 
 
 def _dvc(*options: str) -> list[str]:
@@ -161,25 +163,29 @@ def _dvc(*options: str) -> list[str]:
 
 
 @contextmanager
-def _running(command: list[str], root: Path) -> Iterator[subprocess.Popen[str]]:
-    # a session of its own, so that the whole of it, the stage under DVC included, can be ended at once
-    with subprocess.Popen(  # noqa: S603
-        command,
-        cwd=root,
-        env=child_environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
-        with _RUNNING_LOCK:
-            _RUNNING.add(process)
+def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
+    """A DVC that runs; in a session of its own, so that the terminal's Ctrl-C is this process's to pass on."""
+    with _starting:
+        stopping.stop_if_asked()
+        process: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=root,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        _running.add(process)
+    with process:
         try:
             yield process
         finally:
-            with _RUNNING_LOCK:
-                _RUNNING.discard(process)
+            with _starting:
+                _running.discard(process)
+                _left_alone.discard(process)
 
 
 def _last_line(lines: list[str]) -> str:

@@ -19,7 +19,8 @@ from prefect.cache_policies import NO_CACHE
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params, load_params
-from pipelines.stages import device_slot, ensure_device_limit
+from pipelines import runs
+from pipelines.stages import device_slot, ensure_device_limit, leave, verbatim
 
 CHAMPION = "models:/densitywatch-detector@champion"
 
@@ -30,9 +31,16 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 
     A batch that cannot be scored does not keep the others waiting; it is named when all are done.
 
+    It may run beside `retrain`: it changes nothing that DVC tracks.
+
     Raises DataError naming the batches that failed, or those asked for that are not there.
     """
     root = root.resolve()
+    with runs.stoppable(root):
+        return _detect_outliers(root, batches)
+
+
+def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, Any]]:
     params = load_params(root / "params.yaml", check_models=False)
     present = find_batches(params, root, now=time.time())
     if batches is None:
@@ -49,11 +57,13 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     summaries, failures = [], []
     for batch in wanted:
         try:
-            summaries.append(score_batch.with_options(task_run_name=f"score {batch.name}")(batch, params, root))
+            named = score_batch.with_options(task_run_name=verbatim(f"score {batch.name}"))
+            summaries.append(named(batch, params, root))
         except (DensitywatchError, OSError) as error:
             failures.append(f"{batch.name} ({error})")
     if summaries:
-        create_table_artifact([_row(summary) for summary in summaries], key="outlier-batches", description="Batches")
+        rows = [_row(summary) for summary in summaries]
+        leave(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
     if failures:
         raise DataError(f"not scored, or not as expected: {'; '.join(failures)}")
     return summaries
@@ -80,12 +90,11 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()
     page = folder / "report.html"
-    create_markdown_artifact(
+    text = (
         f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
-        f"{gallery_text(folder)}\n",
-        key="outlier-batch",
-        description=_text(batch.name),
+        f"{gallery_text(folder)}\n"
     )
+    leave(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)
     finally:  # a batch that breaks an expectation is done as well, and was named

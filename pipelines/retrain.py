@@ -9,15 +9,16 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
 
 from densitywatch.errors import DensitywatchError
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import Params, load_params
-from pipelines import dag
+from pipelines import dag, runs
 from pipelines.detect_outliers import detect_outliers
 from pipelines.fresh import note_fresh
-from pipelines.stages import device_slot, ensure_device_limit, run_graph
+from pipelines.stages import device_slot, ensure_device_limit, leave, run_graph, verbatim
 from pipelines.timing import Step, timed
 
 DEMO = "demo"
@@ -30,9 +31,16 @@ def retrain(root: Path = Path()) -> list[Step]:
     A rejected candidate does not fail the flow: it is named in the table that the flow leaves in Prefect. The demo
     batch is scored again with the present champion, where the inbox has it; so are all new batches.
 
+    One at a time in a checkout: a deployment's run waits for another to end, any other start refuses.
+
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
     root = root.resolve()
+    with runs.stoppable(root), runs.one_run(root, say=get_run_logger().info if deployment.id else None):
+        return _retrain(root)
+
+
+def _retrain(root: Path) -> list[Step]:
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
     steps: list[Step] = []
@@ -50,7 +58,7 @@ def retrain(root: Path = Path()) -> list[Step]:
             step.outcome = verdict["outcome"]
         verdicts.append(verdict)
         steps.append(step)
-    create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate")
+    leave(lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate"))
     if remote:
         steps.append(push(root))
     with timed("detect outliers") as step:
@@ -60,11 +68,8 @@ def retrain(root: Path = Path()) -> list[Step]:
         ]
         step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
     steps.append(step)
-    create_table_artifact(
-        [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps],
-        key="retrain-steps",
-        description="Steps of the run",
-    )
+    rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
+    leave(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
     note_fresh(root)
     return steps
 
@@ -104,11 +109,11 @@ def release(name: str, params: Params, root: Path) -> dict[str, Any]:
     """Register, gate and promote models/<name>; a champion that then cannot score an image gives its place back."""
     with transaction() as held:
         held.set("release", (name, params, root))
-        version = register.with_options(task_run_name=f"register {name}")(name, params, root)
-        promoted, reason = promote.with_options(task_run_name=f"promote {name}")(name, params, root)
+        version = register.with_options(task_run_name=verbatim(f"register {name}"))(name, params, root)
+        promoted, reason = promote.with_options(task_run_name=verbatim(f"promote {name}"))(name, params, root)
         held.set("promoted", promoted)
         if promoted:
-            check_champion.with_options(task_run_name=f"check {name}")(name, params, root)
+            check_champion.with_options(task_run_name=verbatim(f"check {name}"))(name, params, root)
     outcome = "promoted" if promoted else "rejected" if "rejected" in reason else "unchanged"
     return {"model": name, "version": version, "outcome": outcome, "gate": reason}
 

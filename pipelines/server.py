@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
         port=int(arguments[0]),
         log_level="error" if temporary else "info",
         access_log=False,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1 if temporary else 5,  # a run that is stopped has five seconds for all
     )
     return 0
 

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
+import httpx
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State
+from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
 from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
+from densitywatch import stopping
 from pipelines import dag, server
 from pipelines.timing import Step
 
 DEVICE_LIMIT = "gpu"
+LEASE = 90.0
+"""Seconds after which the slot of a flow that was killed is free again; a living one renews it."""
+TRIES = 9
+"""How often a server that does not answer well is asked for a slot: about eight minutes in all."""
 
 
 def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step]:
@@ -34,17 +42,18 @@ def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step
     futures: dict[str, PrefectFuture[Step]] = {}
     for stage in stages:
         step = run_stage.with_options(
-            name=stage.name, task_run_name=stage.name, retries=2 if not stage.after else 0, retry_delay_seconds=[5, 30]
+            name=stage.name,
+            task_run_name=verbatim(stage.name),
+            retries=2 if not stage.after else 0,
+            retry_delay_seconds=[5, 30],
         )
         # Prefect puts results in the place of futures, and takes a state's data for its result
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
         future = step.submit(stage, root, stale=stage.name in stale, after=after)
         futures[stage.name] = cast("PrefectFuture[Step]", future)
-    try:
-        for done in futures.values():
-            done.wait()
-    finally:
-        dag.stop_running()
+    for done in futures.values():
+        done.wait()
+    stopping.stop_if_asked()
     failed = [future for future in futures.values() if future.state.is_failed() or future.state.is_crashed()]
     if failed:
         failed[0].result()  # raises what the first one raised
@@ -69,14 +78,81 @@ def _state(step: Step) -> State[Step]:
     return Completed(name=names[step.outcome], data=step, message=f"{step.name}: {step.outcome}")
 
 
+def verbatim(name: str) -> Callable[[], str]:
+    """A run's name for Prefect, which takes a plain string for a template: a name from outside would read settings."""
+    shown = re.sub(r"[^\w ./:+@-]", "?", name)
+    return lambda: shown
+
+
+def leave(make: Callable[[], Any]) -> None:
+    """Leave an artifact in Prefect; a server that does not take it is named, and fails nothing."""
+    try:
+        make()
+    except Exception as error:
+        get_run_logger().warning("Prefect's server did not take a page: %s", _first_line(error))
+
+
 @contextmanager
 def device_slot(needed: bool = True) -> Iterator[None]:
-    """A slot of the limit `gpu`: as many stages compute at once as it has slots, over all flows of this server."""
+    """A slot of the limit `gpu`: as many stages compute at once as it has slots, over all flows of this server.
+
+    A server that is busy is asked again; a slot that it does not take back comes back by itself after some time.
+
+    Raises StageFailed when the server does not answer well for minutes, Stopped when this process was told to stop.
+    """
     if not needed:
         yield
         return
-    with concurrency(DEVICE_LIMIT, occupy=1, strict=True, raise_on_lease_renewal_failure=False):
+    slot = _take_slot()
+    try:
         yield
+    finally:
+        try:
+            slot.__exit__(None, None, None)
+        except Exception as error:
+            get_run_logger().warning("the device slot was not given back, it expires: %s", _first_line(error))
+
+
+def _take_slot() -> Any:
+    tries = 0
+    while True:
+        stopping.stop_if_asked()
+        slot = concurrency(
+            DEVICE_LIMIT,
+            occupy=1,
+            max_retries=0,
+            lease_duration=LEASE,
+            strict=True,
+            raise_on_lease_renewal_failure=False,
+        )
+        try:
+            slot.__enter__()
+        except ConcurrencySlotAcquisitionError as error:
+            cause = error.__cause__
+            status = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
+            if status == 423:  # all are taken
+                tries = 0
+                time.sleep(1)
+                continue
+            tries += 1
+            lasting = cause is None or (status is not None and status < 500 and status not in (408, 429))
+            if lasting or tries == TRIES:
+                raise dag.StageFailed(f"no device slot from Prefect's server: {_first_line(cause or error)}") from None
+            _pause(min(2.0**tries, 120.0))
+        else:
+            return slot
+
+
+def _pause(seconds: float) -> None:
+    """Sleep, but no longer than until this process is told to stop."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        stopping.stop_if_asked()
+        time.sleep(min(0.2, seconds))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def ensure_device_limit(slots: int = 1) -> None:

@@ -26,6 +26,7 @@ PLUMBING = {
     "densitywatch.models",
     "densitywatch.params",
     "densitywatch.progress",
+    "densitywatch.stopping",
     "densitywatch.store",
     "densitywatch.tracking",
 }

@@ -1,20 +1,24 @@
 """`densitywatch VERB`: what dvc.yaml runs and what people type.
 
-Exit codes: 0 done, 1 a failure named in one line on stderr, 2 wrong usage. Each verb imports what it needs when it
-runs, so `--help` answers at once.
+Exit codes: 0 done, 1 a failure named in one line on stderr, 2 wrong usage; 130, 143 or 129 when stopped by Ctrl-C,
+SIGTERM or SIGHUP. Each verb imports what it needs when it runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from densitywatch import __version__, environment
+from densitywatch import __version__, environment, stopping
 from densitywatch.errors import DensitywatchError, GateRejected, ParamsError
 
 if TYPE_CHECKING:
@@ -35,10 +39,21 @@ Name = Annotated[str, typer.Argument(help="A model's name: a key under `models:`
 def main() -> None:
     """The console script: runs a verb and turns what fails into one line and an exit code."""
     environment.settle(os.environ)
+    with stopping.listening(_end_in_time):
+        _run()
+
+
+def _run() -> None:
     try:
         if Path("params.yaml").is_file():
             environment.check_folder(Path())
         app(prog_name="densitywatch")
+    except SystemExit as ended:
+        number = stopping.asked()
+        if number is None or ended.code != _INTERRUPTED:
+            raise
+        _end_children()
+        _fail(_stopped(number), stopping.exit_code(number))
     except DensitywatchError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
@@ -53,6 +68,35 @@ _ADVICE = {
     errno.ENOSPC: "; free some space and run the same command again",
     errno.EACCES: "; give this user the right to read and write there",
 }
+
+
+_INTERRUPTED = 130
+"""What typer makes of a KeyboardInterrupt, whichever signal it came by."""
+_serving = threading.Event()
+"""Set by a verb whose normal end is Ctrl-C: it takes the time that it needs."""
+
+
+def _stopped(number: int) -> str:
+    return f"stopped by {signal.Signals(number).name}"
+
+
+def _end_in_time(number: int) -> None:
+    """End this process where its main thread does not: it may be inside a library that hears of no signal."""
+    if _serving.is_set():
+        return
+    time.sleep(stopping.GRACE)
+    _end_children()
+    print(f"densitywatch: {_stopped(number)}", file=sys.stderr, flush=True)
+    os._exit(stopping.exit_code(number))
+
+
+def _end_children() -> None:
+    """What this process has started goes with it: the other ranks of a training, a decoder in a process of its own."""
+    import psutil
+
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
 
 
 def _fail(sentence: str, code: int) -> None:
@@ -377,6 +421,7 @@ def review(
         for verdict, count in module.collect(folder, collect, root).items():
             print(f"{collect / verdict}: {count}")
     if from_csv is None and to_csv is None and collect is None:
+        _serving.set()
         module.serve(folder, port)
 
 

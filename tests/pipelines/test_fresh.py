@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,8 @@ import pytest
 
 from pipelines import __main__ as entry
 from pipelines import dag, fresh, home
+
+PROJECT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -68,12 +75,56 @@ def test_a_receipt_that_is_no_json_counts_as_none(done: Path) -> None:
 def test_a_second_run_of_the_same_checkout_is_refused_in_one_line(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with home.one_run_at_a_time(done):
+    with holding_the_lock(done) as other:
         assert entry.main(["retrain"]) == 1
     assert capsys.readouterr().err == (
-        f"pipelines: another run is going on in {done}; wait for it to end, or stop it\n"
+        f"pipelines: another run (process {other.pid}) is going on in {done}; wait for it to end, or stop it\n"
     )
     assert entry.main(["retrain"]) == 0
+
+
+def test_who_may_wait_for_another_run_says_so_once_and_has_its_turn(done: Path) -> None:
+    said: list[str] = []
+    with holding_the_lock(done) as other:
+        threading.Timer(1.5, other.kill).start()
+        with home.one_run_at_a_time(done, say=said.append):
+            assert other.wait() == -signal.SIGKILL
+    assert said == [f"another run (process {other.pid}) is going on in {done}; waiting for it to end"]
+
+
+def test_a_run_inside_a_run_is_the_same_run_and_the_lock_goes_with_the_outer_one(done: Path) -> None:
+    with home.one_run_at_a_time(done):
+        with home.one_run_at_a_time(done):
+            pass
+        assert holds(done)
+    assert not holds(done)
+
+
+HOLD = """import sys; from pathlib import Path; from pipelines import home
+with home.one_run_at_a_time(Path(sys.argv[1])):
+"""
+
+
+@contextmanager
+def holding_the_lock(root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """Another process that holds the run lock."""
+    program = f"{HOLD}    print(flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", program, str(root)]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process
+        process.kill()
+
+
+def holds(root: Path) -> bool:
+    """Whether another process finds the lock taken."""
+    return (
+        subprocess.run(
+            [sys.executable, "-c", f"{HOLD}    pass", str(root)], cwd=PROJECT, capture_output=True
+        ).returncode
+        != 0
+    )
 
 
 def test_params_that_cannot_be_used_exit_with_2_before_anything_starts(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from densitywatch import stopping
 from densitywatch.compiling import compiled as compile_function
 from densitywatch.data import Split
 from densitywatch.data.reading import images_at_once
@@ -46,10 +47,10 @@ def train(
 ) -> tuple[nn.Module, Progress]:
     """Train `model` and return the EMA weights of its best checkpoint by validation, with what happened on the way.
 
-    The state goes to `folder` every `checkpoint_every` steps. A run that finds a state of the same `identity` goes on
-    from it and ends with the weights of a run never stopped, bit for bit: batches and random numbers follow from
-    (seed, step). Of several processes each takes its share of every batch, all end with the same weights, and the first
-    one alone writes.
+    The state goes to `folder` every `checkpoint_every` steps, and when the run is told to stop. A run that finds a
+    state of the same `identity` goes on from it and ends with the weights of a run never stopped, bit for bit: batches
+    and random numbers follow from (seed, step). Of several processes each takes its share of every batch, all end with
+    the same weights, and the first one alone writes.
 
     Raises TrainingDiverged when the loss is NaN or infinite; the state of the last checkpoint stays.
     """
@@ -74,8 +75,8 @@ def train(
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
     since, started = progress.seconds, time.monotonic()
-    steps = range(progress.step, training.steps)
-    for step in track(steps, f"train {name}") if fabric.is_global_zero else steps:
+    left = range(progress.step, training.steps)
+    for step in stopping.between(track(left, f"train {name}") if fabric.is_global_zero else left):
         x, labels = batch(images, step, training.batch_size, seed, fabric)
         torch.manual_seed(seed_of(seed, step, fabric.global_rank))
         set_learning_rate(optimizers, schedule(step, training))
@@ -100,7 +101,7 @@ def train(
         elif (step + 1) % 20 == 0 and log is not None:
             log(step + 1, {f"train_{key}": float(value) for key, value in logs.items()})
 
-        if (last or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
+        if (last or stopping.asked() or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
             progress.step = step + 1
             progress.seconds = since + time.monotonic() - started
             parts = (("model/", model), ("ema/", ema), ("best/", best))

@@ -1,0 +1,113 @@
+"""Being told to stop: Ctrl-C, SIGTERM and SIGHUP end a command with one line and the exit code that shells expect.
+
+The main thread hears of it by an exception, `Stopped`; work that must not be cut anywhere (a training step) puts itself
+between two stops with `between`. Whatever the main thread does, the process is gone after a few seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 3.5
+"""Seconds to write a checkpoint in; who is still there then is killed."""
+
+_asked: int | None = None
+_raised = False
+_deferring = False
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to stop; `number` is the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.number = number
+
+
+def asked() -> int | None:
+    """The signal that told this process to stop; None while it may go on. It stays after `listening`: so must threads."""
+    return _asked
+
+
+def stop_if_asked() -> None:
+    """Raises Stopped once the process was told to stop: for threads, which no signal reaches."""
+    if _asked is not None:
+        raise Stopped(_asked)
+
+
+def exit_code(number: int) -> int:
+    """What a shell reports of a program that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    return 128 + number
+
+
+def between(items: Iterable[Item]) -> Iterator[Item]:
+    """The items; being told to stop waits until the work on one is done, and raises Stopped in place of the next."""
+    global _deferring
+    _deferring = True
+    try:
+        for item in items:
+            yield item
+            stop_if_asked()
+    finally:
+        _deferring = False
+
+
+@contextmanager
+def listening(at_once: Callable[[int], None]) -> Iterator[None]:
+    """While it lasts, the first of the three signals raises Stopped here and runs `at_once(signal)` in a thread.
+
+    The thread starts even where the main thread is inside a library that returns late. A signal that is ignored stays
+    so (nohup), and one that somebody else handles is theirs; `at_once` runs for it as well. Does nothing outside the
+    main thread, which alone may handle signals.
+    """
+    global _asked, _raised
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _asked, _raised = None, False
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    ours = {
+        number: before
+        for number in SIGNALS
+        if (before := signal.getsignal(number)) in (signal.SIG_DFL, signal.default_int_handler)
+    }
+    awaited = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
+    wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    threading.Thread(target=_hear, args=(reader, awaited, at_once), name="stopping", daemon=True).start()
+    for number in ours:
+        signal.signal(number, _raise)
+    try:
+        yield
+    finally:
+        for number, before in ours.items():
+            signal.signal(number, before)
+        signal.set_wakeup_fd(wakeup)
+        os.close(writer)
+
+
+def _hear(reader: int, awaited: set[signal.Signals], at_once: Callable[[int], None]) -> None:
+    global _asked
+    with os.fdopen(reader, "rb", buffering=0) as heard:
+        while byte := heard.read(1):
+            if byte[0] in awaited:
+                _asked = byte[0]
+                at_once(byte[0])
+                return
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    global _asked, _raised
+    _asked = number
+    if not _deferring and not _raised:
+        _raised = True
+        raise Stopped(number)
