@@ -102,13 +102,24 @@ def answers(
     `together`: answers may come several at a time, which is faster for small ones; those that were on their way are
     lost with a child that dies. Raises DataError as the reader does, ReaderDied when a limit or a crash ended it.
     """
-    child = _idle_child() or _Child()
+    waited = _idle_child()
+    child = waited or _Child()
     whole = False
     try:
         request = {"reader": reader, "facts": dict(facts), "seconds": seconds, "memory": memory, "together": together}
-        child.ask(request, blobs, file)
-        while (answer := child.next_answer(file)) is not None:
+        try:
+            child.ask(request, blobs, file)
+            answer = child.next_answer(file)
+        except (ConnectionError, EOFError):
+            if waited is None or child.process.wait(timeout=10) == -signal.SIGPROF:
+                raise
+            child.end()  # it may have been killed while it waited, which is not this file's doing
+            child = _Child()
+            child.ask(request, blobs, file)
+            answer = child.next_answer(file)
+        while answer is not None:
             yield answer
+            answer = child.next_answer(file)
         whole = True
     except _Refused as error:  # the reader is done, the child is well
         whole = True
