@@ -86,7 +86,9 @@ def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
     sys.stderr = io.StringIO()
     dag.interrupt_waiting()
     gone = run_processes.end(partial(run_processes.of_run, mark))
-    if "PREFECT_API_URL" in os.environ and not server.is_temporary():  # a server that stays: the run is to end there, and give its device slot back
+    if (
+        "PREFECT_API_URL" in os.environ and not server.is_temporary()
+    ):  # a server that stays: the run is to end there, and give its device slot back
         unwound.wait(max(0.0, since + LATEST - time.monotonic()))
     left = "" if gone else "; these processes do not end: " + ", ".join(str(p.pid) for p in run_processes.of_run(mark))
     sys.stdout.flush()

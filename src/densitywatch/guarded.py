@@ -26,7 +26,6 @@ import atexit
 import contextlib
 import json
 import os
-import select
 import signal
 import socket
 import struct
@@ -103,16 +102,24 @@ def answers(
     `together`: answers may come several at a time, which is faster for small ones; those that were on their way are
     lost with a child that dies. Raises DataError as the reader does, ReaderDied when a limit or a crash ended it.
     """
-    request = {"reader": reader, "facts": dict(facts), "seconds": seconds, "memory": memory, "together": together}
-    child = _idle_child()
-    reused, said = child is not None, False
-    child = child or _Child()
+    waited = _idle_child()
+    child = waited or _Child()
     whole = False
     try:
-        child.ask(request, blobs, file)
-        while (answer := child.next_answer(file)) is not None:
-            said = True
+        request = {"reader": reader, "facts": dict(facts), "seconds": seconds, "memory": memory, "together": together}
+        try:
+            child.ask(request, blobs, file)
+            answer = child.next_answer(file)
+        except (ConnectionError, EOFError):
+            if waited is None or child.process.wait(timeout=10) == -signal.SIGPROF:
+                raise
+            child.end()  # it may have been killed while it waited, which is not this file's doing
+            child = _Child()
+            child.ask(request, blobs, file)
+            answer = child.next_answer(file)
+        while answer is not None:
             yield answer
+            answer = child.next_answer(file)
         whole = True
     except _Refused as error:  # the reader is done, the child is well
         whole = True
@@ -120,19 +127,12 @@ def answers(
     except _FileFailed as error:
         raise error.cause from None
     except (OSError, EOFError, ValueError) as error:
-        why = child.reason(error)
-        # one that someone killed while it waited may look alive for a moment; the file is not to blame
-        killed = child.process.returncode == -signal.SIGKILL and not isinstance(error, TimeoutError | ValueError)
-        if not (reused and killed and not said):
-            raise ReaderDied(why) from None
+        raise ReaderDied(child.reason(error)) from None
     finally:
         if whole:
             _keep(child)
         else:
             child.end()
-    if not whole:
-        close()
-        yield from answers(reader, facts, blobs=blobs, file=file, seconds=seconds, memory=memory, together=together)
 
 
 class _Refused(Exception):
@@ -241,11 +241,6 @@ class _Child:
             return f"reading it takes more than {self.memory >> 20} MiB of memory; save it anew or leave it out"
         return f"it made its reader crash ({_named(code)}); save it anew or leave it out"
 
-    def waits(self) -> bool:
-        """Whether it lives and has nothing to say: one that was killed closes its end before it counts as ended."""
-        readable, _, _ = select.select([self.socket], [], [], 0)
-        return not readable and self.process.poll() is None
-
     def end(self) -> None:
         self.stream.close()
         self.socket.close()
@@ -319,7 +314,7 @@ def _idle_child() -> _Child | None:
             if not _idle:
                 return None
             child = _idle.pop()
-        if child.waits():
+        if child.process.poll() is None:
             return child
         child.end()
 
