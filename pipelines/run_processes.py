@@ -1,7 +1,7 @@
 """The processes of a run: all that it starts inherits its mark, so the run itself, its watch or the next run ends them.
 
-As a program, `run_processes.py MARK` is the watch: it waits until the run that started it is gone, however that came, and
-ends what is left of it. A mark goes through DVC and its shell to the stage, where an open file or a parent's number
+As a program, `run_processes.py MARK` is the watch: it waits until the run that started it is gone, however that came,
+and ends what is left of it. A mark goes through DVC and its shell to the stage, where an open file or a parent's number
 would not, and does not depend on the thread that started the stage.
 """
 

@@ -28,6 +28,8 @@ class DataParams(Block):
     size: int = Field(ge=4, le=1024)
     channels: Literal[1, 3]
     resize: Literal["crop", "pad", "stretch"] = "crop"
+    max_pixels: int = Field(default=150_000_000, ge=1)
+    """An image file with more pixels is not usable; decoding takes up to 8 bytes of memory for each."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of the training part and of the test part; null takes all."""
     validation: float = Field(gt=0, lt=1)

@@ -34,7 +34,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> int | None:
-    """The signal that told this process to stop; None while it may go on. It stays after `listening`: so must threads."""
+    """The signal that told this process to stop; None while it may go on. It stays after `listening`."""
     return _asked
 
 

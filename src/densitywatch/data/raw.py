@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densitywatch.data.folder import parts_and_labels
-from densitywatch.data.images import Picture, decode_picture, fit_image
+from densitywatch.data.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 
@@ -185,14 +185,14 @@ def _folder(params: DataParams, folder: Path) -> Raw:
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):  # iter_batches would read several groups ahead
                 values = file.read_row_group(group, columns=["bytes"]).column("bytes")
-                for index, value in enumerate(values, start=position):
-                    if index in wanted:
-                        try:
-                            yield decode_picture(
-                                value.as_py(), size=params.size, channels=params.channels, resize=params.resize
-                            )
-                        except DataError as error:
-                            yield error
+                data = [value.as_py() for index, value in enumerate(values, start=position) if index in wanted]
+                yield from decode_images(
+                    data,
+                    size=params.size,
+                    channels=params.channels,
+                    resize=params.resize,
+                    max_pixels=params.max_pixels,
+                )
                 position += len(values)
 
     return Raw(entries, class_names, read, tuple(rejected))
