@@ -71,6 +71,15 @@ def read_graph(root: Path) -> list[Stage]:
         ]
 
 
+def with_ancestors(stages: list[Stage], names: set[str]) -> set[str]:
+    """`names` and every stage that one of them comes after; `stages` as `read_graph` gives them."""
+    wanted = set(names)
+    for stage in reversed(stages):
+        if stage.name in wanted:
+            wanted |= set(stage.after)
+    return wanted
+
+
 def stale_stages(root: Path) -> set[str]:
     """The stages that `dvc status` finds changed; empty when everything is up to date.
 

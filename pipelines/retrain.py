@@ -22,6 +22,8 @@ from pipelines.stages import device_slot, ensure_device_limit, leave, run_graph,
 from pipelines.timing import Step, timed
 
 DEMO = "demo"
+WATCH = "calibrate"
+"""The stage that makes the detector: what the watch needs is trained, released and put to work before all else."""
 
 
 @flow(name="retrain", flow_run_name="retrain")
@@ -49,29 +51,57 @@ def _retrain(root: Path) -> list[Step]:
     if stale and remote and dag.holds_something(remote):
         steps.append(pull(root))
         stale = dag.stale_stages(root)
-    steps += run_graph(root, dag.read_graph(root), stale)
+    stages = dag.read_graph(root)
+    verdicts: list[dict[str, Any]] = []
+    watch: list[Step] = []
+
+    def put_on_watch() -> None:
+        watch.append(_release("detector", params, root, verdicts))
+        watch.append(_detect(params, root, demo=True))
+
+    # labels come from one more champion, so then the watch waits for all models
+    early = {WATCH, "demo_batch"} <= {stage.name for stage in stages} and params.inbox.labels is None
+    steps += run_graph(
+        root,
+        stages,
+        stale,
+        first=dag.with_ancestors(stages, {WATCH, "demo_batch"}) if early else frozenset(),
+        then=put_on_watch if early else lambda: None,
+        slots=params.device.slots,
+    )
     assert_fresh(root)
-    verdicts = []
-    for name in [*params.models, "detector"]:
-        with timed(f"release {name}") as step:
-            verdict = release(name, params, root)
-            step.outcome = verdict["outcome"]
-        verdicts.append(verdict)
-        steps.append(step)
+    steps += watch
+    steps += [_release(name, params, root, verdicts) for name in params.models]
+    if not early:
+        steps.append(_release("detector", params, root, verdicts))
     leave(lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate"))
     if remote:
         steps.append(push(root))
-    with timed("detect outliers") as step:
-        present = find_batches(params, root, now=time.time())
-        wanted = [
-            batch.name for batch in present if batch.state == "ready" or (batch.name == DEMO and batch.state == "done")
-        ]
-        step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
-    steps.append(step)
+    steps.append(_detect(params, root, demo=not early))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
     note_fresh(root)
     return steps
+
+
+def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any]]) -> Step:
+    with timed(f"release {name}") as step:
+        verdicts.append(release(name, params, root))
+        step.outcome = verdicts[-1]["outcome"]
+    return step
+
+
+def _detect(params: Params, root: Path, *, demo: bool) -> Step:
+    """Score the new batches, and with `demo` the demo batch, scored or not."""
+    with timed("detect outliers") as step:
+        present = find_batches(params, root, now=time.time())
+        wanted = [
+            batch.name
+            for batch in present
+            if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
+        ]
+        step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
+    return step
 
 
 @task(name="pull", cache_policy=NO_CACHE)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Set
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -32,13 +33,45 @@ TRIES = 9
 """How often a server that does not answer well is asked for a slot: about eight minutes in all."""
 
 
-def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step]:
+class Turn:
+    """Whose turn it is at the device: until `everyone` is set, at most `places` of those who ask are there at once."""
+
+    def __init__(self, places: int) -> None:
+        self.places = threading.Semaphore(max(0, places))
+        self.everyone = threading.Event()
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Wait for a place, or for everyone's turn. Raises Stopped when this process was told to stop."""
+        held = False
+        while not self.everyone.is_set() and not (held := self.places.acquire(timeout=0.2)):
+            stopping.stop_if_asked()
+        try:
+            yield
+        finally:
+            if held:
+                self.places.release()
+
+
+def run_graph(
+    root: Path,
+    stages: list[dag.Stage],
+    stale: set[str],
+    *,
+    first: Set[str] = frozenset(),
+    then: Callable[[], None] = lambda: None,
+    slots: int = 1,
+) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
     A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again.
 
+    first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
+    the `slots` is theirs, so that no long training keeps them waiting.
+
     Raises StageFailed for the first stage, in that order, that failed; what does not depend on it still runs.
     """
+    turn = Turn(slots - 1)
     futures: dict[str, PrefectFuture[Step]] = {}
     for stage in stages:
         step = run_stage.with_options(
@@ -49,11 +82,25 @@ def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step
         )
         # Prefect puts results in the place of futures, and takes a state's data for its result
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
-        future = step.submit(stage, root, stale=stage.name in stale, after=after)
+        waits = None if stage.name in first else turn
+        future = step.submit(stage, root, stale=stage.name in stale, after=after, turn=waits)
         futures[stage.name] = cast("PrefectFuture[Step]", future)
+    failure: Exception | None = None
+    try:
+        for name in first:
+            futures[name].wait()
+        stopping.stop_if_asked()
+        if all(futures[name].state.is_completed() for name in first):
+            then()
+    except Exception as error:  # the others go on; it is raised when they are done
+        failure = error
+    finally:
+        turn.everyone.set()
     for done in futures.values():
         done.wait()
     stopping.stop_if_asked()
+    if failure is not None:
+        raise failure
     failed = [future for future in futures.values() if future.state.is_failed() or future.state.is_crashed()]
     if failed:
         failed[0].result()  # raises what the first one raised
@@ -61,13 +108,13 @@ def run_graph(root: Path, stages: list[dag.Stage], stale: set[str]) -> list[Step
 
 
 @task(cache_policy=NO_CACHE)  # DVC is the cache
-def run_stage(stage: dag.Stage, root: Path, stale: bool, after: dict[str, Step]) -> State[Step]:
+def run_stage(stage: dag.Stage, root: Path, stale: bool, after: dict[str, Step], turn: Turn | None) -> State[Step]:
     """One stage, under a device slot if it computes there; the state's name says whether it ran."""
     started = time.time()
     if not stale and all(step.outcome == "skipped" for step in after.values()):
         return _state(Step(stage.name, "skipped", started, time.time()))
     logger = get_run_logger()
-    with device_slot(stage.uses_device):
+    with turn.taken() if turn and stage.uses_device else nullcontext(), device_slot(stage.uses_device):
         started = time.time()
         outcome = dag.run_stage(stage.name, root, logger.info)
     return _state(Step(stage.name, outcome, started, time.time()))

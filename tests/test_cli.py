@@ -44,7 +44,9 @@ def test_help_imports_nothing_heavy_and_lists_every_verb_of_the_graph(project_ro
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     stages = yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"].values()
-    verbs = {stage.get("do", stage)["cmd"].split()[1] for stage in stages}
+    commands = [stage.get("do", stage)["cmd"].split() for stage in stages]
+    verbs = {command[1] for command in commands if command[0] == "densitywatch"}
+    assert len(verbs) > 8
     for verb in verbs | {"register", "promote", "rollback", "score", "sample", "profile", "doctor"}:
         assert f"\n  {verb} " in done.stdout, verb
 

@@ -1,4 +1,4 @@
-"""Files as cameras, microscopes and editors write them: the same picture within rounding, or a refusal that says why."""
+"""Files as cameras, microscopes and editors write them: the same picture within rounding, or a refusal."""
 
 from __future__ import annotations
 
@@ -144,8 +144,13 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "a tile far larger",
     ),
     "run lengths of a KB for 49 megapixels": (
-        lambda: b"BM" + struct.pack("<IHHI", 1078, 0, 0, 1078) + struct.pack("<IiiHHIIiiII", 40, 7000, 7000, 1, 8, 1, 0, 0, 0, 0, 0)
-        + bytes(1024) + b"\0\0" * 500,
+        lambda: (
+            b"BM"
+            + struct.pack("<IHHI", 1078, 0, 0, 1078)
+            + struct.pack("<IiiHHIIiiII", 40, 7000, 7000, 1, 8, 1, 0, 0, 0, 0, 0)
+            + bytes(1024)
+            + b"\0\0" * 500
+        ),
         "far too few",
     ),
 }  # fmt: skip

@@ -124,13 +124,13 @@ def contents() -> dict[str, tuple[bytes, str]]:
         "random": (np.random.default_rng(1).bytes(5000), "not an image"),
         "pickle": (pickle.dumps(print), "not an image"),
         "elf": (b"\x7fELF" + bytes(200), "not an image"),
-        "pdf": (b"%PDF-1.7\n", "not an image"),
+        "pdf": (b"%PDF-1.7\n", "a PDF, which is not read"),
         "postscript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(/etc/passwd) (r) file\n", "not an image"),
         "gzip": (gzip.compress(whole), "not an image"),
-        "psd": (b"8BPS" + bytes(100), "not an image"),
-        "icon": (saved(grey(mode="RGBA"), "ICO"), "not an image"),
+        "psd": (b"8BPS" + bytes(100), "a Photoshop document"),
+        "icon": (saved(grey(mode="RGBA"), "ICO"), "an icon or a cursor"),
         "png cut in half": (whole[: len(whole) // 2], "broken or cut short"),
-        "png cut after its header": (whole[:33], "not an image"),
+        "png cut after its header": (whole[:33], "the PNG has no end"),
         "png cut in its header": (whole[:20], "."),
         "png signature alone": (whole[:8], "."),
         "png with a flipped bit": (flipped(whole, len(whole) // 2), "broken or cut short"),
@@ -169,7 +169,11 @@ def contents() -> dict[str, tuple[bytes, str]]:
         "ppm of no number": (b"P5 x y z\n", "."),
         "palette": (saved(grey(mode="P"), "PNG"), SCORED),
         "one bit": (saved(grey(mode="1"), "PNG"), SCORED),
-        "sixteen bits": (saved(Image.fromarray(np.full((28, 28), 9000, np.uint16)), "PNG"), SCORED),
+        "sixteen bits": (saved(Image.fromarray(np.full((28, 28), 40000, np.uint16)), "PNG"), SCORED),
+        "fewer bits in sixteen": (
+            saved(Image.fromarray(np.full((28, 28), 4000, np.uint16)), "PNG"),
+            "fewer bits stored in more",
+        ),
         "alpha": (saved(grey(mode="RGBA"), "PNG"), SCORED),
         "grey with alpha": (saved(grey(mode="LA"), "PNG"), SCORED),
         "one pixel": (saved(grey(1, 1), "PNG"), SCORED),
@@ -373,7 +377,7 @@ def test_each_hostile_input_comes_to_what_it_should(batch: tuple[pd.DataFrame, l
         right = row.status == SCORED if reason == SCORED else reason == "." or re.search(reason, str(row.reason))
         if not right:
             wrong.append((path, reason, row.status, row.reason))
-    assert wrong == []
+    assert not wrong, "\n".join(map(str, wrong))
 
 
 def test_reasons_are_one_line_and_name_no_file_outside(batch: tuple[pd.DataFrame, list[tuple[str, str]], Path]) -> None:

@@ -16,7 +16,7 @@ from pipelines.timing import Step
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def run(root: Path, graph: list[dag.Stage], stale: set[str]) -> tuple[list[Step], dict[str, str]]:
+def run(root: Path, graph: list[dag.Stage], stale: set[str], **options: Any) -> tuple[list[Step], dict[str, str]]:
     """The steps of one run of the graph, and the name of each task run's last state in Prefect."""
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -29,7 +29,7 @@ def run(root: Path, graph: list[dag.Stage], stale: set[str]) -> tuple[list[Step]
     def graph_alone() -> list[Step]:
         found["id"] = flow_run.get_id()
         stages.ensure_device_limit()
-        return stages.run_graph(root, graph, stale)
+        return stages.run_graph(root, graph, stale, **options)
 
     try:
         steps = graph_alone()
@@ -114,6 +114,44 @@ def test_with_two_slots_two_stages_run_beside_each_other_and_no_third(
         set_slots(1)
     at_once = [sum(other.started <= step.started < other.ended for other in steps) for step in steps]
     assert max(at_once) == 2
+
+
+def test_what_is_wanted_first_runs_before_all_else_and_is_put_to_use_while_the_others_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dag, "run_stage", lasting(0.3))
+    used: list[float] = []
+
+    def then() -> None:
+        used.append(time.time())
+        time.sleep(0.5)
+        used.append(time.time())
+
+    # b's training is ready as soon as a's, and would keep a's evaluation waiting
+    first = dag.with_ancestors(GRAPH, {"evaluate@b"})
+    assert first == {"fetch", "train@b", "evaluate@b"}
+    steps, _ = run(tmp_path, GRAPH, {stage.name for stage in GRAPH}, first=first, then=then)
+    ended = {step.name: step.ended for step in steps}
+    started = {step.name: step.started for step in steps}
+    assert ended["evaluate@b"] <= used[0] < used[1] <= started["train@a"]
+
+
+def test_what_fails_when_the_first_are_put_to_use_is_raised_when_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        asked.append(name)
+        return "ran"
+
+    def then() -> None:
+        raise dag.StageFailed("the gate cannot be asked")
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    _, states = run(tmp_path, GRAPH, {stage.name for stage in GRAPH}, first={"fetch"}, then=then)
+    assert states["error"] == "the gate cannot be asked"
+    assert len(asked) == len(GRAPH)
 
 
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
