@@ -76,10 +76,16 @@ class Site:
         login = base64.b64encode((self.root / "var" / "prefect.login").read_bytes().strip()).decode()
         headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
         data = None if body is None else json.dumps(body).encode()
-        with urlopen(
-            Request(f"{self.server}/api/{path}", data=data, headers=headers, method=method), timeout=60
-        ) as got:
-            return json.loads(got.read() or "null")
+        request = Request(f"{self.server}/api/{path}", data=data, headers=headers, method=method)
+        until = time.monotonic() + 60
+        while True:
+            try:
+                with urlopen(request, timeout=60) as got:
+                    return json.loads(got.read() or "null")
+            except HTTPError as error:  # a busy machine: its database is locked for a moment
+                if error.code != 503 or time.monotonic() > until:
+                    raise
+                time.sleep(1)
 
     def deployment(self, name: str) -> Any:
         return next(found for found in self.ask("POST", "deployments/filter", {}) if found["name"] == name)
@@ -120,7 +126,7 @@ def copy_small_project(project_root: Path, root: Path) -> None:
         "members": "[pixelcnn_nll]",
         "images": "64",
     }.items():
-        text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text)
+        text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text, count=1)
         assert found == 1, key
     (root / "params.yaml").write_text(text)
     params = load_params(root / "params.yaml", check_models=False)
