@@ -171,7 +171,7 @@ def contents() -> dict[str, tuple[bytes, str]]:
         "one bit": (saved(grey(mode="1"), "PNG"), SCORED),
         "sixteen bits": (saved(Image.fromarray(np.full((28, 28), 40000, np.uint16)), "PNG"), SCORED),
         "fewer bits in sixteen": (
-            saved(Image.fromarray(np.full((28, 28), 4000, np.uint16)), "PNG"),
+            saved(Image.fromarray(np.full((28, 28), 9000, np.uint16)), "PNG"),
             "fewer bits stored in more",
         ),
         "alpha": (saved(grey(mode="RGBA"), "PNG"), SCORED),

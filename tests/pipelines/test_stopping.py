@@ -60,6 +60,7 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # the foreground group of a terminal of its own
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
         )
 
     def processes(self) -> list[psutil.Process]:

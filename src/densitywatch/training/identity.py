@@ -69,5 +69,8 @@ def imports(source: bytes) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in names if name in sys.modules]
+            yield from modules
+            if len(modules) < len(names):  # else the package is only the way there, and what it imports is not used
+                yield node.module
