@@ -7,6 +7,7 @@ batch and the detector alone, and appear by rename.
 from __future__ import annotations
 
 import base64
+import os
 import re
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from densitywatch import environment
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params, load_params
@@ -42,6 +44,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 
 def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, Any]]:
     params = load_params(root / "params.yaml", check_models=False)
+    environment.limit_threads(os.environ, params.device.threads_of_a_stage)  # a batch is scored in one device slot
     present = find_batches(params, root, now=time.time())
     if batches is None:
         wanted = [batch for batch in present if batch.state == "ready"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
 
+from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import Params, load_params
@@ -43,6 +45,9 @@ def retrain(root: Path = Path()) -> list[Step]:
 
 
 def _retrain(root: Path) -> list[Step]:
+    # the gate measures models in this process, beside the stages
+    device = load_params(root / "params.yaml", check_models=False).device
+    environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
     steps: list[Step] = []

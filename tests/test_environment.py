@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from densitywatch import environment
-from densitywatch.params import DeviceParams
+from densitywatch.params import DeviceParams, load_params
 
 
 def test_a_stage_takes_its_slots_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,6 +28,50 @@ def test_what_the_user_exported_stays() -> None:
     fresh: dict[str, str] = {}
     environment.limit_threads(fresh, 2)
     assert fresh == {"OMP_NUM_THREADS": "2"}
+
+
+AT_TORCH = """
+import os, sys
+from pathlib import Path
+
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch is loaded with", os.environ.get("OMP_NUM_THREADS"))
+            os._exit(0)
+
+sys.meta_path.insert(0, Watch())
+if sys.argv[1] == "flow":
+    from pipelines.retrain import _retrain
+    sys.stdout.reconfigure(line_buffering=True)
+    _retrain(Path())
+else:
+    from densitywatch.cli import main
+    sys.stdout.reconfigure(line_buffering=True)
+    main()
+"""
+
+
+@pytest.mark.parametrize("command", ["train vae", "evaluate vae", "calibrate", "benchmark", "flow retrain"])
+def test_the_share_is_set_before_torch_reads_it(command: str) -> None:
+    """torch counts its threads once; stages that all take every core are several times slower beside each other."""
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    run = subprocess.run(
+        [sys.executable, "-c", AT_TORCH, *command.split()], capture_output=True, text=True, env=env, check=False
+    )
+    share = load_params(Path("params.yaml"), check_models=False).device.threads_of_a_stage
+    assert run.stdout.splitlines()[-1:] == [f"torch is loaded with {share}"], run.stderr[-2000:]
+
+
+def test_what_has_loaded_blas_already_keeps_to_the_share_as_well() -> None:
+    script = (
+        "import os, numpy, threadpoolctl; from densitywatch import environment;"
+        "environment.limit_threads(os.environ, 1);"
+        "print({pool['num_threads'] for pool in threadpoolctl.threadpool_info()})"
+    )
+    env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=env, check=True)
+    assert run.stdout == "{1}\n"
 
 
 PAGES_TAKEN = """

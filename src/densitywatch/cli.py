@@ -218,17 +218,21 @@ def evaluate(context: typer.Context, model: Name) -> None:
 @app.command()
 def calibrate(context: typer.Context) -> None:
     """Fit the outlier detector and calibrate its p-values."""
+    params, root = _load(context, check_models=True, stage=True)
+
     from densitywatch.outliers import detector
 
-    detector.calibrate(*_load(context, check_models=True, stage=True))
+    detector.calibrate(params, root)
 
 
 @app.command()
 def benchmark(context: typer.Context) -> None:
     """Measure the detector: metrics/outliers.json."""
+    params, root = _load(context, check_models=True, stage=True)
+
     from densitywatch.outliers import benchmark as module
 
-    module.benchmark(*_load(context, check_models=True, stage=True))
+    module.benchmark(params, root)
 
 
 @app.command("verify-likelihood", epilog="Example: densitywatch verify-likelihood pixelcnn -n 256 --out images.dwcode")
