@@ -162,7 +162,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     from densitywatch import registry
 
     with device_slot():
-        verdict = registry.promote(name, params, root)
+        verdict = registry.promote(name, params, root, automatic=True)
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason
 

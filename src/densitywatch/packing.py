@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -13,14 +12,16 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from densitywatch.addresses import CONTENT
+from densitywatch.champions import REGISTERED
 from densitywatch.errors import ModelError
-from densitywatch.files import file_digest
+from densitywatch.files import content_digest, file_digest
 from densitywatch.models import WEIGHTS, load_model_folder
 
+__all__ = ["CALIBRATION", "CONTENT", "REGISTERED", "WEIGHTS_TAG", "content_digest", "pack_detector", "pack_model"]
+
 CALIBRATION = "calibration.safetensors"
-CONTENT, WEIGHTS_TAG = "content_sha256", "weights_sha256"
-REGISTERED = "densitywatch-"
-"""Before a model's name stands this in the registry."""
+WEIGHTS_TAG = "weights_sha256"
 
 
 def pack_model(name: str, root: Path, packed: Path) -> dict[str, str]:
@@ -81,10 +82,3 @@ def pack_detector(root: Path, packed: Path, version_of: Callable[[str, str], int
         version = version_of(name, calibrated)
         tags[f"member.{name}"] = f"{REGISTERED}{name}/{version}" if version else "not registered"
     return {**tags, CONTENT: content_digest(packed)}
-
-
-def content_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of all files in `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

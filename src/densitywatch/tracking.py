@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from densitywatch.addresses import ARTIFACTS, follow_move
 from densitywatch.environment import settle
 from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.params import Params, model_settings
@@ -85,11 +86,12 @@ def prepare_store(params: Params, root: Path) -> str:
     name = params.mlflow.experiment
     with store_lock(uri, root, "open"):
         check_reachable(uri)
+        follow_move(uri, root)
         client = open_client(uri)
         with store_errors(uri):
             experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
             if experiment is None:
-                location = None if sqlite_path(uri) is None else (root / "mlartifacts").resolve().as_uri()
+                location = None if sqlite_path(uri) is None else (root / ARTIFACTS).resolve().as_uri()
                 # so that MLflow's pages show it as training, not as an application of language models
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 return str(client.create_experiment(name, artifact_location=location, tags=tags))
