@@ -11,8 +11,8 @@ import pytest
 
 from densitywatch import registry, tracking
 from densitywatch.errors import RegistryError
-from densitywatch.files import content_digest
 from densitywatch.gate import Figure, Verdict, judge
+from densitywatch.packing import content_digest
 from densitywatch.params import Params
 from pipelines import retrain
 from tests.registry_project import tiny_params
