@@ -46,8 +46,9 @@ def _retrain(root: Path) -> list[Step]:
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
     steps: list[Step] = []
-    stale = dag.stale_stages(root)
     remote = dag.default_remote(root)
+    dag.check_remote(remote)
+    stale = dag.stale_stages(root)
     if stale and remote and dag.holds_something(remote):
         steps.append(pull(root))
         stale = dag.stale_stages(root)

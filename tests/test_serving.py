@@ -24,14 +24,16 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 
 from densitywatch import registry, tracking
 from densitywatch.answers import MAX_IMAGES, MAX_REQUEST, Service, answers_of, read_json
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, ModelError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import detector
+from densitywatch.packing import CALIBRATION
 from tests.registry_project import SIZE, images, tiny_params, write_data, write_model
 
 
@@ -180,6 +182,29 @@ def test_samples_are_pngs_that_the_seed_decides(service: Service) -> None:
     assert answers == service.answer({"samples": np.array(2), "seed": np.array(3)})
     assert answers != service.answer({"samples": 2, "seed": 4})
     assert Image.open(io.BytesIO(base64.b64decode(answers[0]["image"]))).size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"nll": np.zeros((3, 3))}, "has no scores of calibration images"),
+        ({"nll": np.zeros(3, dtype=np.int64)}, "has no scores of calibration images"),
+        ({"other": np.zeros(3)}, "has no scores of calibration images"),
+        ({"nll": np.array([1.0, math.nan])}, "no finite numbers"),
+        ({"nll": np.array([2.0, 1.0])}, "not the sorted scores"),
+        (None, "not a whole safetensors file"),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused_by_name(
+    packed: Path, tmp_path: Path, tensors: dict[str, np.ndarray] | None, sentence: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packed, folder)
+    (folder / CALIBRATION).write_bytes(b"\x10\0")
+    if tensors is not None:
+        safetensors.numpy.save_file(tensors, folder / CALIBRATION)
+    with pytest.raises(ModelError, match=sentence):
+        Service(folder, "crop")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -27,7 +26,7 @@ from densitywatch.data.reading import images_at_once, resized, stored_size
 from densitywatch.errors import DataError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import conformal, detector
-from densitywatch.packing import CALIBRATION
+from densitywatch.packing import CALIBRATION, load_calibration
 
 MAX_IMAGES = 1024
 MAX_SAMPLES = 64
@@ -54,7 +53,7 @@ class Service:
         self.size: int = takes.size if self.detector is not None else stored_size(self.model)
         """Files are brought to the data's size first, as the model's training images were, then to the model's."""
         scores = folder / CALIBRATION
-        self.calibration = safetensors.numpy.load_file(scores)["nll"] if scores.is_file() else None
+        self.calibration = load_calibration(scores) if scores.is_file() else None
         self._one_at_a_time = threading.Lock()
 
     def answer(self, request: Any) -> list[Answer]:
