@@ -17,8 +17,7 @@ from densitywatch.addresses import CONTENT
 from densitywatch.champions import REGISTERED
 from densitywatch.errors import ModelError
 from densitywatch.files import content_digest, file_digest
-from densitywatch.models import WEIGHTS, load_model_folder
-from densitywatch.models.header import shown
+from densitywatch.models import WEIGHTS, load_model_folder, shown
 
 __all__ = [
     "CALIBRATION",
