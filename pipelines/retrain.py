@@ -189,7 +189,7 @@ def check_champion(name: str, params: Params, root: Path) -> None:
     from densitywatch import gate, registry
     from densitywatch.data import open_split
 
-    folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root)
+    folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root, stand_in=False)
     images = np.array(open_split(root / "data" / "prepared", "validation").images[:2])
     if name == "detector":
         from densitywatch.outliers import detector

@@ -14,7 +14,7 @@ from densitywatch.errors import RegistryError
 from densitywatch.gate import Figure, Verdict, judge
 from densitywatch.packing import content_digest
 from densitywatch.params import Params
-from pipelines import retrain
+from pipelines import detect_outliers, retrain
 from tests.registry_project import tiny_params
 
 
@@ -210,6 +210,24 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
     assert shelf.champion == 4
     assert shelf.rollback() == 2
     assert "passed over: " in capsys.readouterr().err
+
+
+def test_the_scheduled_job_says_which_version_stands_in(shelf: Shelf) -> None:
+    watch = shelf.params.model_copy(update={"inbox": shelf.params.inbox.model_copy(update={"labels": shelf.name})})
+    assert detect_outliers.stand_ins(watch, shelf.root) == []
+    shelf.lose(1.0)
+    (said,) = detect_outliers.stand_ins(watch, shelf.root)
+    assert "version 3: its files are gone" in said
+    assert said.endswith("version 2, the newest champion that can be verified, stood in")
+    shelf.lose(2.0)
+    shelf.lose(3.0)
+    assert detect_outliers.stand_ins(watch, shelf.root) == [], "scoring itself says why it cannot"
+
+
+def test_a_new_champion_is_checked_itself_and_not_what_stands_in_for_it(shelf: Shelf) -> None:
+    shelf.lose(1.0)
+    with pytest.raises(RegistryError, match="version 3: its files are gone"):
+        retrain.check_champion.fn(shelf.name, shelf.params, shelf.root)
 
 
 def test_a_champion_whose_files_were_altered_or_whose_version_was_deleted_is_stood_in_for(shelf: Shelf) -> None:

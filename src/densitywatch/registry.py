@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback"]
+__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
 
 DESCRIPTION = """\
 Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
@@ -283,13 +283,15 @@ def _nowhere_to_go(registered: str, present: str | None, reasons: list[str]) -> 
     return f"{registered}: {where} {what}; `densitywatch promote {name} --version N` makes another one champion"
 
 
-def download_model(address: str, params: Params | None = None, root: Path | None = None) -> Path:
+def download_model(
+    address: str, params: Params | None = None, root: Path | None = None, *, stand_in: bool = True
+) -> Path:
     """The local folder with model.safetensors, or the detector, of `models:/NAME@alias` or `models:/NAME/version`.
 
     Without `params` the store is MLFLOW_TRACKING_URI's, or that of params.yaml in the present folder. Files of a remote
     store are kept under ~/.cache/densitywatch. A champion whose alias or files are gone is stood in for by the newest
-    one before it that can be verified, and it is said. Raises RegistryError when there is no such model, version or
-    alias, the store does not answer, or the files are not those that were registered.
+    one before it that can be verified, and it is said, unless `stand_in` is False. Raises RegistryError when there is
+    no such model, version or alias, the store does not answer, or the files are not those that were registered.
     """
     project = root or Path.cwd()
     if params is None and not os.environ.get("MLFLOW_TRACKING_URI"):
@@ -302,16 +304,31 @@ def download_model(address: str, params: Params | None = None, root: Path | None
     follow_move(uri, root)
     client = open_client(uri)
     with store_errors(uri, RegistryError):
-        if address.endswith(f"@{CHAMPION}"):
-            return _champion_folder(client, uri, address)
-        return fetch(client, uri, find(client, address))
+        if not stand_in or not address.endswith(f"@{CHAMPION}"):
+            return fetch(client, uri, find(client, address))
+        folder, told = _champion_folder(client, uri, address)
+    if told:
+        say(told)
+    return folder
 
 
-def _champion_folder(client: MlflowClient, uri: str, address: str) -> Path:
-    """The files of the champion, or of the newest one before it that can be verified."""
+def stand_in(name: str, params: Params, root: Path) -> str | None:
+    """What is to be said of another version that users of the champion get; None where they get the champion.
+
+    Raises RegistryError when there is none to stand in.
+    """
+    uri = tracking_uri(params, root)
+    check_reachable(uri, create=False)
+    follow_move(uri, root)
+    with store_errors(uri, RegistryError):
+        return _champion_folder(open_client(uri), uri, f"models:/{REGISTERED}{name}@{CHAMPION}")[1] or None
+
+
+def _champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
+    """The files of the champion, or of the newest one before it that can be verified and a sentence about it."""
     registered = address.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
     try:
-        return fetch(client, uri, find(client, address))
+        return fetch(client, uri, find(client, address)), ""
     except RegistryError as error:
         failure = error
     try:
@@ -323,5 +340,4 @@ def _champion_folder(client: MlflowClient, uri: str, address: str) -> Path:
     used, folder, reasons = newest_verified(client, uri, registered, seen.newest_first)
     if folder is None:
         raise RegistryError(f"{registered}: no champion can be verified: {'; '.join(reasons)}")
-    say(f"{registered}: {_fallen_back(seen, used, reasons).removeprefix('; ')}")
-    return folder
+    return folder, f"{registered}: {_fallen_back(seen, used, reasons).removeprefix('; ')}"
