@@ -380,11 +380,8 @@ def test_a_request_that_is_too_large_is_counted_and_not_decoded(address: str) ->
 def server_of(address: str) -> psutil.Process:
     """The process that listens at the address."""
     port = urlsplit(address).port
-    return next(
-        process
-        for process in psutil.Process().children(recursive=True)
-        if any(link.status == "LISTEN" and link.laddr.port == port for link in process.net_connections())
-    )
+    links = psutil.net_connections("tcp")
+    return psutil.Process(next(link.pid for link in links if link.status == "LISTEN" and link.laddr.port == port))
 
 
 def peak(process: psutil.Process) -> int:
