@@ -11,11 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
+from densitywatch.store import plain
 
 Outcome = Literal["ran", "restored", "skipped"]
 ADVICE = (
@@ -28,6 +30,21 @@ ADVICE = (
     "Use `dvc push`",
 )
 """What DVC says after each stage to people who type its commands one by one."""
+
+
+REMOTES = {
+    "s3": "dvc_s3",
+    "gs": "dvc_gs",
+    "azure": "dvc_azure",
+    "gdrive": "dvc_gdrive",
+    "oss": "dvc_oss",
+    "ssh": "dvc_ssh",
+    "hdfs": "dvc_hdfs",
+    "webhdfs": "dvc_webhdfs",
+    "webdav": "dvc_webdav",
+    "webdavs": "dvc_webdav",
+}
+"""Which module DVC reaches a remote with; http is always there."""
 
 
 class StageFailed(DensitywatchError):
@@ -138,6 +155,23 @@ def default_remote(root: Path) -> str | None:
     with Repo(str(root)) as repo:
         name = repo.config["core"].get("remote")
         return str(repo.config["remote"][name]["url"]) if name else None
+
+
+def check_remote(remote: str | None) -> None:
+    """Say before a run, and not at its end, that DVC lacks a package for its remote.
+
+    Raises StageFailed, naming what to install.
+    """
+    scheme = (remote or "").partition("://")[0].lower()
+    module = REMOTES.get(scheme)
+    if module is None or find_spec(module) is not None:
+        return
+    package = module.replace("_", "-")
+    wanted = "-e '.[s3]'" if package == "dvc-s3" else package
+    raise StageFailed(
+        f"the DVC remote {plain(str(remote))} needs the package {package};"
+        f" install it: .venv/bin/python -m pip install {wanted}"
+    )
 
 
 def holds_something(remote: str) -> bool:

@@ -10,6 +10,7 @@ import base64
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
         get_run_logger().info("no new batch in %s", params.inbox.address)
         return []
     ensure_device_limit(params.device.slots)
+    for note in stand_ins(params, root):
+        get_run_logger().warning("%s", note)
     summaries, failures = [], []
     for batch in wanted:
         try:
@@ -70,6 +73,19 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if failures:
         raise DataError(f"not scored, or not as expected: {'; '.join(failures)}")
     return summaries
+
+
+def stand_ins(params: Params, root: Path) -> list[str]:
+    """What is to be said where the watch has to do without a champion's alias or files."""
+    if not isinstance(CHAMPION, str):
+        return []
+    from densitywatch import registry
+
+    said = []
+    for name in filter(None, ("detector", params.inbox.labels)):
+        with suppress(DensitywatchError):  # a batch that cannot be scored at all says why by itself
+            said.append(registry.stand_in(name, params, root))
+    return [note for note in said if note]
 
 
 @task(name="score", cache_policy=NO_CACHE)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sqlite3
 import time
 from pathlib import Path
 
+from densitywatch.addresses import follow_move, lost_champions
 from densitywatch.files import write_whole
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
@@ -18,16 +20,19 @@ FILES = ("dvc.lock", "params.yaml")
 
 
 def is_fresh(root: Path) -> bool:
-    """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits.
+    """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits, and
+    every champion's files are there.
 
     Raises ParamsError when params.yaml cannot be used.
     """
     params = load_params(root / "params.yaml", check_models=False)
-    database = sqlite_path(tracking_uri(params, root))
+    uri = tracking_uri(params, root)
+    database = sqlite_path(uri)
     return (
         _noted(root) == _digests(root)
         and (database is None or database.is_file())
         and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
+        and _champions_stand(uri, root)
         and not dag.stale_stages(root)
     )
 
@@ -35,6 +40,17 @@ def is_fresh(root: Path) -> bool:
 def note_fresh(root: Path) -> None:
     """Leave the receipt of a run that got to its end."""
     write_whole(root / RECEIPT, json.dumps(_digests(root)) + "\n")
+
+
+def _champions_stand(uri: str, root: Path) -> bool:
+    follow_move(uri, root)
+    try:
+        lost = lost_champions(uri)
+    except sqlite3.Error:  # the run itself says what is wrong with it
+        return False
+    for name in lost:
+        print(f"{name}: the champion's files are gone or altered", flush=True)
+    return not lost
 
 
 def _noted(root: Path) -> object:

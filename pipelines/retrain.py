@@ -51,8 +51,9 @@ def _retrain(root: Path) -> list[Step]:
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
     steps: list[Step] = []
-    stale = dag.stale_stages(root)
     remote = dag.default_remote(root)
+    dag.check_remote(remote)
+    stale = dag.stale_stages(root)
     if stale and remote and dag.holds_something(remote):
         steps.append(pull(root))
         stale = dag.stale_stages(root)
@@ -167,7 +168,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     from densitywatch import registry
 
     with device_slot():
-        verdict = registry.promote(name, params, root)
+        verdict = registry.promote(name, params, root, automatic=True)
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason
 
@@ -193,7 +194,7 @@ def check_champion(name: str, params: Params, root: Path) -> None:
     from densitywatch import gate, registry
     from densitywatch.data import open_split
 
-    folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root)
+    folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root, stand_in=False)
     images = np.array(open_split(root / "data" / "prepared", "validation").images[:2])
     if name == "detector":
         from densitywatch.outliers import detector

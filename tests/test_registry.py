@@ -57,7 +57,7 @@ def test_a_candidate_without_a_finite_figure_is_rejected(value: float) -> None:
 def test_a_champion_without_a_finite_figure_rejects_every_candidate() -> None:
     verdict = judge(Figure("bits/dim", 2.0), Figure("bits/dim", math.nan), 0.0)
     assert not verdict.passed
-    assert "delete the alias champion" in verdict.reason
+    assert "promote --afresh" in verdict.reason
 
 
 def test_as_good_passes_and_worse_passes_within_the_tolerance_only() -> None:

@@ -19,17 +19,21 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 import pytest
+import safetensors.numpy
 import torch
 from PIL import Image
 
 from densitywatch import registry, tracking
-from densitywatch.answers import MAX_IMAGES, Service, answers_of
-from densitywatch.errors import DataError
+from densitywatch.answers import MAX_IMAGES, MAX_REQUEST, Service, answers_of, read_json
+from densitywatch.errors import DataError, ModelError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import detector
+from densitywatch.packing import CALIBRATION
 from tests.registry_project import SIZE, images, tiny_params, write_data, write_model
 
 
@@ -90,6 +94,13 @@ def test_without_calibration_the_p_value_is_null_and_not_a_guess(root: Path, tmp
     assert answer["bits_per_dim"] > 0
 
 
+def nested(depth: int) -> Any:
+    inner: Any = 1
+    for _ in range(depth):
+        inner = [inner]
+    return inner
+
+
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
@@ -114,11 +125,56 @@ def test_without_calibration_the_p_value_is_null_and_not_a_guess(root: Path, tmp
         ({"samples": 2, "seed": -1}, "seed must be a whole number"),
         ({"samples": 2, "sede": 1}, "'sede': unknown key"),
         ({"samples": 2, "label": "cat"}, "this model knows no labels"),
+        (None, "send a list of images"),
+        ([None], "neither of nested arrays of 0 to 255, or image files in base64"),
+        ([[1, None]], "neither of nested arrays"),
+        ([[["abc"]]], "neither of nested arrays"),
+        ([["abc", [1]]], "not all of one shape"),
+        ([[["abc" * 9_000_000] + ["a"] * 100_000]], "neither of nested arrays"),
+        ([{"a": 1}], "neither of nested arrays"),
+        ([b"\xff\xfe"], "neither of nested arrays"),
+        ([True], "neither of nested arrays"),
+        ([10**400], "whole numbers from 0 to 255"),
+        ([nested(900)], "not all of one shape"),
+        ([[]], "images have the shape [0] where the model takes [1, 8, 8]"),
+        ([1, 2, 3], "images have the shape [] where the model takes [1, 8, 8]"),
+        (["A" * ((32 << 20) + 4)], "the request has 32 MiB, more than the 32 of one request; send fewer images"),
+        (["é"], "image 0 is not base64"),
+        (["data:image/png;base64,"], "image 0: "),
+        ([base64.b64encode(b"\0\xff" * 5000).decode()], "image 0: not an image in a known format"),
+        ({"samples": None}, "samples must be a whole number"),
+        ({"samples": [[1], [2, 3]]}, "samples must be a whole number"),
+        ({"samples": True}, "samples must be a whole number"),
+        ({"samples": 10**30}, "samples must be a whole number"),
+        ({"samples": {"a": 1}}, "samples must be a whole number"),
+        ({"samples": 1, "seed": "x"}, "seed must be a whole number"),
     ],
 )
 def test_wrong_input_is_one_sentence(service: Service, request_: Any, sentence: str) -> None:
-    with pytest.raises(DataError, match=re.escape(sentence)):
+    with pytest.raises(DataError, match=re.escape(sentence)) as caught:
         service.answer(request_)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"no json", "is no JSON"),
+        (b"\xff\xfe\x00", "is no JSON"),
+        (b"[" * 200_000, "is no JSON"),
+        (b"[1]", "must be an object with one of the keys inputs, instances"),
+        (b'{"inputs": [], "instances": []}', "must be an object with one of the keys"),
+        (b'{"dataframe_split": [1]}', "needs data, a list of rows"),
+        (b'{"dataframe_split": {"data": [1]}}', "needs data, a list of rows"),
+        (b'{"dataframe_split": {"data": [[1, 2]]}}', "one column, called image"),
+        (b'{"dataframe_split": {"columns": {"a": 1}, "data": [[1]]}}', "one column, called image"),
+        (b'{"dataframe_records": {"image": 1}}', "one column, called image"),
+        (b'{"dataframe_records": [{"a": 1}, 3]}', "one column, called image"),
+    ],
+)
+def test_a_body_that_is_no_request_is_one_sentence(body: bytes, sentence: str) -> None:
+    with pytest.raises(DataError, match=re.escape(sentence)):
+        read_json(body)
 
 
 def test_samples_are_pngs_that_the_seed_decides(service: Service) -> None:
@@ -126,6 +182,29 @@ def test_samples_are_pngs_that_the_seed_decides(service: Service) -> None:
     assert answers == service.answer({"samples": np.array(2), "seed": np.array(3)})
     assert answers != service.answer({"samples": 2, "seed": 4})
     assert Image.open(io.BytesIO(base64.b64decode(answers[0]["image"]))).size == (SIZE, SIZE)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "sentence"),
+    [
+        ({"nll": np.zeros((3, 3))}, "has no scores of calibration images"),
+        ({"nll": np.zeros(3, dtype=np.int64)}, "has no scores of calibration images"),
+        ({"other": np.zeros(3)}, "has no scores of calibration images"),
+        ({"nll": np.array([1.0, math.nan])}, "no finite numbers"),
+        ({"nll": np.array([2.0, 1.0])}, "not the sorted scores"),
+        (None, "not a whole safetensors file"),
+    ],
+)
+def test_a_calibration_that_is_none_is_refused_by_name(
+    packed: Path, tmp_path: Path, tensors: dict[str, np.ndarray] | None, sentence: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(packed, folder)
+    (folder / CALIBRATION).write_bytes(b"\x10\0")
+    if tensors is not None:
+        safetensors.numpy.save_file(tensors, folder / CALIBRATION)
+    with pytest.raises(ModelError, match=sentence):
+        Service(folder, "crop")
 
 
 @pytest.mark.parametrize(
@@ -211,9 +290,9 @@ def wait_for(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
     raise AssertionError(f"the server did not start: {log.read_text()}")
 
 
-def post(address: str, body: Any) -> tuple[int, Any]:
+def post(address: str, body: Any, kind: str = "application/json") -> tuple[int, Any]:
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    request = urllib.request.Request(address, data, {"Content-Type": "application/json"})
+    request = urllib.request.Request(address, data, {"Content-Type": kind})
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -257,8 +336,55 @@ def test_wrong_input_gets_a_400_with_one_sentence(address: str, body: Any, sente
     assert answer == {"error_code": "INVALID_PARAMETER_VALUE", "message": sentence}
 
 
-@pytest.mark.parametrize("body", [b"no json", b'{"images": []}', b"[1]", b'{"inputs": [[1, 2], [3]]}'])
-def test_what_mlflow_refuses_before_the_model_is_a_400_too(address: str, body: bytes) -> None:
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"no json", 'the request is no JSON; send {"inputs": [...]}'),
+        (b'{"images": []}', "the request must be an object with one of the keys inputs, instances"),
+        (b"[1]", "the request must be an object with one of the keys inputs, instances"),
+        (b'{"inputs": [[1, 2], [3]]}', "the images are not all of one shape"),
+        (b'{"instances": [["iVBOR", [1]]]}', "the images are not all of one shape"),
+        (b'{"instances": [{"b64": "aGVsbG8="}]}', "an image is neither of nested arrays"),
+        (b'{"inputs": null}', "send a list of images"),
+        (b'{"inputs": [null]}', "an image is neither of nested arrays"),
+        (b'{"inputs": {"samples": [[1], [2, 3]]}}', "samples must be a whole number"),
+        (b"[" * 100_000, "the request is no JSON"),
+    ],
+)
+def test_crafted_requests_get_one_sentence_and_nothing_of_the_programs_inside(
+    address: str, body: bytes, sentence: str
+) -> None:
     status, answer = post(address, body)
     assert status == 400
-    assert answer["message"]
+    assert answer["message"].startswith(sentence)
+    assert set(answer) == {"error_code", "message"}
+    assert len(answer["message"]) < 400
+
+
+@pytest.mark.parametrize("kind", ["text/csv", "application/vnd.apache.parquet"])
+def test_tables_that_cannot_be_read_get_one_sentence_too(address: str, kind: str) -> None:
+    status, answer = post(address, b'\xff\xfe"rubbish', kind)
+    assert (status, answer["message"]) == (400, f"the request cannot be read as {kind}; send JSON")
+
+
+def test_a_request_that_is_too_large_is_counted_and_not_decoded(address: str) -> None:
+    server = server_of(address)
+    before = peak(server)
+    status, answer = post(address, b'{"inputs": ["' + b"A" * (100 << 20) + b'"]}')
+    assert status == 400
+    assert answer["message"] == "the request has 100 MiB, more than the 32 of one request; send fewer images at once"
+    assert peak(server) - before < 320 << 20, "the body itself, twice, and no more"
+    assert MAX_REQUEST == 32 << 20
+
+
+def server_of(address: str) -> psutil.Process:
+    """The process that listens at the address."""
+    port = urlsplit(address).port
+    links = psutil.net_connections("tcp")
+    return psutil.Process(next(link.pid for link in links if link.status == "LISTEN" and link.laddr.port == port))
+
+
+def peak(process: psutil.Process) -> int:
+    """The most memory that the process has had so far, in bytes."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    return int(re.findall(r"VmHWM:\s+(\d+) kB", status)[0]) << 10

@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import safetensors.numpy
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,11 +26,15 @@ from densitywatch.data.reading import images_at_once, resized, stored_size
 from densitywatch.errors import DataError
 from densitywatch.models import load_model_folder
 from densitywatch.outliers import conformal, detector
-from densitywatch.packing import CALIBRATION
+from densitywatch.packing import CALIBRATION, load_calibration
 
 MAX_IMAGES = 1024
 MAX_SAMPLES = 64
+MAX_REQUEST = 32 << 20
+"""Bytes of one request, and letters of its base64 texts together: what is decoded takes several times as much."""
 BATCH = 64
+FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records")
+IMAGES = "nested arrays of 0 to 255, or image files in base64"
 
 Images = npt.NDArray[np.uint8]
 Answer = dict[str, Any]
@@ -49,7 +53,7 @@ class Service:
         self.size: int = takes.size if self.detector is not None else stored_size(self.model)
         """Files are brought to the data's size first, as the model's training images were, then to the model's."""
         scores = folder / CALIBRATION
-        self.calibration = safetensors.numpy.load_file(scores)["nll"] if scores.is_file() else None
+        self.calibration = load_calibration(scores) if scores.is_file() else None
         self._one_at_a_time = threading.Lock()
 
     def answer(self, request: Any) -> list[Answer]:
@@ -75,14 +79,9 @@ class Service:
             )
         if not isinstance(request, np.ndarray):
             if not isinstance(request, Sequence) or isinstance(request, str | bytes):
-                raise DataError("send a list of images: nested arrays of 0 to 255, or image files in base64")
-            if any(isinstance(item, str) for item in request):
-                request = np.array(request, dtype=object)
-            else:
-                try:
-                    request = np.array(request)
-                except ValueError:
-                    raise DataError("the images are not all of one shape") from None
+                raise DataError(f"send a list of images: {IMAGES}")
+            strings = any(isinstance(item, str) for item in request)
+            request = np.array(request, dtype=object) if strings else _numbers(request)
         if len(request.shape) == 0 or len(request) == 0:
             raise DataError("there is no image in the request")
         if len(request) > MAX_IMAGES:
@@ -90,6 +89,8 @@ class Service:
         return self._files(request) if request.dtype.kind in "OUS" else self._arrays(request)
 
     def _files(self, texts: npt.NDArray[Any]) -> Images:
+        if (letters := sum(len(text) for text in texts if isinstance(text, str))) > MAX_REQUEST:
+            raise DataError(too_large(letters))
         images = []
         for number, text in enumerate(texts):
             if not isinstance(text, str):
@@ -165,7 +166,7 @@ class Service:
         if "label" not in request:
             return torch.arange(n) % self.model.classes if takes else None
         names = self.model.class_names
-        label = str(np.asarray(request["label"]).item())
+        label = str(_alone(request["label"]))
         if not takes:
             raise DataError("this model knows no labels; leave label out")
         if label not in names:
@@ -190,11 +191,71 @@ def png(image: Images) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
+def read_json(data: bytes | str) -> Any:
+    """What is asked for in the body of a request: a list of images, or an object. Raises DataError with a sentence."""
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError):
+        raise DataError('the request is no JSON; send {"inputs": [...]}') from None
+    given = [form for form in FORMS if isinstance(body, dict) and form in body]
+    if len(given) != 1:
+        raise DataError(f"the request must be an object with one of the keys {', '.join(FORMS)}")
+    content = body[given[0]]
+    if given[0] == "dataframe_split":
+        table = content if isinstance(content, dict) else {}
+        rows, columns = table.get("data"), table.get("columns", ["image"])
+        if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+            raise DataError("dataframe_split needs data, a list of rows")
+        if columns not in (["image"], [0]) or any(len(row) != 1 for row in rows):
+            raise DataError("a table needs one column, called image")
+        return [row[0] for row in rows]
+    if given[0] == "dataframe_records":
+        if not isinstance(content, list) or not all(
+            isinstance(row, dict) and list(row) == ["image"] for row in content
+        ):
+            raise DataError("a table needs one column, called image")
+        return [row["image"] for row in content]
+    return content
+
+
+def _numbers(images: Sequence[Any]) -> npt.NDArray[Any]:
+    """Nested lists as an array; texts among them never get to numpy, which would make each as long as the longest."""
+    try:
+        objects = np.array(images, dtype=object)
+    except (ValueError, TypeError, RecursionError):
+        raise DataError("the images are not all of one shape") from None
+    kinds = set(map(type, objects.ravel()))
+    if any(issubclass(kind, list | tuple | np.ndarray) for kind in kinds):
+        raise DataError("the images are not all of one shape")
+    if any(issubclass(kind, bool) or not issubclass(kind, int | float | np.number) for kind in kinds):
+        raise DataError(f"an image is neither of {IMAGES}")
+    try:
+        return objects.astype(np.float64)
+    except (OverflowError, TypeError, ValueError):
+        raise DataError("pixels must be whole numbers from 0 to 255") from None
+
+
+def too_large(size: int) -> str:
+    """The sentence for a request that is not looked at."""
+    return (
+        f"the request has {size >> 20} MiB, more than the {MAX_REQUEST >> 20} of one request; send fewer images at once"
+    )
+
+
+def _alone(value: Any) -> Any:
+    """The one value that stands alone or in an array; None for several."""
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError, OverflowError, RecursionError):  # lists in lists that make no array
+        return None
+    return array.item() if array.size == 1 else None
+
+
 def _whole(request: Mapping[str, Any], key: str, low: int, high: int) -> int:
-    value = np.asarray(request[key])
-    if value.size != 1 or value.dtype.kind not in "iu" or not low <= value.item() <= high:
+    value = _alone(request[key])
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise DataError(f"{key} must be a whole number from {low} to {high}")
-    return int(value.item())
+    return value
 
 
 def _plain(value: Any) -> float | bool | None:

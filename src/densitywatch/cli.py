@@ -290,15 +290,17 @@ def promote(
     context: typer.Context,
     model: Name,
     version: Annotated[int | None, typer.Option(min=1, help="This version.  [default: the challenger]")] = None,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Compare with no champion.")] = False,
 ) -> None:
     """Make the challenger champion if it passes the gate.
 
-    Challenger and champion are compared on the same images, now. A version that was rolled back must be named.
+    Challenger and champion are compared on the same images, now. A version that was rolled back must be named. Where a
+    person chose the champion in MLflow, this lets automatic promotion go on.
     """
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 
-    verdict = registry.promote(model, params, root, version)
+    verdict = registry.promote(model, params, root, version, afresh=afresh)
     if not verdict.passed:
         raise GateRejected(f"{model}: {verdict.reason}")
     print(f"{model}: {verdict.reason}")
@@ -306,7 +308,7 @@ def promote(
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")
 def rollback(context: typer.Context, model: Name) -> None:
-    """Make the champion of before champion again."""
+    """Make the previous champion the champion again."""
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 

@@ -81,6 +81,13 @@ def file_digest(path: Path, algorithm: str = "sha256") -> str:
         return hashlib.file_digest(file, algorithm).hexdigest()
 
 
+def content_digest(folder: Path) -> str:
+    """sha256 over the names and bytes of all files in `folder`."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def _remove_leftovers(target: Path) -> None:
     """Remove what a killed process left beside `target`; a folder of a process that still runs stays."""
     for folder in target.parent.glob(f".{target.name}.partial-*"):

@@ -72,7 +72,7 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     return judge(new, old, params.gate.tolerance)
 
 
-AFRESH = "to start afresh, delete the alias champion in MLflow's page of the model"
+AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
 
 
 def judge(candidate: Figure, champion: Figure | None, tolerance: float) -> Verdict:
@@ -81,7 +81,7 @@ def judge(candidate: Figure, champion: Figure | None, tolerance: float) -> Verdi
     if not math.isfinite(candidate.value):
         return Verdict(False, f"rejected: its {candidate.measure} is {candidate.value}, no finite number", candidate)
     if champion is None:
-        return Verdict(True, f"passed: {shown}, and there is no champion yet", candidate)
+        return Verdict(True, f"passed: {shown}, and there is no champion to compare it with", candidate)
     if champion.measure != candidate.measure:
         reason = f"rejected: it is measured by {candidate.measure} and the champion by {champion.measure}; {AFRESH}"
         return Verdict(False, reason, candidate, champion)

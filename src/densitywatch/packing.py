@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from densitywatch.addresses import CONTENT
+from densitywatch.champions import REGISTERED
 from densitywatch.errors import ModelError
-from densitywatch.files import file_digest
-from densitywatch.models import WEIGHTS, load_model_folder
+from densitywatch.files import content_digest, file_digest
+from densitywatch.models import WEIGHTS, load_model_folder, shown
+
+__all__ = [
+    "CALIBRATION",
+    "CONTENT",
+    "REGISTERED",
+    "WEIGHTS_TAG",
+    "content_digest",
+    "load_calibration",
+    "pack_detector",
+    "pack_model",
+]
 
 CALIBRATION = "calibration.safetensors"
-CONTENT, WEIGHTS_TAG = "content_sha256", "weights_sha256"
-REGISTERED = "densitywatch-"
-"""Before a model's name stands this in the registry."""
+WEIGHTS_TAG = "weights_sha256"
+MAX_NATS = 10_000_000
 
 
 def pack_model(name: str, root: Path, packed: Path) -> dict[str, str]:
@@ -52,10 +64,35 @@ def calibration_of(name: str, weights: str, detector: Path) -> npt.NDArray[np.fl
         facts = json.loads((detector / "detector.json").read_text(encoding="utf-8"))
         if facts["weights"][name] != weights:
             return None
-        with safetensors.safe_open(detector / "detector.safetensors", framework="numpy") as file:
-            return np.sort(file.get_tensor(f"{name}.nll").astype(np.float64))
-    except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError):
+        return np.sort(_nats(detector / "detector.safetensors", f"{name}.nll").astype(np.float64))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ModelError, safetensors.SafetensorError):
         return None
+
+
+def load_calibration(path: Path) -> npt.NDArray[np.float64]:
+    """The sorted nats that `pack_model` wrote. Raises ModelError where the file is not whole or holds anything else."""
+    try:
+        nats = _nats(path, "nll")
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ModelError(
+            f"{path}: not a whole safetensors file ({shown(str(error))}); register the model again"
+        ) from None
+    if nats.dtype != np.float64 or (np.diff(nats) < 0).any():
+        raise ModelError(f"{path}: not the sorted scores of calibration images; register the model again")
+    return nats
+
+
+def _nats(path: Path, name: str) -> npt.NDArray[Any]:
+    """The finite numbers of one tensor in a row, whose shape is looked at before its data is read."""
+    with safetensors.safe_open(path, framework="numpy") as file:
+        found = file.get_slice(name) if name in file.keys() else None  # noqa: SIM118
+        shape = [] if found is None else list(found.get_shape())
+        if found is None or found.get_dtype() not in ("F64", "F32") or len(shape) != 1 or not 0 < shape[0] <= MAX_NATS:
+            raise ModelError(f"{path}: has no scores of calibration images under {name}; register the model again")
+        nats: npt.NDArray[Any] = file.get_tensor(name)
+    if not np.isfinite(nats).all():
+        raise ModelError(f"{path}: some of its scores are no finite numbers; register the model again")
+    return nats
 
 
 def pack_detector(root: Path, packed: Path, version_of: Callable[[str, str], int | None]) -> dict[str, str]:
@@ -81,10 +118,3 @@ def pack_detector(root: Path, packed: Path, version_of: Callable[[str, str], int
         version = version_of(name, calibrated)
         tags[f"member.{name}"] = f"{REGISTERED}{name}/{version}" if version else "not registered"
     return {**tags, CONTENT: content_digest(packed)}
-
-
-def content_digest(folder: Path) -> str:
-    """sha256 over the names and bytes of all files in `folder`."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    lines = [f"{path.relative_to(folder).as_posix()} {file_digest(path)}\n" for path in files]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()

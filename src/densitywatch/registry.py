@@ -1,13 +1,11 @@
 """The registry: versions of `densitywatch-<model>` and `densitywatch-detector`, aliases champion and challenger.
 
-MLflow's aliases have no history and no compare-and-set: so one promotion runs at a time, under a lock, and a champion
-carries the version before it as a tag, which is what `rollback` goes back to.
+One promotion runs at a time, under a lock. Who is champion, and who was before, is champions.py's.
 """
 
 from __future__ import annotations
 
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -19,13 +17,29 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from densitywatch.addresses import CONTENT, PACKED, follow_move
 from densitywatch.answers import answers_of
 from densitywatch.bookkeeping import training_of
+from densitywatch.champions import (
+    CHALLENGER,
+    CHAMPION,
+    REGISTERED,
+    ROLLED_BACK,
+    Standing,
+    Trail,
+    all_versions,
+    fetch,
+    find,
+    move,
+    newest_verified,
+    standing,
+)
 from densitywatch.errors import RegistryError
 from densitywatch.gate import Verdict, gate
 from densitywatch.models import WEIGHTS, load_model_folder
-from densitywatch.packing import CONTENT, REGISTERED, WEIGHTS_TAG, content_digest, pack_detector, pack_model
+from densitywatch.packing import WEIGHTS_TAG, pack_detector, pack_model
 from densitywatch.params import Params, load_params
+from densitywatch.progress import say
 from densitywatch.store import check_reachable, store_lock, tracking_uri
 from densitywatch.tracking import open_client, prepare_store, run_exists, store_errors
 
@@ -33,11 +47,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback"]
+__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
 
-CHAMPION, CHALLENGER = "champion", "challenger"
-PREVIOUS, ROLLED_BACK = "previous_champion", "rolled_back"
-PACKED = "model"  # the folder among a version's artifacts that holds what `load_model` reads
 DESCRIPTION = """\
 Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
 
@@ -51,7 +62,7 @@ def register(name: str, params: Params, root: Path) -> int:
     """Put models/<name> into the registry as a version of densitywatch-<name>, alias challenger; returns its number.
 
     A density takes along what its p-values need, and the detector (name `detector`) the weights of its models; see
-    packing.py. Registering the same bytes again returns the version that has them.
+    packing.py. Registering the same bytes again returns the version that has them, as long as its files are there.
 
     Raises ModelError when there is nothing whole to register, RegistryError when the store does not take it.
     """
@@ -62,30 +73,22 @@ def register(name: str, params: Params, root: Path) -> int:
 
     def version_of(model: str, weights: str) -> int | None:
         with store_errors(uri, RegistryError):
-            return _version_with(client, REGISTERED + model, WEIGHTS_TAG, weights)
+            found = all_versions(client, REGISTERED + model)
+        return next((int(version.version) for version in found if version.tags.get(WEIGHTS_TAG) == weights), None)
 
     with tempfile.TemporaryDirectory() as scratch, store_lock(uri, root, f"register-{name}"):
         packed = Path(scratch) / PACKED
         packed.mkdir()
         tags = pack_detector(root, packed, version_of) if name == "detector" else pack_model(name, root, packed)
         with store_errors(uri, RegistryError):
-            version = _version_with(client, registered, CONTENT, tags[CONTENT])
+            same = [v for v in all_versions(client, registered) if v.tags.get(CONTENT) == tags[CONTENT]]
+            whole, _, _ = newest_verified(client, uri, registered, [str(v.version) for v in same])
+            version = None if whole is None else int(whole)
             if version is None:
                 run_id = _training_run(client, name, root)
                 version = _log_version(client, uri, experiment, registered, packed, params, run_id, tags)
             client.set_registered_model_alias(registered, CHALLENGER, str(version))
     return version
-
-
-def _version_with(client: MlflowClient, registered: str, tag: str, value: str) -> int | None:
-    """The newest version whose tag has this value."""
-    found, token = [], None
-    while True:
-        page = client.search_model_versions(f"name='{registered}'", max_results=200, page_token=token)
-        found += [int(version.version) for version in page if version.tags.get(tag) == value]
-        token = page.token
-        if not token:
-            return max(found, default=None)
 
 
 def _training_run(client: MlflowClient, name: str, root: Path) -> str | None:
@@ -153,11 +156,23 @@ def _current_store(uri: str) -> Iterator[None]:
         mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets, as MLflow's own code does it
 
 
-def promote(name: str, params: Params, root: Path, version: int | None = None) -> Verdict:
+def promote(
+    name: str,
+    params: Params,
+    root: Path,
+    version: int | None = None,
+    *,
+    automatic: bool = False,
+    afresh: bool = False,
+) -> Verdict:
     """Make the challenger, or `version`, champion if it passes the gate; the champion before it is kept for `rollback`.
 
-    A version that was rolled back is not promoted again unless it is named by its number. The verdict is noted among
-    the version's tags. Raises RegistryError when there is no such version or the store does not answer.
+    Where the alias or the champion's files are gone, the newest champion of before that can be verified is compared
+    with. A version that was rolled back is not promoted again unless it is named by its number. The verdict is noted
+    among the version's tags. `automatic`: a champion that a person chose in MLflow stays; a promotion that a person
+    asks for, whatever the gate says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
+
+    Raises RegistryError when there is no such version or the store does not answer.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
@@ -166,129 +181,163 @@ def promote(name: str, params: Params, root: Path, version: int | None = None) -
     with store_lock(uri, root, f"promote-{name}"):
         with store_errors(uri, RegistryError):
             wanted = f"models:/{registered}" + (f"/{version}" if version is not None else f"@{CHALLENGER}")
-            candidate = _find(client, wanted)
-            champion = _champion(client, registered)
-            if champion is not None and champion.version == candidate.version:
-                return Verdict(True, f"version {candidate.version} is the champion already")
+            candidate = find(client, wanted)
+            number = str(candidate.version)
+            seen = standing(client, registered)
+            if automatic and seen.by_hand and number != seen.alias:
+                return Verdict(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
+            if number == seen.alias:
+                fetch(client, uri, candidate)
+                if not automatic and (seen.by_hand or candidate.tags.get(ROLLED_BACK)):
+                    _settle(client, seen, candidate)
+                return Verdict(True, f"version {number} is the champion already")
             if version is None and candidate.tags.get(ROLLED_BACK):
-                why = f"was rolled back; `densitywatch promote {name} --version {candidate.version}` would insist"
-                return Verdict(False, f"rejected: version {candidate.version} {why}")
-            ours = _fetch(client, uri, candidate)
-            theirs = None if champion is None else _fetch(client, uri, champion)
+                why = f"was rolled back; `densitywatch promote {name} --version {number}` would insist"
+                return Verdict(False, f"rejected: version {number} {why}")
+            ours = fetch(client, uri, candidate)
+            order = [] if afresh else seen.newest_first
+            beside, theirs, reasons = newest_verified(client, uri, registered, order)
         verdict = gate(name, ours, theirs, params, root)
-        verdict = replace(verdict, reason=f"version {candidate.version} {verdict.reason}")
+        told = "" if afresh else _fallen_back(seen, beside, reasons)
+        verdict = replace(verdict, reason=f"version {number} {verdict.reason}{told}")
         with store_errors(uri, RegistryError):
-            client.set_model_version_tag(registered, candidate.version, "gate", verdict.reason[:5000])
+            client.set_model_version_tag(registered, number, "gate", verdict.reason[:5000])
             if verdict.passed:
-                _make_champion(client, candidate, champion)
+                _settle(client, seen, candidate)
+            elif not automatic and seen.by_hand:
+                move(client, seen, seen.alias, seen.after(str(seen.alias)))
+                verdict = replace(verdict, reason=f"{verdict.reason}; automatic promotion goes on from here")
     return verdict
 
 
-def _make_champion(client: MlflowClient, candidate: ModelVersion, champion: ModelVersion | None) -> None:
-    """Move the alias, unless the champion that the candidate was compared with is champion no more."""
-    now = _champion(client, candidate.name)
-    if (now and now.version) != (champion and champion.version):
-        raise RegistryError(f"{candidate.name}: the champion changed while the gate was at work; promote again")
-    before = "" if champion is None else str(champion.version)
-    client.set_model_version_tag(candidate.name, candidate.version, PREVIOUS, before)
+def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:
+    """Make the candidate champion, unless the alias has moved since it was looked at."""
+    move(client, seen, str(candidate.version), seen.after(str(candidate.version)))
     if candidate.tags.get(ROLLED_BACK):
         client.delete_model_version_tag(candidate.name, candidate.version, ROLLED_BACK)
-    client.set_registered_model_alias(candidate.name, CHAMPION, str(candidate.version))
+
+
+def _go_on(name: str) -> str:
+    return f"`densitywatch promote {name}` lets automatic promotion go on"
+
+
+def _fallen_back(seen: Standing, used: str | None, reasons: list[str]) -> str:
+    """What is to be said where the version that is used is not the one that the alias champion names."""
+    said = []
+    if seen.alias is None and seen.trail:
+        said.append("the alias champion is gone")
+    said += reasons
+    if not said:
+        return ""
+    taken = (
+        f"version {used}, the newest champion that can be verified, stood in" if used else "no other can be verified"
+    )
+    return f"; {'; '.join(said)}; {taken}"
 
 
 def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
     """Make the champion before the present one champion again; returns its version.
 
-    Where there is none before it, `to_none` leaves the model without a champion and returns None.
-    Raises RegistryError when there is none otherwise, or its files are gone or altered.
+    Versions whose files are gone or altered are passed over, and it is said. Where the alias is gone, the last champion
+    gets it back. Where there is none to go back to, `to_none` leaves the model without a champion and returns None.
+    Raises RegistryError when there is none otherwise.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
     client = open_client(uri)
     registered = REGISTERED + name
     with store_lock(uri, root, f"promote-{name}"), store_errors(uri, RegistryError):
-        champion = _find(client, f"models:/{registered}@{CHAMPION}")
-        before = champion.tags.get(PREVIOUS)
-        if not before and to_none:
-            client.set_model_version_tag(registered, champion.version, ROLLED_BACK, "true")
-            client.delete_registered_model_alias(registered, CHAMPION)
-            return None
-        if not before:
-            raise RegistryError(f"{registered}: version {champion.version} has no champion before it to go back to")
-        previous = _find(client, f"models:/{registered}/{before}")
-        _fetch(client, uri, previous)
-        client.set_model_version_tag(registered, champion.version, ROLLED_BACK, "true")
-        client.set_registered_model_alias(registered, CHAMPION, str(previous.version))
-    return int(previous.version)
+        seen = standing(client, registered)
+        present = seen.alias
+        earlier = seen.newest_first if present is None else seen.newest_first[1:]
+        found, _, reasons = newest_verified(client, uri, registered, earlier)
+        for reason in reasons:
+            say(f"{name}: passed over: {reason}")
+        if found is None and not (to_none and present):
+            raise RegistryError(_nowhere_to_go(registered, present, reasons))
+        kept = seen.trail[: _place(seen.trail, found) + 1 if found is not None else _place(seen.trail, present)]
+        if present is not None:
+            left = {*seen.trail[len(kept) :], present} - {found}
+            for version in all_versions(client, registered):
+                if str(version.version) in left:
+                    client.set_model_version_tag(registered, version.version, ROLLED_BACK, "true")
+                elif str(version.version) == found and version.tags.get(ROLLED_BACK):
+                    client.delete_model_version_tag(registered, version.version, ROLLED_BACK)
+        move(client, seen, found, kept)
+    return None if found is None else int(found)
 
 
-def _champion(client: MlflowClient, registered: str) -> ModelVersion | None:
-    model = client.get_registered_model(registered)
-    number = model.aliases.get(CHAMPION)
-    return None if number is None else client.get_model_version(registered, number)
+def _place(trail: Trail, number: str | None) -> int:
+    """Where `number` stands last in the trail; its end where it does not."""
+    return len(trail) - 1 - trail[::-1].index(number) if number is not None and number in trail else len(trail)
 
 
-def download_model(address: str, params: Params | None = None, root: Path | None = None) -> Path:
+def _nowhere_to_go(registered: str, present: str | None, reasons: list[str]) -> str:
+    name = registered.removeprefix(REGISTERED)
+    if present is None and not reasons:
+        return f"{registered}: there is no champion, and none before; run `densitywatch promote {name}`"
+    what = (
+        "has no champion before it to go back to" if not reasons else "has no champion before it that can be verified"
+    )
+    where = f"version {present}" if present is not None else "the registry"
+    return f"{registered}: {where} {what}; `densitywatch promote {name} --version N` makes another one champion"
+
+
+def download_model(
+    address: str, params: Params | None = None, root: Path | None = None, *, stand_in: bool = True
+) -> Path:
     """The local folder with model.safetensors, or the detector, of `models:/NAME@alias` or `models:/NAME/version`.
 
     Without `params` the store is MLFLOW_TRACKING_URI's, or that of params.yaml in the present folder. Files of a remote
-    store are kept under ~/.cache/densitywatch. Raises RegistryError when there is no such model, version or alias, the
-    store does not answer, or the files are not those that were registered.
+    store are kept under ~/.cache/densitywatch. A champion whose alias or files are gone is stood in for by the newest
+    one before it that can be verified, and it is said, unless `stand_in` is False. Raises RegistryError when there is
+    no such model, version or alias, the store does not answer, or the files are not those that were registered.
     """
-    root = root or Path.cwd()
+    project = root or Path.cwd()
+    if params is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        params = load_params(project / "params.yaml", check_models=False)
     if params is not None:
-        uri = tracking_uri(params, root)
-    elif not (uri := os.environ.get("MLFLOW_TRACKING_URI", "")):
-        uri = tracking_uri(load_params(root / "params.yaml", check_models=False), root)
+        uri, root = tracking_uri(params, project), project
+    else:
+        uri, root = os.environ["MLFLOW_TRACKING_URI"], None
     check_reachable(uri, create=False)
+    follow_move(uri, root)
     client = open_client(uri)
     with store_errors(uri, RegistryError):
-        return _fetch(client, uri, _find(client, address))
-
-
-def _find(client: MlflowClient, address: str) -> ModelVersion:
-    from mlflow.exceptions import MlflowException
-
-    match = re.fullmatch(r"models:/([\w.-]+)(?:@([\w-]+)|/(\d+))", address)
-    if match is None:
-        raise RegistryError(f"'{address}' is no registry address; write models:/NAME@alias or models:/NAME/version")
-    registered, alias, number = match.groups()
-    try:
-        if number is not None:
-            return client.get_model_version(registered, number)
-        return client.get_model_version_by_alias(registered, alias)
-    except MlflowException as error:
-        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"):
-            raise
-        verb = "promote" if alias == CHAMPION else "register"
-        advice = f"; run `densitywatch {verb} {registered.removeprefix(REGISTERED)}`"
-        missing = f"version {number}" if number else f"version with the alias {alias}"
-        raise RegistryError(f"{registered}: the registry has no {missing}{advice if not number else ''}") from None
-
-
-def _fetch(client: MlflowClient, uri: str, version: ModelVersion) -> Path:
-    """The version's packed folder on this machine, its bytes compared with what was registered."""
-    from mlflow.artifacts import download_artifacts
-
-    where = f"{version.name} version {version.version}"
-    content = version.tags.get(CONTENT)
-    if content is None:
-        raise RegistryError(f"{where} was not registered by densitywatch: it has no tag {CONTENT}")
-    source = client.get_model_version_download_uri(version.name, version.version).rstrip("/") + f"/artifacts/{PACKED}"
-    if source.startswith(("/", "file:")):
-        folder = Path(download_artifacts(artifact_uri=source))
-    else:
-        folder = _cache() / content
-        if not folder.is_dir():
-            _cache().mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=_cache()) as beside:
-                fresh = Path(download_artifacts(artifact_uri=source, dst_path=beside, tracking_uri=uri))
-                with suppress(OSError):  # another process was first; the digest below says whether its files are right
-                    fresh.rename(folder)
-    if content_digest(folder) != content:
-        raise RegistryError(f"{where}: the files in {folder} are not those that were registered; register it again")
+        if not stand_in or not address.endswith(f"@{CHAMPION}"):
+            return fetch(client, uri, find(client, address))
+        folder, told = _champion_folder(client, uri, address)
+    if told:
+        say(told)
     return folder
 
 
-def _cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densitywatch"
+def stand_in(name: str, params: Params, root: Path) -> str | None:
+    """What is to be said of another version that users of the champion get; None where they get the champion.
+
+    Raises RegistryError when there is none to stand in.
+    """
+    uri = tracking_uri(params, root)
+    check_reachable(uri, create=False)
+    follow_move(uri, root)
+    with store_errors(uri, RegistryError):
+        return _champion_folder(open_client(uri), uri, f"models:/{REGISTERED}{name}@{CHAMPION}")[1] or None
+
+
+def _champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
+    """The files of the champion, or of the newest one before it that can be verified and a sentence about it."""
+    registered = address.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
+    try:
+        return fetch(client, uri, find(client, address)), ""
+    except RegistryError as error:
+        failure = error
+    try:
+        seen = standing(client, registered)
+    except RegistryError:
+        raise failure from None
+    if not seen.newest_first:
+        raise failure
+    used, folder, reasons = newest_verified(client, uri, registered, seen.newest_first)
+    if folder is None:
+        raise RegistryError(f"{registered}: no champion can be verified: {'; '.join(reasons)}")
+    return folder, f"{registered}: {_fallen_back(seen, used, reasons).removeprefix('; ')}"

@@ -18,6 +18,7 @@ from densitywatch.params import Params
 REACH_SECONDS = 5.0
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+"""The databases that are reached over the network, without a server of MLflow's before them."""
 
 
 def tracking_uri(params: Params, root: Path) -> str:
@@ -43,6 +44,11 @@ def sqlite_path(uri: str) -> Path | None:
     """The database file of a sqlite address; None for servers and for databases in memory."""
     path = uri.removeprefix("sqlite:///").partition("?")[0]
     return Path(path) if uri.startswith("sqlite:///") and path not in ("", ":memory:") else None
+
+
+def is_database(uri: str) -> bool:
+    """Whether this process writes the tables itself, with no server of MLflow's before them."""
+    return uri.partition(":")[0].partition("+")[0] in ("sqlite", *PORTS)
 
 
 def plain(uri: str) -> str:
@@ -95,9 +101,25 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
         elif scheme in PORTS:
             import socket
 
+            check_driver(uri)
             socket.create_connection(
                 (address.hostname or "127.0.0.1", address.port or PORTS[scheme]), REACH_SECONDS
             ).close()
     except (OSError, sqlite3.Error) as error:
         kind = "no answer" if not isinstance(error, sqlite3.Error) else str(error)
         raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({kind}); {advice}") from None
+
+
+def check_driver(uri: str) -> None:
+    """Raises DensitywatchError, naming what to install, where Python lacks the driver that the database needs."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        make_url(uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        extra = "'.[postgres]'" if error.name == "psycopg2" else f"the package that has the module {error.name}"
+        install = f"install it: .venv/bin/python -m pip install {'-e ' if error.name == 'psycopg2' else ''}{extra}"
+        raise DensitywatchError(f"MLflow's store {plain(uri)} needs a driver that is not there; {install}") from None
+    except ArgumentError as error:  # NoSuchModuleError is one
+        raise ParamsError(f"mlflow.tracking_uri: '{plain(uri)}' is no address of a database ({error})") from None

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from densitywatch.addresses import ARTIFACTS, follow_move
 from densitywatch.environment import settle
 from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.params import Params, model_settings
-from densitywatch.store import check_reachable, plain, sqlite_path, store_lock, tracking_uri
+from densitywatch.store import check_reachable, is_database, plain, store_lock, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -78,18 +79,19 @@ def prepare_store(params: Params, root: Path) -> str:
     """Bring the store into being where it is new, and return the id of the experiment params.mlflow.experiment.
 
     Safe against parallel starters: a fresh database that several processes open at once breaks all but one of them, so
-    the first opening happens under a lock. Artifacts of a sqlite store go under `root`/mlartifacts; a server's go where
-    the server says. Raises DensitywatchError when the store cannot be reached.
+    the first opening happens under a lock. Artifacts of a database go under `root`/mlartifacts; a server's go where the
+    server says. Raises DensitywatchError when the store cannot be reached.
     """
     uri = tracking_uri(params, root)
     name = params.mlflow.experiment
     with store_lock(uri, root, "open"):
         check_reachable(uri)
+        follow_move(uri, root)
         client = open_client(uri)
         with store_errors(uri):
             experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
             if experiment is None:
-                location = None if sqlite_path(uri) is None else (root / "mlartifacts").resolve().as_uri()
+                location = (root / ARTIFACTS).resolve().as_uri() if is_database(uri) else None
                 # so that MLflow's pages show it as training, not as an application of language models
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 return str(client.create_experiment(name, artifact_location=location, tags=tags))

@@ -229,6 +229,23 @@ def test_the_feature_network_takes_images_of_any_size_and_colour(channels: int, 
     assert network(x).shape == (2, 3)
 
 
+def test_weights_that_are_not_inceptions_are_refused_before_they_take_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import safetensors.torch
+
+    from densitywatch.evaluation.inception import inception, load_inception
+
+    names = inception().state_dict().keys()
+    small, another = tmp_path / "small.safetensors", tmp_path / "another.safetensors"
+    safetensors.torch.save_file({name: torch.zeros(1) for name in names}, small)
+    safetensors.torch.save_file({name: torch.zeros(1) for name in names} | {"more": torch.zeros(9)}, another)
+    monkeypatch.setattr(safetensors.torch, "load_file", lambda *_: pytest.fail("their data was read"))
+    for path, reason in ((small, "has the shape"), (another, "'more' is in the file alone")):
+        with pytest.raises(ModelError, match=f"not Inception's weights as safetensors.*{reason}"):
+            load_inception(path)
+
+
 def test_the_published_fid_needs_inceptions_weights_and_says_what_is_wrong_with_others(tmp_path: Path) -> None:
     import safetensors.torch
 

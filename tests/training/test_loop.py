@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -95,6 +97,36 @@ def test_a_state_of_other_params_or_a_broken_one_is_not_gone_on_from(tmp_path: P
     path = tmp_path / checkpoint.STATE
     path.write_bytes(path.read_bytes()[:40])
     assert checkpoint.load_state(tmp_path, "one") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        ("model/w", torch.zeros(1_000_000)),
+        ("model/w", torch.zeros((), dtype=torch.int64)),
+        ("best/w", None),
+        ("foreign", torch.zeros(1)),
+        ("optimizer/all/0/exp_avg", torch.zeros(1_000_000)),
+        ("optimizer/all/70/exp_avg", torch.zeros(())),
+    ],
+)
+def test_a_state_whose_tensors_are_not_the_runs_is_begun_anew(
+    tmp_path: Path, name: str, tensor: torch.Tensor | None
+) -> None:
+    whole, _ = small_run(Slope(), tmp_path)
+    path = tmp_path / checkpoint.STATE
+    with safetensors.safe_open(path, "pt") as file:
+        tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+    optimizer = next(key.split("/")[1] for key in tensors if key.startswith("optimizer/"))
+    name = name.replace("/all/", f"/{optimizer}/")
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    safetensors.torch.save_file(tensors, path, metadata=metadata)
+    again, progress = small_run(Slope(), tmp_path)
+    assert torch.equal(again.w, whole.w)
+    assert progress.step == 20
 
 
 def test_every_image_is_seen_once_an_epoch_and_two_devices_share_a_batch() -> None:

@@ -21,6 +21,7 @@ from torchvision.models.inception import Inception3, InceptionA, InceptionC, Inc
 from densitywatch.data.reading import Images
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.distances import frechet_distance
+from densitywatch.models import check_tensors
 
 SIZE = 299
 CLASSES = 1008
@@ -78,12 +79,13 @@ def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Modu
     """
     network = inception()
     try:
+        check_tensors(weights, network.state_dict())  # before its data takes any memory
         network.load_state_dict(safetensors.torch.load_file(weights))
     except FileNotFoundError:
         raise ModelError(
             f"{weights}: no such file; set evaluate.quality.inception_weights to null or to the file"
         ) from None
-    except (safetensors.SafetensorError, RuntimeError) as error:
+    except (safetensors.SafetensorError, RuntimeError, OSError, ModelError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
             f"{weights}: not Inception's weights as safetensors ({reason}); see docs/inception.md"

@@ -28,13 +28,14 @@ from torch import nn
 
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_file
-from densitywatch.models.header import FORMAT, check, check_header, load_network, read_metadata, shown
+from densitywatch.models.header import FORMAT, check, check_header, check_tensors, load_network, read_metadata, shown
 from densitywatch.params import ModelBlock, model_settings
 
 __all__ = [
     "WEIGHTS",
     "build_model",
     "check",
+    "check_tensors",
     "find_models",
     "load_model_folder",
     "load_network",

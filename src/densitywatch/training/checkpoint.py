@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,17 @@ from torch.optim import Optimizer
 from densitywatch.files import whole_file
 
 STATE = "state.safetensors"
+KINDS = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""How safetensors names the types of a network's tensors."""
 
 
 @dataclass
@@ -63,8 +77,17 @@ def save_state(folder: Path, identity: str, tensors: dict[str, Tensor], progress
         safetensors.torch.save_file(contiguous, beside, metadata=metadata)
 
 
-def load_state(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress] | None:
-    """The state in `folder`, or None when there is none, it is unreadable, or it is another run's (params or data)."""
+def load_state(
+    folder: Path,
+    identity: str,
+    expected: Mapping[str, Tensor] | None = None,
+    optimizers: Mapping[str, Optimizer] | None = None,
+) -> tuple[dict[str, Tensor], Progress] | None:
+    """The state in `folder`, or None when there is none, it is unreadable, or it is another run's (params or data).
+
+    With `expected` and `optimizers` so is one whose tensors are not those, or do not fit; shapes and types are looked
+    at before any data is read.
+    """
     path = folder / STATE
     try:
         with safetensors.safe_open(path, framework="pt") as file:
@@ -72,7 +95,31 @@ def load_state(folder: Path, identity: str) -> tuple[dict[str, Tensor], Progress
             if metadata.get("identity") != identity:
                 return None
             TypeAdapter(Progress).validate_json(metadata["progress"], strict=True)
+            if expected is not None and not _fits(file, expected, optimizers or {}):
+                return None
             progress = Progress(**json.loads(metadata["progress"]))  # as written: checked ones turn a step into 20.0
             return {name: file.get_tensor(name) for name in file.keys()}, progress  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError):
         return None
+
+
+def _fits(file: Any, expected: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]) -> bool:
+    """Whether the file has the expected tensors, and beside them what its optimisers keep for each parameter alone."""
+    found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+    if not expected.keys() <= found.keys():
+        return False
+    sizes = {
+        name: [parameter.numel() for group in optimizer.param_groups for parameter in group["params"]]
+        for name, optimizer in optimizers.items()
+    }
+    for name, part in found.items():
+        shape, kind = list(part.get_shape()), part.get_dtype()
+        if name in expected:
+            if shape != list(expected[name].shape) or kind != KINDS.get(expected[name].dtype):
+                return False
+            continue
+        match = re.fullmatch(r"optimizer/(\w+)/(\d+)/\w+", name)
+        owned = sizes.get(match[1], []) if match else []
+        if match is None or int(match[2]) >= len(owned) or math.prod(shape) > max(owned[int(match[2])], 1):
+            return False
+    return True

@@ -63,9 +63,10 @@ def train(
 
     model = fabric.to_device(model)
     optimizers = make_optimizers(model, training)
-    if (found := load_state(folder, identity)) is not None:
+    parts = {"model/": model, "ema/": ema, "best/": best}
+    if (found := load_state(folder, identity, named(parts), optimizers)) is not None:
         tensors, progress = found
-        for part, prefix in ((model, "model/"), (ema, "ema/"), (best, "best/")):
+        for prefix, part in parts.items():
             part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         restore_optimizers(optimizers, tensors)
 
@@ -104,11 +105,15 @@ def train(
         if (last or stopping.asked() or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
             progress.step = step + 1
             progress.seconds = since + time.monotonic() - started
-            parts = (("model/", model), ("ema/", ema), ("best/", best))
-            tensors = {f"{prefix}{key}": value for prefix, part in parts for key, value in part.state_dict().items()}
+            tensors = named(parts)
             save_state(folder, identity, tensors | optimizer_tensors(optimizers), progress)
     progress.warnings += adversarial_warnings(progress.history)
     return best.cpu().eval(), progress
+
+
+def named(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
+    """The tensors of every part, the part's name before each."""
+    return {f"{prefix}{key}": value for prefix, part in parts.items() for key, value in part.state_dict().items()}
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:

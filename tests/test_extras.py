@@ -1,0 +1,191 @@
+"""What the extras are for, tried for real: runs and versions in PostgreSQL, and a DVC remote in S3."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from densitywatch import registry, tracking
+from densitywatch.errors import DensitywatchError, ParamsError
+from densitywatch.params import Params
+from densitywatch.store import check_driver, check_reachable
+from pipelines import dag
+from tests.registry_project import tiny_params, write_data, write_model
+
+PASSWORD = "of-the-test"
+
+
+def programs() -> Path:
+    """The folder of PostgreSQL's programs, which Debian keeps off the path."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    where = found[-1] if found else shutil.which("initdb")
+    if where is None:
+        pytest.fail("the tests of PostgreSQL need it: run `sudo apt-get install postgresql`, then `make test` again")
+    return Path(where).resolve().parent
+
+
+def unprivileged() -> dict[str, Any]:
+    """PostgreSQL refuses to run as root."""
+    if os.getuid() != 0:
+        return {}
+    user = pwd.getpwnam("nobody")
+    return {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The address of a PostgreSQL server of this test's own."""
+    bin_, who, port = programs(), unprivileged(), free_port()
+    folder = Path(
+        tempfile.mkdtemp(prefix="densitywatch-postgres-", dir="/tmp")
+    )  # root's own folders are closed to others
+    try:
+        (folder / "password").write_text(PASSWORD)
+        if who:
+            shutil.chown(folder / "password", who["user"], who["group"])
+            shutil.chown(folder, who["user"], who["group"])
+        run = {"check": True, "capture_output": True, "cwd": folder, **who}
+        setup = ["-D", "data", "-U", "watch", "-A", "scram-sha-256", "--pwfile=password", "-E", "UTF8", "--locale=C"]
+        subprocess.run([bin_ / "initdb", *setup], **run)
+        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        control = [bin_ / "pg_ctl", "-D", "data", "-w", "-t", "300"]
+        subprocess.run([*control, "-l", "log", "-o", options, "start"], **{**run, "capture_output": False})
+        try:
+            yield f"postgresql://watch:{PASSWORD}@127.0.0.1:{port}/postgres"
+        finally:
+            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def params(database: str, monkeypatch: pytest.MonkeyPatch) -> Params:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    params = tiny_params()
+    return params.model_copy(update={"mlflow": params.mlflow.model_copy(update={"tracking_uri": database})})
+
+
+def test_runs_and_versions_live_in_postgresql(params: Params, database: str, tmp_path: Path) -> None:
+    write_data(tmp_path)
+    write_model(tmp_path, "pixelcnn")
+    facts: dict[str, Any] = {"dataset_name": "slopes", "dataset_digest": "0" * 64, "stage": "train@pixelcnn"}
+    with tracking.training_run("pixelcnn", params, tmp_path, **facts) as run:
+        run.log(1, {"loss": 2.0})
+    client = tracking.open_client(database)
+    assert client.get_run(run.run_id).data.metrics == {"loss": 2.0}
+    assert registry.register("pixelcnn", params, tmp_path) == 1
+    assert registry.promote("pixelcnn", params, tmp_path).passed
+    folder = registry.download_model("models:/densitywatch-pixelcnn@champion", params, tmp_path)
+    assert folder.is_relative_to(tmp_path / "mlartifacts")
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_wrong_password_is_one_sentence_without_it(params: Params, database: str, tmp_path: Path) -> None:
+    wrong = database.replace(PASSWORD, "not-this-one")
+    given = params.model_copy(update={"mlflow": params.mlflow.model_copy(update={"tracking_uri": wrong})})
+    with pytest.raises(DensitywatchError, match="password authentication failed") as caught:
+        tracking.prepare_store(given, tmp_path)
+    assert "not-this-one" not in str(caught.value)
+
+
+def test_a_driver_that_is_not_installed_names_the_extra(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg2", None)
+    with pytest.raises(DensitywatchError) as caught:
+        check_reachable(database)
+    assert str(caught.value) == (
+        f"MLflow's store postgresql://127.0.0.1:{urlsplit(database).port}/postgres needs a driver that is not there;"
+        " install it: .venv/bin/python -m pip install -e '.[postgres]'"
+    )
+
+
+def test_the_driver_of_another_database_is_named_by_its_module() -> None:
+    with pytest.raises(DensitywatchError, match=r"the module MySQLdb"):
+        check_driver("mysql://user@127.0.0.1/runs")
+    with pytest.raises(ParamsError, match="is no address of a database"):
+        check_driver("postgresql+nothing://127.0.0.1/runs")
+
+
+@pytest.mark.parametrize(
+    ("remote", "module", "install"),
+    [
+        ("s3://bucket/dvc", "dvc_s3", "the package dvc-s3; install it: .venv/bin/python -m pip install -e '.[s3]'"),
+        ("gs://bucket/dvc", "dvc_gs", "the package dvc-gs; install it: .venv/bin/python -m pip install dvc-gs"),
+        ("ssh://me:secret@host/dvc", "dvc_ssh", "remote ssh://host/dvc needs the package dvc-ssh"),
+    ],
+)
+def test_a_remote_that_dvc_cannot_reach_names_what_to_install(
+    remote: str, module: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(dag.StageFailed) as caught:
+        dag.check_remote(remote)
+    assert install in str(caught.value)
+
+
+@pytest.mark.parametrize("remote", [None, "/mnt/dvc", "https://host/dvc", "s3://bucket/dvc"])
+def test_a_remote_that_dvc_can_reach_is_no_matter(remote: str | None) -> None:
+    dag.check_remote(remote)
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of an S3 of this test's own, with the bucket `bucket`."""
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    try:
+        boto3.client("s3", endpoint_url=f"http://{host}:{port}").create_bucket(Bucket="bucket")
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def test_a_dvc_remote_in_s3_takes_what_is_pushed_and_gives_it_back(tmp_path: Path, s3: str) -> None:
+    root = tmp_path / "project"
+    root.mkdir()
+    (root / "weights.bin").write_bytes(b"weights" * 100)
+    dvc = [sys.executable, "-m", "dvc"]
+    for command in (
+        ["git", "init", "-q"],
+        [*dvc, "init", "-q"],
+        [*dvc, "remote", "add", "-q", "-d", "store", "s3://bucket/dvc"],
+        [*dvc, "remote", "modify", "store", "endpointurl", s3],
+        [*dvc, "add", "-q", "weights.bin"],
+    ):
+        subprocess.run(command, cwd=root, check=True)
+    remote = dag.default_remote(root)
+    dag.check_remote(remote)
+    assert remote is not None
+    assert dag.holds_something(remote)
+    dag.run_dvc(root, "push")
+    (root / "weights.bin").unlink()
+    shutil.rmtree(root / ".dvc" / "cache")
+    dag.run_dvc(root, "pull")
+    assert (root / "weights.bin").read_bytes() == b"weights" * 100
