@@ -17,15 +17,15 @@ run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
 	@$(BIN)/python -m pipelines retrain
 
-test: .venv/ready
+test: .venv/ready-dev
 	$(BIN)/python -m pytest
 
-lint: .venv/ready
+lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: .venv/ready
+format: .venv/ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -44,19 +44,45 @@ clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist src/*.egg-info checkpoints
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
-# every version pinned, for every platform; one that need not change does not
+# every version and every file's hash pinned, for every platform; one that need not change does not. Another uv: its number
+UV_VERSION := 0.13.9
+COMPILE := var/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --no-annotate --generate-hashes \
+	--custom-compile-command "make lock"
 lock:
-	$(PYTHON) -m venv var/lock
-	var/lock/bin/python -m pip install --quiet uv
-	var/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --extra dev --no-annotate \
-		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+	$(PYTHON) -m venv --clear var/lock
+	var/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r installer.lock
+	echo "uv==$(UV_VERSION)" | $(COMPILE) --output-file installer.lock -
+	$(COMPILE) --output-file requirements.lock pyproject.toml
+	$(COMPILE) --extra dev --extra postgres --extra s3 --constraint requirements.lock \
+		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.lock) \
+		--output-file requirements-dev.lock pyproject.toml
 
-# the stamp is written last: an environment that was interrupted on the way is taken up again
-.venv/ready: requirements.lock pyproject.toml
+# uv asks the same index as pip. Four files at a time: an interruption on a slow line loses four in part, not fifty.
+# Every file is compared with its hash in the lock file, those that a build needs as well.
+INSTALL = index=$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)} || true; \
+	export UV_DEFAULT_INDEX="$${UV_DEFAULT_INDEX:-$$index}"; \
+	export UV_CONCURRENT_DOWNLOADS="$${UV_CONCURRENT_DOWNLOADS:-4}" UV_HTTP_TIMEOUT="$${UV_HTTP_TIMEOUT:-180}"; \
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --build-constraints requirements.lock
+
+# What `make run` needs. The stamp is written last and taken away before anything changes: an environment that was
+# interrupted on the way is made anew, of the files that uv keeps once they have arrived whole.
+.venv/ready: installer.lock requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else \
 		"make: Python 3.11 or newer is needed; name one: make PYTHON=python3.11 ...")'
-	@echo "setting up .venv from requirements.lock (some minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@test -e $@ || { \
+		echo "setting up .venv: on Linux 3.3 GB to download and 6.6 GB on disk, three quarters of it torch's CUDA libraries;"; \
+		echo "some 5 minutes at 20 MB/s. Interrupted, the same command goes on: what has arrived is kept."; \
+		$(PYTHON) -m venv --clear .venv; }
+	@rm -f $@
+	@$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r installer.lock
+	@$(INSTALL) --require-hashes --compile-bytecode -r requirements.lock
+	@$(INSTALL) --editable .
+	@touch $@
+
+# what the tests and `make lint` need besides
+.venv/ready-dev: .venv/ready requirements-dev.lock
+	@echo "adding the tests' tools to .venv: 0.1 GB to download"
+	@rm -f .venv/ready
+	@$(INSTALL) --require-hashes --compile-bytecode -r requirements-dev.lock
+	@touch .venv/ready
 	@touch $@

@@ -40,7 +40,7 @@ def _package(name: str) -> Finding:
     try:
         return Finding(name, True, True, metadata.version(name))
     except metadata.PackageNotFoundError:
-        return Finding(name, False, True, "not installed; run `make .venv`")
+        return Finding(name, False, True, "not installed; run `make .venv/ready`")
 
 
 def _params(root: Path) -> Finding:

@@ -138,7 +138,7 @@ class Unreachable(Exception):
 def _package_file(package: str, path: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise DataError(f"the package {package} is not installed; run `pip install -r requirements.lock`")
+        raise DataError(f"the package {package} is not installed; run `make .venv/ready`")
     return Path(spec.submodule_search_locations[0]) / path
 
 
