@@ -7,6 +7,7 @@ import json
 import time
 from pathlib import Path
 
+from densitywatch.data.look import is_changed
 from densitywatch.files import write_whole
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
@@ -20,7 +21,7 @@ FILES = ("dvc.lock", "params.yaml")
 def is_fresh(root: Path) -> bool:
     """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits.
 
-    Raises ParamsError when params.yaml cannot be used.
+    The source is looked at last: a batch never waits for it. Raises ParamsError when params.yaml cannot be used.
     """
     params = load_params(root / "params.yaml", check_models=False)
     database = sqlite_path(tracking_uri(params, root))
@@ -29,6 +30,7 @@ def is_fresh(root: Path) -> bool:
         and (database is None or database.is_file())
         and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
         and not dag.stale_stages(root)
+        and not is_changed(params, root)
     )
 
 
