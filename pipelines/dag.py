@@ -58,6 +58,8 @@ class Stage:
     name: str
     after: tuple[str, ...]
     uses_device: bool
+    always: bool = False
+    """It runs every time, since what it looks at lies where DVC does not look."""
 
 
 def read_graph(root: Path) -> list[Stage]:
@@ -83,6 +85,7 @@ def read_graph(root: Path) -> list[Stage]:
                 after=tuple(sorted(names.predecessors(name))),
                 uses_device=str(nodes[name].cmd).startswith("densitywatch ")
                 and any(part.def_path.startswith("models/") for part in (*nodes[name].deps, *nodes[name].outs)),
+                always=nodes[name].always_changed,
             )
             for name in networkx.lexicographical_topological_sort(names)
         ]
@@ -100,6 +103,8 @@ def with_ancestors(stages: list[Stage], names: set[str]) -> set[str]:
 def stale_stages(root: Path) -> set[str]:
     """The stages that `dvc status` finds changed; empty when everything is up to date.
 
+    One that runs every time is among them only when something else about it has changed.
+
     Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
     """
     with _started([*_dvc(), "status", "--json"], root, stderr=subprocess.PIPE) as process:
@@ -107,7 +112,7 @@ def stale_stages(root: Path) -> set[str]:
     if process.returncode != 0:
         stopping.stop_if_asked()
         raise StageFailed(f"dvc status: {_last_line(said.splitlines())}")
-    return set(json.loads(found))
+    return {name for name, changes in json.loads(found).items() if changes != ["always changed"]}
 
 
 def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:

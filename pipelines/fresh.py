@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from densitywatch.addresses import follow_move, lost_champions
+from densitywatch.data.look import is_changed
 from densitywatch.files import write_whole
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
@@ -23,7 +24,7 @@ def is_fresh(root: Path) -> bool:
     """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits, and
     every champion's files are there.
 
-    Raises ParamsError when params.yaml cannot be used.
+    The source is looked at last: a batch never waits for it. Raises ParamsError when params.yaml cannot be used.
     """
     params = load_params(root / "params.yaml", check_models=False)
     uri = tracking_uri(params, root)
@@ -34,6 +35,7 @@ def is_fresh(root: Path) -> bool:
         and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
         and _champions_stand(uri, root)
         and not dag.stale_stages(root)
+        and not is_changed(params, root)
     )
 
 

@@ -64,7 +64,8 @@ def run_graph(
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
-    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again.
+    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again. One that
+    fetches, after no other or after a look at what is there, is tried again when it fails.
 
     first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
     the `slots` is theirs, so that no long training keeps them waiting.
@@ -73,17 +74,18 @@ def run_graph(
     """
     turn = Turn(slots - 1)
     futures: dict[str, PrefectFuture[Step]] = {}
+    looks = {stage.name for stage in stages if stage.always}
     for stage in stages:
         step = run_stage.with_options(
             name=stage.name,
             task_run_name=verbatim(stage.name),
-            retries=2 if not stage.after else 0,
+            retries=2 if not stage.always and set(stage.after) <= looks else 0,
             retry_delay_seconds=[5, 30],
         )
         # Prefect puts results in the place of futures, and takes a state's data for its result
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
         waits = None if stage.name in first else turn
-        future = step.submit(stage, root, stale=stage.name in stale, after=after, turn=waits)
+        future = step.submit(stage, root, stale=stage.always or stage.name in stale, after=after, turn=waits)
         futures[stage.name] = cast("PrefectFuture[Step]", future)
     failure: Exception | None = None
     try:

@@ -166,6 +166,14 @@ def fetch(
 
 
 @app.command()
+def look(context: typer.Context) -> None:
+    """Note what data.address holds now: what has changed there is fetched again."""
+    from densitywatch.data import look as module
+
+    module.look(*_load(context))
+
+
+@app.command()
 def prepare(context: typer.Context) -> None:
     """Turn data/raw into arrays by split and a manifest."""
     from densitywatch.data import prepare as module

@@ -74,6 +74,36 @@ def test_one_task_a_stage_named_after_it_and_only_what_is_stale_or_after_it_asks
     }
 
 
+def test_a_look_is_taken_every_time_and_the_fetch_after_it_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    fails_once = ["fetch"]
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        asked.append(name)
+        if name in fails_once:
+            fails_once.remove(name)
+            raise dag.StageFailed(f"stage {name}: no answer")
+        return "ran" if name == "look" else "skipped"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    graph = [
+        dag.Stage("look", (), False, always=True),
+        dag.Stage("fetch", ("look",), False),
+        dag.Stage("train@a", ("fetch",), True),
+    ]
+    steps, _ = run(tmp_path, graph, set())
+    assert asked == ["look", "fetch", "fetch"]
+    assert [step.outcome for step in steps] == ["ran", "skipped", "skipped"]
+
+    asked.clear()
+    fails_once.append("look")
+    _, states = run(tmp_path, graph, set())
+    assert states["error"] == "stage look: no answer"
+    assert asked == ["look"], "an address that is wrong is wrong the next time"
+
+
 def lasting(seconds: float) -> Any:
     """A stage that does nothing for so long."""
 

@@ -1,0 +1,200 @@
+"""`look`: what the source holds now, as a digest in data/source.json, so that a folder that changed is fetched again.
+
+DVC does not look outside of the project; `fetch` depends on this file in the place of the user's folder. Names and
+contents count, dates do not. A file is read again when its size, one of its times or its inode is another than at the
+last look, which var/look.json remembers. Of a bucket the listing alone is read. What is downloaded as it was published,
+or comes over http, is not asked again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from densitywatch.data.images import MAX_BYTES
+from densitywatch.data.left_behind import is_junk
+from densitywatch.errors import DataError
+from densitywatch.files import file_digest, write_whole
+from densitywatch.params import DataParams, Params
+from densitywatch.progress import say, track
+from densitywatch.text import one_line
+
+NOTE = Path("data/source.json")
+MEMORY = Path("var/look.json")
+SETTLED = 2_000_000_000
+"""Nanoseconds: a file that changed this shortly before a look could change again within the same tick of its clock."""
+MANY = 1000
+"""From so many files to read on, progress is shown."""
+ASKED_ONCE = re.compile(r"(^|::)https?://")
+TAGS = ("ETag", "etag", "md5Hash", "crc32c", "CRC", "blob_id", "sha", "LastModified", "updated", "mtime", "created")
+"""What stores say of an object's content; where they say nothing of it, its time."""
+
+Stamp = tuple[int, int, int, int]
+"""Size, time of the last write, time of the last change of any kind, inode."""
+Remembered = dict[str, tuple[Stamp, str]]
+"""Of each file below the address: its stamp when it was read, and the digest of its content."""
+
+
+class _Gone(Exception):
+    """The address is not there, or holds nothing, as a folder does whose disk is not mounted."""
+
+
+def look(params: Params, root: Path) -> None:
+    """Bring `root`/data/source.json up to date; where nothing has changed it is left as it is.
+
+    Raises DataError when the address is not there and was not at hand before either.
+    """
+    note = _note(params.data, root)
+    if note != _json(root / NOTE):
+        write_whole(root / NOTE, json.dumps(note, indent=1) + "\n")
+
+
+def is_changed(params: Params, root: Path) -> bool:
+    """Whether `look` would write another data/source.json; the file is left as it is. Raises as `look` does."""
+    return _note(params.data, root) != _json(root / NOTE)
+
+
+def _note(data: DataParams, root: Path) -> dict[str, Any]:
+    note: dict[str, Any] = {"source": data.source, "address": data.address}
+    if data.address is None or ASKED_ONCE.search(data.address):
+        return note
+    try:
+        files = _contents(data.address, root)
+    except _Gone as gone:
+        before = _json(root / NOTE)
+        if isinstance(before, dict) and "digest" in before and note.items() <= before.items():
+            say(f"data.address: {gone}; going on with the {before['files']:,} files that were there at the last look")
+            return before
+        raise DataError(f"data.address: {gone}; put images there or correct the address") from None
+    lines = sorted(f"{name!r} {content}\n" for name, content in files.items())
+    digest = hashlib.sha256("".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
+    return note | {"files": len(files), "digest": digest}
+
+
+def _contents(address: str, root: Path) -> Mapping[str, str]:
+    """Each file's name below the address and what stands for its content. Raises _Gone."""
+    plain = "://" not in address and "::" not in address
+    try:
+        found = _local(root / Path(address).expanduser(), address, root) if plain else _elsewhere(address, root)
+    except OSError as error:
+        raise _Gone(f"{address} cannot be read: {error.strerror or one_line(error)}") from None
+    if not found:
+        raise _Gone(f"{address} holds no files")
+    return found
+
+
+def _local(top: Path, address: str, root: Path) -> dict[str, str]:
+    if not top.exists():
+        raise _Gone(f"{address} is not there")
+    before, known = _remembered(root, address), Remembered()
+    unsettled = time.time_ns() - SETTLED
+    found: dict[str, str] = {}
+    unread: list[tuple[str, str, Stamp]] = []
+    for name, path, status in _files(top):
+        if isinstance(status, str):
+            found[name] = status
+            continue
+        stamp = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        remembered = before.get(name)
+        if not stat.S_ISREG(status.st_mode):
+            found[name] = "not a regular file"
+        elif name and status.st_size > MAX_BYTES:
+            found[name] = "too large to be read"
+        elif remembered is not None and remembered[0] == stamp:
+            known[name] = remembered
+            found[name] = remembered[1]
+        else:
+            unread.append((name, path, stamp))
+    for name, path, stamp in track(unread, "looking at files") if len(unread) >= MANY else unread:
+        try:
+            found[name] = file_digest(Path(path))
+        except OSError as error:
+            found[name] = f"cannot be read: {error.strerror}"
+            continue
+        if stamp[2] < unsettled:
+            known[name] = (stamp, found[name])
+    if known != before:
+        write_whole(root / MEMORY, json.dumps({"address": address, "files": known}))
+    return found
+
+
+def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
+    """Name below `top`, path, and status (of what a link leads to) of every file but junk, or why there is none.
+
+    A file that is the address itself has the empty name.
+    """
+    if not top.is_dir():
+        yield "", str(top), top.stat()
+        return
+    folders = [""]
+    while folders:
+        before = folders.pop()
+        try:
+            with os.scandir(top / before) as scanned:
+                children = list(scanned)
+        except OSError as error:
+            if not before:
+                raise
+            yield before, "", f"the folder cannot be read: {error.strerror}"
+            continue
+        for child in children:
+            name = f"{before}{child.name}"
+            if child.is_dir(follow_symlinks=False):
+                if not is_junk(f"{child.name}/-"):
+                    folders.append(f"{name}/")
+            elif not is_junk(child.name):
+                try:
+                    yield name, child.path, child.stat()
+                except OSError as error:
+                    yield name, "", f"cannot be read: {error.strerror}"
+
+
+def _remembered(root: Path, address: str) -> Remembered:
+    """What the last look at this very address left; nothing where that cannot be read."""
+    kept = _json(root / MEMORY)
+    try:
+        if kept["address"] != address:
+            return {}
+        return {name: (tuple(stamp), str(digest)) for name, (stamp, digest) in kept["files"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _elsewhere(address: str, root: Path) -> dict[str, str]:
+    """An fsspec address by its listing, without reading an object."""
+    import fsspec
+    from fsspec.implementations.local import LocalFileSystem
+
+    quick: dict[str, Any] = {}  # as fetch has it: no minutes of retries for an endpoint that does not exist
+    if address.split("://")[0] in ("s3", "s3a"):
+        quick = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}}
+    try:
+        store, top = fsspec.core.url_to_fs(address, skip_instance_cache=True, **quick)
+        if isinstance(store, LocalFileSystem):
+            return _local(Path(top), address, root)
+        prefix = f"{top.rstrip('/')}/"
+        listed = {str(path).removeprefix(prefix): facts for path, facts in store.find(top, detail=True).items()}
+    except (OSError, _Gone):
+        raise
+    except Exception as error:  # each fsspec driver raises its own library's exceptions
+        raise _Gone(f"{address} cannot be reached: {one_line(error)}") from None
+    return {name: _tag(facts) for name, facts in listed.items() if not is_junk(name)}
+
+
+def _tag(facts: Mapping[str, Any]) -> str:
+    tag = next((facts[key] for key in TAGS if facts.get(key) is not None), "")
+    return f"{facts.get('size')} {tag}"
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
