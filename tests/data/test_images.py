@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densitywatch.data.images import MAX_BYTES, decode_image, decode_picture, fit_image
+from densitywatch import guarded
+from densitywatch.data.images import MAX_BYTES, decode_image, decode_images, decode_picture, fit_image
 from densitywatch.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -233,3 +234,21 @@ def test_crop_keeps_the_middle_pad_keeps_all_and_stretch_fills() -> None:
     assert padded[10, 1] < 15
     assert fitted("stretch")[:, 10].min() > 240
     assert fitted("stretch")[:, 1].max() < 15
+
+
+def test_one_process_serves_one_request_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Counted(guarded._Child):
+        def __init__(self) -> None:
+            started.append(self)
+            super().__init__()
+
+    guarded.close()
+    monkeypatch.setattr(guarded, "_Child", Counted)
+    out = io.BytesIO()
+    Image.new("L", (9, 9), 7).save(out, "PNG")
+    for _ in range(5):
+        assert len(decode_images([out.getvalue(), b"none", b""], size=8, channels=1, resize="crop")) == 3
+        assert decode_image(out.getvalue(), size=8, channels=1, resize="crop").max() == 7
+    assert len(started) == 1, "a process a request would cost a second a request"

@@ -85,7 +85,8 @@ def decode_images(
         try:
             with _turns:
                 read = answers("densitywatch.data.images:decode_each", facts, blobs=batch, together=count > 1)
-                for data, answer in zip(files[start:], read, strict=False):
+                # the answers first: a generator that is asked to its end leaves its process to the next request
+                for answer, data in zip(read, files[start:], strict=False):
                     found.append(_picture(answer, data, size, channels))
         except ReaderDied as error:
             if count > 1:  # of several one is to blame: the rest one by one, until it is met
