@@ -16,8 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from densitywatch.data import folder as module
-from densitywatch.data import open_split, read_info
-from densitywatch.data.folder import parts_and_labels
+from densitywatch.data import SPLITS, open_split, read_info
 from densitywatch.data.prepare import prepare
 from densitywatch.data.sources import fetch
 from densitywatch.errors import DataError
@@ -191,29 +190,67 @@ def test_mixed_sizes_and_modes_become_one_shape(
     assert open_split(tmp_path / "data/prepared", "train").images.shape[1:] == (channels, 16, 16)
 
 
-def test_labels_come_from_folders_only_when_every_image_has_one() -> None:
-    assert parts_and_labels(["a/1.png", "b/2.png", "b/deep/3.png"]) == (["", "", ""], ["a", "b", "b"])
-    assert parts_and_labels(["a/1.png", "2.png"]) == (["", ""], [None, None])
-    assert parts_and_labels(["1.png"]) == ([""], [None])
+@pytest.mark.parametrize(
+    ("place", "digest"),
+    [
+        (lambda n: f"{'ab'[n % 2]}/{n:03d}.png", "b594652c47a4e4c3d0f300fe070ca81b"),
+        (lambda n: f"{'train' if n % 3 else 'test'}/{'ab'[n % 2]}/{n:03d}.png", "4257f54f448d39effa23befb2a76ec86"),
+        (lambda n: f"{n:03d}.png", "f4ceb314f88255edceed83e45f653383"),
+        (lambda n: f"good/{n:03d}.png", "528077dd59eb298f25182c7ac5f3070c"),
+    ],
+)
+def test_plain_folders_give_the_dataset_that_they_gave_before_parts_were_told(
+    images: Path, tmp_path: Path, fetched: Fetch, make_params: MakeParams, place: Callable[[int], str], digest: str
+) -> None:
+    generator = np.random.default_rng(5)
+    for number in range(60):
+        path = images / place(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 255, (16, 16), dtype=np.uint8)).save(path)
+    fetched()
+    prepare(make_params(source="folder", address="images", size=16), tmp_path)
+    assert read_info(tmp_path / "data/prepared").digest[:32] == digest
 
 
-def test_folders_named_train_and_test_are_parts_and_not_labels() -> None:
-    paths = ["train/a/1.png", "test/a/2.png"]
-    assert parts_and_labels(paths) == (["train", "test"], ["a", "a"])
-    assert parts_and_labels(["train/1.png", "test/2.png"]) == (["train", "test"], [None, None])
-    assert parts_and_labels([*paths, "other/a/3.png"])[0] == ["", "", ""]
+def test_parts_become_splits_and_an_image_of_several_stays_in_the_one_that_is_measured_on(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch, make_params: MakeParams
+) -> None:
+    fill(images / "Train/a", png, 40)
+    fill(images / "VALID/a", png, 10, start=35)  # five of train
+    fill(images / "test/a", png, 10, start=42)  # three of validation
+    (images / "test/a/train.png").write_bytes(png(0))
+    kept, _ = fetched()
+    assert len(kept) == 61
+    prepare(make_params(source="folder", address="images"), tmp_path)
+    rows = pq.read_table(tmp_path / "data/prepared/manifest.parquet").to_pylist()
+    where = {name: {row["path"].split("/")[0] for row in rows if row["split"] == name} for name in SPLITS}
+    assert where == {"train": {"Train"}, "validation": {"VALID"}, "calibration": {"Train"}, "test": {"test"}}
+    counts = read_info(tmp_path / "data/prepared").counts
+    assert counts == {"train": 31, "validation": 7, "calibration": 3, "test": 11}
+    dropped = json.loads((tmp_path / "data/prepared/dataset.json").read_text())["dropped"]
+    reasons = {item["path"]: item["reason"] for item in dropped}
+    assert set(reasons) == {
+        "VALID/a/0042.png",
+        "VALID/a/0043.png",
+        "VALID/a/0044.png",
+        "Train/a/0000.png",
+        *[f"Train/a/{n:04d}.png" for n in range(35, 40)],
+    }
+    assert reasons["Train/a/0000.png"] == "the same pixels as test/a/train.png of the test part"
+    assert reasons["Train/a/0035.png"] == "the same pixels as VALID/a/0035.png of the validation part"
+    assert reasons["VALID/a/0042.png"] == "the same pixels as test/a/0042.png of the test part"
 
 
-@pytest.mark.parametrize("label", ["..", ".hidden", "a\nb", "a\x1b[31mb", "back\\slash", " ", "x" * 101, "\u202egnp"])
-def test_a_class_folder_whose_name_is_no_label_stops_with_its_name(label: str) -> None:
-    with pytest.raises(DataError, match="cannot be a label; rename it") as error:
-        parts_and_labels([f"{label}/1.png", "fine/2.png"])
-    assert repr(label[:100]) in str(error.value)
-
-
-@pytest.mark.parametrize("label", ["T-shirt/top", "Größe 3", "<script>", "a b", "犬", "it's"])
-def test_odd_but_printable_labels_are_labels(label: str) -> None:
-    assert parts_and_labels([f"{label}/1.png"])[1] == [label.split("/")[0]]
+def test_a_validation_part_alone_leaves_the_test_split_to_be_cut_from_train(
+    images: Path, tmp_path: Path, png: Png, fetched: Fetch, make_params: MakeParams
+) -> None:
+    fill(images / "train/a", png, 40)
+    fill(images / "val/a", png, 10, start=40)
+    fetched()
+    prepare(make_params(source="folder", address="images"), tmp_path)
+    rows = pq.read_table(tmp_path / "data/prepared/manifest.parquet").to_pylist()
+    assert {row["split"] for row in rows if row["path"].startswith("val")} == {"validation"}
+    assert read_info(tmp_path / "data/prepared").counts["test"] == 6
 
 
 @pytest.mark.parametrize("name", ["../x/1.png", "..\\x/1.png"])

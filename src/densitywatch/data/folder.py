@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from densitywatch.data.arrangement import Arrangement, arrange
 from densitywatch.data.images import MAX_BYTES, decode_image
 from densitywatch.errors import DataError
 from densitywatch.files import is_full_disk
@@ -30,7 +32,7 @@ def fetch_folder(address: str, target: Path, root: Path) -> None:
     """Copy every usable image below `address` into `target`/images.parquet and list the others in rejected.json.
 
     A relative local address is taken from `root`. Raises DataError when the address cannot be read, holds no usable
-    image, or has a class folder whose name is no label.
+    image, or is arranged in a way that leaves parts or labels in doubt (arrangement.py).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -73,35 +75,41 @@ def fetch_folder(address: str, target: Path, root: Path) -> None:
             if rejected
             else f"data.address: {address} holds no files; put images into it or correct the address"
         )
-    parts, labels = parts_and_labels(names)
+    arrangement = arrange(names)
+    rejected += [{"path": names[index], "reason": reason} for index, reason in sorted(arrangement.left_out.items())]
+    _write_entries(target / "entries.parquet", names, arrangement)
     (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    classes = len({label for label in labels if label is not None})
-    own = "with train and test parts" if any(parts) else "without parts of its own"
-    say(f"{len(names):,} images, {classes or 'no'} class folders, {own}; files not usable: {len(rejected):,}")
+    _tell(names, arrangement, len(rejected))
 
 
-def parts_and_labels(names: Sequence[str]) -> tuple[list[str], list[str | None]]:
-    """The part (`train`, `test` or empty) and the label of each file name.
+def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -> None:
+    """A row an image that is used: its path, its row in images.parquet, its part and its label."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    Top folders that are exactly `train` and `test` are parts. Below that, images are labelled by their first folder
-    when every one of them has one; when some stand outside of class folders, none has a label.
+    used = [index for index in range(len(names)) if index not in arrangement.left_out]
+    columns = {
+        "path": pa.array([names[index] for index in used], pa.string()),
+        "row": pa.array(used, pa.int64()),
+        "part": pa.array([arrangement.parts[index] for index in used], pa.string()),
+        "label": pa.array([arrangement.labels[index] for index in used], pa.string()),
+    }
+    pq.write_table(pa.table(columns), path)
 
-    Raises DataError for a class folder whose name cannot be a label.
-    """
-    split = [name.split("/") for name in names]
-    has_parts = {pieces[0] if len(pieces) > 1 else "" for pieces in split} == {"train", "test"}
-    parts = [pieces[0] if has_parts else "" for pieces in split]
-    below = [pieces[1:] if has_parts else pieces for pieces in split]
-    if not all(len(pieces) > 1 for pieces in below):
-        return parts, [None] * len(names)
-    labels = [pieces[0] for pieces in below]
-    for label in dict.fromkeys(labels):
-        if label.startswith(".") or len(label) > 100 or not label.isprintable() or "\\" in label or not label.strip():
-            raise DataError(
-                f"data.address: the class folder {label[:100]!r} has a name that cannot be a label; rename it "
-                "(printable, at most 100 characters, no backslash, no dot in front)"
-            )
-    return parts, list(labels)
+
+def _tell(names: Sequence[str], arrangement: Arrangement, rejected: int) -> None:
+    for remark in arrangement.remarks:
+        say(remark)
+    left_out = sorted(arrangement.left_out.items())
+    for index, reason in left_out[:SHOWN]:
+        say(f"left out: {names[index]!r}: {reason}")
+    if len(left_out) > SHOWN:
+        say(f"left out: {len(left_out) - SHOWN} more, see data/raw/rejected.json")
+    used = [index for index in range(len(names)) if index not in arrangement.left_out]
+    parts = Counter(arrangement.parts[index] for index in used)
+    classes = len({arrangement.labels[index] for index in used} - {None})
+    own = f"parts: {', '.join(f'{part} {count:,}' for part, count in parts.items())}" if any(parts) else "no parts"
+    say(f"{len(used):,} images, {classes or 'no'} classes, {own}; files not usable or left out: {rejected:,}")
 
 
 def _files(address: str, root: Path) -> Iterator[Named]:

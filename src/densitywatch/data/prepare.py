@@ -1,9 +1,9 @@
 """`prepare`: data/raw -> one memory-mapped uint8 array a split, labels, one manifest row an image, dataset.json.
 
 Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels,
-so neither the order nor the names of the files matter. Images with the same pixels stay in one split; a training image
-that also stands in the source's own test part is left out and listed in dataset.json, because the test part is the one
-that published figures are about.
+so neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source
+has parts of its own, an image that is in several of them stays in its test part, or else in its validation part, and the
+others are left out and listed in dataset.json: published figures are about the test part.
 """
 
 from __future__ import annotations
@@ -81,12 +81,10 @@ def prepare(params: Params, root: Path) -> None:
         (folder / "dataset.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"prepared {', '.join(f'{count:,} {name}' for name, count in counts.items())} images in {PREPARED}")
     if dropped:
-        say(
-            f"{len(dropped)} training images also stand in the test part and were left out: see {PREPARED}/dataset.json"
-        )
+        say(f"{dropped_line(dropped)} and were left out: see {PREPARED}/dataset.json")
     if rejected:
         first = f"the first is {rejected[0]['path']!r}: {rejected[0]['reason']}"
-        say(f"files not usable: {len(rejected):,}, all listed in {PREPARED}/dataset.json; {first}")
+        say(f"files not usable or left out: {len(rejected):,}, all listed in {PREPARED}/dataset.json; {first}")
 
 
 def dataset_name(data: DataParams) -> str:
@@ -117,19 +115,22 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
 
     A split's order mixes the labels evenly, so that its first rows stand for the whole.
     """
-    own_test = [row for row in rows if row.entry.part == "test"]
-    in_test = {row.sha256: row.entry.path for row in reversed(own_test)}
-    dropped = [
-        {"path": row.entry.path, "reason": f"the same pixels as {in_test[row.sha256]} of the test part"}
-        for row in rows
-        if row.entry.part != "test" and row.sha256 in in_test
-    ]
-    rest = _mixed(_together([row for row in rows if row.entry.part != "test" and row.sha256 not in in_test]), seed)
-    wanted: list[tuple[SplitName, float]] = [("validation", data.validation), ("calibration", data.calibration)]
-    if not own_test:
-        wanted.insert(0, ("test", data.test))
-    splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
-    splits["test"] = own_test
+    own: dict[SplitName, list[Row]] = {"test": [], "validation": []}
+    kept: dict[str, str] = {}
+    dropped: list[dict[str, str]] = []
+    for name, part in own.items():
+        members = [row for row in rows if row.entry.part == name]
+        dropped += [_dropped(row, kept) for row in members if row.sha256 in kept]
+        part += [row for row in members if row.sha256 not in kept]
+        kept |= {row.sha256: f"{row.entry.path} of the {name} part" for row in reversed(part)}
+    others = [row for row in rows if row.entry.part not in own]
+    dropped += [_dropped(row, kept) for row in others if row.sha256 in kept]
+    rest = _mixed(_together([row for row in others if row.sha256 not in kept]), seed)
+    shares: dict[SplitName, float] = {
+        "test": data.test, "validation": data.validation, "calibration": data.calibration
+    }  # fmt: skip
+    wanted = [(name, share) for name, share in shares.items() if not own.get(name)]
+    splits: dict[SplitName, list[Row]] = {name: list(own.get(name, ())) for name in SPLITS}
     total, position = sum(len(group) for group in rest), 0
     for name, share in wanted:
         target = max(1, round(share * total))
@@ -144,6 +145,17 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
             f"none is left for {', '.join(empty)}; add images"
         )
     return {name: [row for (row,) in _mixed([[row] for row in split], seed)] for name, split in splits.items()}, dropped
+
+
+def _dropped(row: Row, kept: dict[str, str]) -> dict[str, str]:
+    return {"path": row.entry.path, "reason": f"the same pixels as {kept[row.sha256]}"}
+
+
+def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
+    """How many images another part has as well, and which."""
+    of_test = sum(item["reason"].endswith("of the test part") for item in dropped)
+    kinds = [("test", of_test), ("validation", len(dropped) - of_test)]
+    return " and ".join(f"{count} images also stand in the {name} part" for name, count in kinds if count)
 
 
 def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:

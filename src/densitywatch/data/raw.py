@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from densitywatch.data.folder import parts_and_labels
 from densitywatch.data.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
@@ -27,7 +26,7 @@ class Entry:
 
     path: str
     part: str
-    """`train` or `test` where the source says so, else empty."""
+    """`train`, `validation` or `test` where the source says so, else empty."""
     label: int
     """-1 where there is none."""
     group: str = ""
@@ -164,24 +163,25 @@ def _photos(params: DataParams, folder: Path) -> Raw:
 
 
 def _folder(params: DataParams, folder: Path) -> Raw:
-    """The files that fetch put into images.parquet, each decoded when its turn comes."""
+    """The files that fetch put into images.parquet, each decoded when its turn comes; entries.parquet says what they are."""
     import pyarrow.parquet as pq
 
     path = folder / "images.parquet"
     with path.open("rb"):
         pass  # a missing file is this function's FileNotFoundError, whatever pyarrow would raise
-    paths = pq.read_table(path, columns=["path"]).column("path").to_pylist()
-    parts, labels = parts_and_labels(paths)
-    class_names = tuple(sorted({label for label in labels if label is not None}))
+    with (folder / "entries.parquet").open("rb") as file:
+        columns = pq.read_table(file).to_pydict()
+    class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
     number = {name: index for index, name in enumerate(class_names)}
     entries = [
         Entry(name, part, -1 if label is None else number[label])
-        for name, part, label in zip(paths, parts, labels, strict=True)
+        for name, part, label in zip(columns["path"], columns["part"], columns["label"], strict=True)
     ]
+    stored = columns["row"]
     rejected = json.loads((folder / "rejected.json").read_text(encoding="utf-8"))
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
-        wanted, position = set(indices), 0
+        wanted, position = {stored[index] for index in indices}, 0
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):  # iter_batches would read several groups ahead
                 values = file.read_row_group(group, columns=["bytes"]).column("bytes")
