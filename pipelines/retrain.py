@@ -20,7 +20,7 @@ from densitywatch.params import Params, load_params
 from pipelines import dag, runs
 from pipelines.detect_outliers import detect_outliers
 from pipelines.fresh import note_fresh
-from pipelines.stages import device_slot, ensure_device_limit, leave, run_graph, verbatim
+from pipelines.stages import AGAIN_AFTER, device_slot, ensure_device_limit, leave, run_graph, verbatim
 from pipelines.timing import Step, timed
 
 DEMO = "demo"
@@ -122,7 +122,7 @@ def pull(root: Path) -> Step:
     return step
 
 
-@task(name="push", cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+@task(name="push", cache_policy=NO_CACHE, retries=len(AGAIN_AFTER), retry_delay_seconds=AGAIN_AFTER)
 def push(root: Path) -> Step:
     """Send data, models and pages to the default DVC remote."""
     with timed("push") as step:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import re
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Set
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import httpx
 from prefect import get_run_logger, task
@@ -16,8 +18,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.objects import State
-from prefect.concurrency.asyncio import ConcurrencySlotAcquisitionError
-from prefect.concurrency.sync import concurrency
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 from prefect.futures import PrefectFuture
 from prefect.states import Completed
@@ -29,8 +29,12 @@ from pipelines.timing import Step
 DEVICE_LIMIT = "gpu"
 LEASE = 90.0
 """Seconds after which the slot of a flow that was killed is free again; a living one renews it."""
+RENEWED_EVERY = 20.0
+"""Seconds between renewals: a server may be away for a minute before a living flow loses its slot."""
 TRIES = 9
 """How often a server that does not answer well is asked for a slot: about eight minutes in all."""
+AGAIN_AFTER = [5.0, 30.0]
+"""Seconds before a step that reaches out of this machine, to a source or a remote, is tried again."""
 
 
 class Turn:
@@ -79,8 +83,8 @@ def run_graph(
         step = run_stage.with_options(
             name=stage.name,
             task_run_name=verbatim(stage.name),
-            retries=2 if not stage.always and set(stage.after) <= looks else 0,
-            retry_delay_seconds=[5, 30],
+            retries=len(AGAIN_AFTER) if not stage.always and set(stage.after) <= looks else 0,
+            retry_delay_seconds=AGAIN_AFTER,
         )
         # Prefect puts results in the place of futures, and takes a state's data for its result
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
@@ -152,44 +156,52 @@ def device_slot(needed: bool = True) -> Iterator[None]:
     if not needed:
         yield
         return
-    slot = _take_slot()
+    lease = _take_slot()
+    given_back = threading.Event()
+    renewal = contextvars.copy_context()  # Prefect keeps its settings there
+    threading.Thread(target=renewal.run, args=(_renew, lease, given_back), daemon=True).start()
     try:
         yield
     finally:
+        given_back.set()
         try:
-            slot.__exit__(None, None, None)
+            with get_client(sync_client=True) as client:
+                client.release_concurrency_slots_with_lease(lease)
         except Exception as error:
             get_run_logger().warning("the device slot was not given back, it expires: %s", _first_line(error))
 
 
-def _take_slot() -> Any:
+def _renew(lease: UUID, given_back: threading.Event) -> None:
+    """Keep a slot while its flow lives. Prefect's own renewal gives up after three tries, a server's restart."""
+    with get_client(sync_client=True) as client:
+        while not given_back.wait(RENEWED_EVERY):
+            with suppress(Exception):  # a server that is away is asked again
+                client.renew_concurrency_lease(lease, LEASE)
+
+
+def _take_slot() -> UUID:
+    """The lease of a slot, once one is free."""
     tries = 0
-    while True:
-        stopping.stop_if_asked()
-        slot = concurrency(
-            DEVICE_LIMIT,
-            occupy=1,
-            max_retries=0,
-            lease_duration=LEASE,
-            strict=True,
-            raise_on_lease_renewal_failure=False,
-        )
-        try:
-            slot.__enter__()
-        except ConcurrencySlotAcquisitionError as error:
-            cause = error.__cause__
-            status = cause.response.status_code if isinstance(cause, httpx.HTTPStatusError) else None
-            if status == 423:  # all are taken
-                tries = 0
-                time.sleep(1)
-                continue
-            tries += 1
-            lasting = cause is None or (status is not None and status < 500 and status not in (408, 429))
-            if lasting or tries == TRIES:
-                raise dag.StageFailed(f"no device slot from Prefect's server: {_first_line(cause or error)}") from None
-            _pause(min(2.0**tries, 120.0))
-        else:
-            return slot
+    with get_client(sync_client=True) as client:
+        while True:
+            stopping.stop_if_asked()
+            try:
+                answer = client.increment_concurrency_slots_with_lease([DEVICE_LIMIT], 1, "concurrency", LEASE).json()
+            except httpx.HTTPError as error:
+                status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+                if status == 423:  # all are taken
+                    tries = 0
+                    time.sleep(1)
+                    continue
+                tries += 1
+                lasting = status is not None and status < 500 and status not in (408, 429)
+                if lasting or tries == TRIES:
+                    raise dag.StageFailed(f"no device slot from Prefect's server: {_first_line(error)}") from None
+                _pause(min(2.0**tries, 120.0))
+            else:
+                if not answer["limits"]:
+                    raise dag.StageFailed(f"no device slot from Prefect's server: it has no limit {DEVICE_LIMIT!r}")
+                return UUID(answer["lease_id"])
 
 
 def _pause(seconds: float) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from densitywatch import environment
 from densitywatch.params import DeviceParams, load_params
 
 
@@ -21,13 +20,39 @@ def test_a_stage_takes_its_slots_share_of_the_cores(monkeypatch: pytest.MonkeyPa
     assert DeviceParams(slots=3, threads=5).threads_of_a_stage == 5
 
 
-def test_what_the_user_exported_stays() -> None:
-    variables = {"OMP_NUM_THREADS": "7"}
-    environment.limit_threads(variables, 1)
-    assert variables == {"OMP_NUM_THREADS": "7"}
-    fresh: dict[str, str] = {}
-    environment.limit_threads(fresh, 2)
-    assert fresh == {"OMP_NUM_THREADS": "2"}
+THREADS = """
+import sys
+from densitywatch import cli
+
+def count(context: cli.typer.Context) -> None:
+    cli._load(context, stage=True)
+    import numpy, threadpoolctl, torch
+    torch.ones(256, 256) @ torch.ones(256, 256)
+    blas = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    print(torch.get_num_threads(), max(blas))
+
+cli.app.command()(count)
+sys.argv = ["densitywatch", "count"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize(("exported", "expected"), [({}, "1 1"), ({"OMP_NUM_THREADS": "2"}, "2 2")])
+def test_a_stage_computes_with_the_threads_of_params_or_with_those_that_the_user_exported(
+    exported: dict[str, str], expected: str, project_root: Path, tmp_path: Path
+) -> None:
+    text = (project_root / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace("threads: null", "threads: 1"))
+    variables = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS],
+        cwd=tmp_path,
+        env=variables | exported,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.strip() == expected, done.stderr
 
 
 AT_TORCH = """

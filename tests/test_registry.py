@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 import shutil
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 import densitywatch
 from densitywatch import registry, tracking
@@ -309,7 +314,44 @@ def test_nothing_registered_holds_a_pickle(params: Params, root: Path) -> None:
     names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     assert {"serving.py", "artifacts/model/model.safetensors"} <= names
     assert not [name for name in names if name.endswith((".pkl", ".pickle", ".pt", ".pth", ".bin"))]
-    assert os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] == "false"
+
+
+class Planted:
+    """What runs a program when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def test_a_pickle_that_was_put_in_the_place_of_a_versions_code_is_not_run(
+    params: Params, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    write_model(root, "planted")
+    registry.register("planted", params, root)
+    folder = registry.download_model("models:/densitywatch-planted@challenger", params, root).parents[1]
+    shutil.copytree(folder, tmp_path / "version")
+    facts = yaml.safe_load((tmp_path / "version" / "MLmodel").read_text())
+    loaded = facts["flavors"]["python_function"]
+    del loaded["model_code_path"]
+    loaded |= {"python_model": "python_model.pkl", "cloudpickle_version": "3"}
+    (tmp_path / "version" / "MLmodel").write_text(yaml.safe_dump(facts))
+    (tmp_path / "version" / "python_model.pkl").write_bytes(pickle.dumps(Planted(tmp_path / "mark")))
+
+    def load() -> None:
+        with warnings.catch_warnings(), suppress(Exception):  # whatever MLflow makes of it
+            warnings.simplefilter("ignore")
+            mlflow.pyfunc.load_model(str(tmp_path / "version"))
+
+    load()
+    assert not (tmp_path / "mark").exists()
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    load()
+    assert (tmp_path / "mark").exists(), "the test plants what MLflow would run"
 
 
 def test_the_detector_goes_with_its_models_and_is_gated(params: Params, root: Path) -> None:

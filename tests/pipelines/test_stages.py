@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,75 @@ def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
     assert states["train@a"] == "Failed"
     assert states["evaluate@b"] == "Completed"
     assert "Completed" not in (states.get("evaluate@a"),)
+
+
+def test_a_source_that_fails_once_is_tried_again_and_the_flow_goes_on(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "AGAIN_AFTER", [0.1, 0.1])
+    text = (toy / "dvc.yaml").read_text()
+    (toy / "dvc.yaml").write_text(text.replace("cmd: mkdir", "cmd: test -e tried || ! touch tried && mkdir", 1))
+    graph = [stage for stage in dag.read_graph(toy) if stage.name in ("fetch", "train@a")]
+    steps, states = run(toy, graph, {"fetch", "train@a"})
+    assert (toy / "tried").is_file()
+    assert [(step.name, step.outcome) for step in steps] == [("fetch", "ran"), ("train@a", "ran")], states
+    assert (toy / "models" / "a").read_text() == "a 1\n"
+
+
+def test_a_source_that_fails_for_good_is_asked_three_times_and_a_training_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "AGAIN_AFTER", [0.1, 0.1])
+    asked: list[str] = []
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        asked.append(name)
+        if name in ("fetch", "train@a"):
+            raise dag.StageFailed(f"stage {name}: it failed")
+        return "ran"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    graph = [dag.Stage("fetch", (), False), dag.Stage("prepare", (), False), dag.Stage("train@a", ("prepare",), True)]
+    _, states = run(tmp_path, graph, {stage.name for stage in graph})
+    assert states["error"] == "stage fetch: it failed"
+    assert sorted(asked) == ["fetch"] * 3 + ["prepare", "train@a"]
+
+
+def test_a_push_that_fails_once_is_tried_again_and_another_checkout_takes_all_from_there(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect import flow
+
+    monkeypatch.setattr(retrain.push, "retry_delay_seconds", [0.1, 0.1])
+    store = tmp_path / "store"
+    store.write_text("a disk that is not there yet")
+    run_dvc = dag.run_dvc
+    run_dvc(toy, "remote", "add", "-d", "there", str(store))
+    run_dvc(toy, "repro", "-q", "fetch")
+    failures: list[str] = []
+
+    def run_and_mend(root: Path, *arguments: str) -> str:
+        try:
+            return run_dvc(root, *arguments)
+        except dag.StageFailed as error:
+            failures.append(str(error))
+            store.unlink()
+            raise
+
+    monkeypatch.setattr(dag, "run_dvc", run_and_mend)
+
+    @flow
+    def there_and_back() -> list[str]:
+        pushed = retrain.push(toy)
+        shutil.rmtree(toy / "data")
+        shutil.rmtree(toy / ".dvc" / "cache")
+        return [pushed.outcome, retrain.pull(toy).outcome]
+
+    assert there_and_back() == ["done", "done"]
+    assert len(failures) == 1
+    assert failures[0].startswith("dvc push: ")
+    assert (toy / "data" / "raw").read_text() == "raw\n"
+    assert "fetch" not in dag.stale_stages(toy)
 
 
 class Registry:
