@@ -7,7 +7,8 @@ import json
 import time
 from pathlib import Path
 
-from densitywatch.files import write_whole
+from densitywatch.errors import DataError
+from densitywatch.files import read_json, write_whole
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
 from densitywatch.store import sqlite_path, tracking_uri
@@ -39,8 +40,9 @@ def note_fresh(root: Path) -> None:
 
 def _noted(root: Path) -> object:
     try:
-        return json.loads((root / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: object = read_json(root / RECEIPT)
+        return found
+    except (FileNotFoundError, DataError):
         return None
 
 
