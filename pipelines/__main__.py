@@ -11,6 +11,8 @@ from pathlib import Path
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
+from densitywatch.progress import tell
+from densitywatch.text import visible
 from pipelines import home, runs, server, timing
 
 FLOWS = ("retrain", "detect-outliers")
@@ -40,7 +42,7 @@ def main(arguments: list[str]) -> int:
             print(f"pipelines: {error}", file=sys.stderr)
             return error.exit_code
         except Exception as error:
-            print(f"pipelines: {_unforeseen(error, root)}", file=sys.stderr)
+            print(f"pipelines: {visible(_unforeseen(error, root))}", file=sys.stderr)
             return 1
 
 
@@ -81,8 +83,8 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
     from pipelines.detect_outliers import detect_outliers
 
     for summary in detect_outliers(root):
-        print(f"{summary['batch']}: {summary['outliers']} outliers, {summary['quarantined']} quarantined", end=" ")
-        print(f"of {summary['files']} files; {summary['folder']}/report.html")
+        counts = f"{summary['outliers']} outliers, {summary['quarantined']} quarantined of {summary['files']} files"
+        tell(f"{summary['batch']}: {counts}; {summary['folder']}/report.html")
     return 0
 
 

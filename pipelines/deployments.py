@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from densitywatch.files import write_whole
+from densitywatch.errors import DataError
+from densitywatch.files import read_json, write_whole
 from densitywatch.params import Params
 from pipelines.server import ServiceFailed
 
@@ -185,7 +186,7 @@ def _prefect(root: Path, params: Params, *arguments: str) -> None:
 
 def _noted(root: Path) -> dict[str, Any]:
     try:
-        known = json.loads((root / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(root / NOTE)
+    except (FileNotFoundError, DataError):
         return {}
     return known if isinstance(known, dict) else {}

@@ -22,6 +22,7 @@ from densitywatch import environment
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params, load_params
+from densitywatch.text import one_line, visible
 from pipelines import runs
 from pipelines.stages import device_slot, ensure_device_limit, leave, verbatim
 
@@ -67,6 +68,9 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
             summaries.append(named(batch, params, root))
         except (DensitywatchError, OSError) as error:
             failures.append(f"{batch.name} ({error})")
+        except Exception as error:  # whatever one batch brings up, the others are not kept waiting by it
+            get_run_logger().error("%s: %s", visible(batch.name), visible(one_line(error)), exc_info=True)
+            failures.append(f"{batch.name} ({type(error).__name__}: {one_line(error)})")
     if summaries:
         rows = [_row(summary) for summary in summaries]
         leave(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from densitywatch.addresses import follow_move, lost_champions
 from densitywatch.data.look import is_changed
-from densitywatch.files import write_whole
+from densitywatch.errors import DataError
+from densitywatch.files import read_json, write_whole
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
 from densitywatch.store import sqlite_path, tracking_uri
@@ -57,8 +58,9 @@ def _champions_stand(uri: str, root: Path) -> bool:
 
 def _noted(root: Path) -> object:
     try:
-        return json.loads((root / RECEIPT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found: object = read_json(root / RECEIPT)
+        return found
+    except (FileNotFoundError, DataError):
         return None
 
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import psutil
 
-from densitywatch.errors import ParamsError
-from densitywatch.files import write_whole
+from densitywatch.errors import DataError, ParamsError
+from densitywatch.files import read_json, write_whole
 from pipelines import home
 from pipelines.server import HOST, START_SECONDS, ServiceFailed
 
@@ -130,10 +130,21 @@ def _signal_all(those: list[psutil.Process], signal_one: Callable[[psutil.Proces
 def noted(root: Path) -> list[dict[str, Any]]:
     """What was started and not yet ended, the first first."""
     try:
-        found = json.loads((root / NOTE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read_json(root / NOTE)
+    except (FileNotFoundError, DataError):
         return []
-    return found if isinstance(found, list) else []
+    return [entry for entry in found if _is_entry(entry)] if isinstance(found, list) else []
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry of the note, which may be damaged, names a process."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("pid")) is int
+        and 0 < entry["pid"] < 1 << 31
+        and isinstance(entry.get("created"), int | float)
+        and all(isinstance(entry.get(name), str) for name in ("name", "log"))
+    )
 
 
 def find(entry: dict[str, Any]) -> psutil.Process | None:

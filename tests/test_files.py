@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from densitywatch.errors import DataError
-from densitywatch.files import file_digest, whole_folder, write_whole
+from densitywatch.files import file_digest, read_json, whole_folder, write_whole
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path: Path) -
         assert process.stdout is not None
         process.stdout.readline()
         with whole_folder(tmp_path / "out"):
-            assert len(list(tmp_path.glob(".out.partial-*"))) == 2, "a folder of a running process stays"
+            assert len(list(tmp_path.glob(".out.densitywatch.partial-*"))) == 2, "a folder of a running process stays"
         process.send_signal(signal.SIGKILL)
     assert not (target / "half").exists()
     for _ in range(50):
@@ -86,3 +86,32 @@ def test_a_small_file_is_replaced_whole(tmp_path: Path) -> None:
     assert path.read_bytes() == b"{1}"
     assert [item.name for item in path.parent.iterdir()] == ["metrics.json"]
     assert file_digest(path) == hashlib.sha256(b"{1}").hexdigest()
+
+
+@pytest.mark.parametrize("name", [".out.partial-999999", ".out.densitywatch.partial-999999"])
+def test_a_folder_of_the_users_with_such_a_name_is_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "thesis.txt").write_text("do not lose")
+    with whole_folder(tmp_path / "out") as folder:
+        (folder / "new").touch()
+    assert (tmp_path / name / "thesis.txt").read_text() == "do not lose"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"a": NaN}', b'{"a": Infinity}', b'{"a": 1e999}', b'{"a": "\\ud800"}', b"[" * 100_000, b'{"a"', b"\xff", b""],
+)
+def test_what_is_read_back_is_whole_json_or_one_sentence(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "summary.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not whole JSON"):
+        read_json(path)
+    path.write_text('{"a": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"a": "\U0001f600"}
+    with pytest.raises(DataError, match="larger than"):
+        read_json(path, most=5)
+    with pytest.raises(DataError, match="not a file"):
+        read_json(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none")

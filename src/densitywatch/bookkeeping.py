@@ -12,7 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from densitywatch.files import file_digest, write_whole
+from densitywatch.errors import DataError
+from densitywatch.files import file_digest, read_json, write_whole
 
 FOLDER = Path("var/runs")
 KEPT = 200
@@ -37,7 +38,7 @@ def training_of(weights: Path, name: str, root: Path) -> dict[str, Any]:
 def _known(name: str, root: Path) -> dict[str, Any]:
     """Every entry, the oldest first; a file that is missing or damaged is no loss that should stop a stage."""
     try:
-        known = json.loads((root / FOLDER / f"{name}.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        known = read_json(root / FOLDER / f"{name}.json")
+    except (FileNotFoundError, DataError):
         return {}
     return known if isinstance(known, dict) else {}

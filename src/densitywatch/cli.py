@@ -7,6 +7,7 @@ SIGTERM or SIGHUP. Each verb imports what it needs when it runs, so `--help` ans
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -20,6 +21,8 @@ import typer
 
 from densitywatch import __version__, environment, stopping
 from densitywatch.errors import DensitywatchError, GateRejected, ParamsError
+from densitywatch.progress import tell
+from densitywatch.text import visible
 
 if TYPE_CHECKING:
     from densitywatch.params import Params
@@ -39,6 +42,9 @@ Name = Annotated[str, typer.Argument(help="A model's name: a key under `models:`
 def main() -> None:
     """The console script: runs a verb and turns what fails into one line and an exit code."""
     environment.settle(os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no failure
+            stream.reconfigure(errors="backslashreplace")
     with stopping.listening(_end_in_time):
         _run()
 
@@ -100,7 +106,7 @@ def _end_children() -> None:
 
 
 def _fail(sentence: str, code: int) -> None:
-    print(f"densitywatch: {' '.join(sentence.split())}", file=sys.stderr)
+    print(f"densitywatch: {visible(' '.join(sentence.split()))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -261,9 +267,9 @@ def verify_likelihood(
     from densitywatch.evaluation import code_length
 
     length = asdict(code_length.verify_likelihood(model, n, params, root, out))
-    print(f"{model}: {length.pop('images')} test images, decoded byte for byte by another process; bits/dim:")
+    tell(f"{model}: {length.pop('images')} test images, decoded byte for byte by another process; bits/dim:")
     for means, bits in length.items():
-        print(f"  {means:9} {bits:.4f}")
+        tell(f"  {means:9} {bits:.4f}")
 
 
 @app.command()
@@ -290,7 +296,7 @@ def register(
     from densitywatch import registry
 
     for name in [*params.models, "detector"] if model is None else [model]:
-        print(f"{name}: version {registry.register(name, params, root)}")
+        tell(f"{name}: version {registry.register(name, params, root)}")
 
 
 @app.command(epilog="Example: densitywatch promote pixelcnn")
@@ -311,7 +317,7 @@ def promote(
     verdict = registry.promote(model, params, root, version, afresh=afresh)
     if not verdict.passed:
         raise GateRejected(f"{model}: {verdict.reason}")
-    print(f"{model}: {verdict.reason}")
+    tell(f"{model}: {verdict.reason}")
 
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")
@@ -320,7 +326,7 @@ def rollback(context: typer.Context, model: Name) -> None:
     params, root = _load_for(context, model, "detector")
     from densitywatch import registry
 
-    print(f"{model}: version {registry.rollback(model, params, root)} is champion again")
+    tell(f"{model}: version {registry.rollback(model, params, root)} is champion again")
 
 
 @app.command(
@@ -383,7 +389,7 @@ def score(
     )
     folder = summary.pop("folder")
     _show(summary)
-    print(f"results: {folder}")
+    tell(f"results: {folder}")
 
 
 @app.command(
@@ -403,7 +409,7 @@ def sample(
     from densitywatch.evaluation.samples import draw
 
     address = model if "/" in model else f"models/{model}"
-    print(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
+    tell(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
 
 
 @app.command(
@@ -425,15 +431,16 @@ def review(
     """
     params, root = _load(context)
     from densitywatch.outliers import review as module
+    from densitywatch.outliers import verdict_table
 
     folder = module.batch_folder(batch, params, root)
     if from_csv is not None:
-        print(f"verdicts taken: {module.read_csv(folder, from_csv)}")
+        tell(f"verdicts taken: {verdict_table.read_csv(folder, from_csv)}")
     if to_csv is not None:
-        print(f"{to_csv}: {module.write_csv(folder, to_csv)} flagged images")
+        tell(f"{to_csv}: {verdict_table.write_csv(folder, to_csv)} flagged images")
     if collect is not None:
         for verdict, count in module.collect(folder, collect, root).items():
-            print(f"{collect / verdict}: {count}")
+            tell(f"{collect / verdict}: {count}")
     if from_csv is None and to_csv is None and collect is None:
         _serving.set()
         module.serve(folder, port)
@@ -448,7 +455,7 @@ def profile(name: Annotated[str, typer.Argument(help="The name of a file in prof
     from densitywatch.profiles import apply_profile
 
     changed = apply_profile(name, Path.cwd())
-    print(f"params.yaml: set {', '.join(changed)}" if changed else f"params.yaml: already as profile {name} says")
+    tell(f"params.yaml: set {', '.join(changed)}" if changed else f"params.yaml: already as profile {name} says")
 
 
 @app.command()
@@ -461,7 +468,7 @@ def doctor() -> None:
 
     findings = diagnose(Path.cwd())
     for finding in findings:
-        print(f"{'ok  ' if finding.ok else 'LACK' if finding.needed else 'note'}  {finding.name}: {finding.detail}")
+        tell(f"{'ok  ' if finding.ok else 'LACK' if finding.needed else 'note'}  {finding.name}: {finding.detail}")
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
 
@@ -469,7 +476,7 @@ def doctor() -> None:
 def _show(summary: dict[str, Any]) -> None:
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):
-            print(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+            tell(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
 
 
 if __name__ == "__main__":

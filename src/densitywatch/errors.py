@@ -1,10 +1,20 @@
 """The errors a user meets: one sentence each, saying what is wrong, where, and what to do."""
 
+from __future__ import annotations
+
+from densitywatch.text import visible
+
 
 class DensitywatchError(Exception):
-    """A failure with a one-sentence message; the command line prints it and exits with 1."""
+    """A failure with a one-sentence message; the command line prints it and exits with 1.
+
+    Names from outside stand in many of them, so whatever a terminal, a log or a page would obey is shown by its code.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(visible(str(message).replace("\n", " ")))
 
 
 class ParamsError(DensitywatchError):
@@ -15,6 +25,10 @@ class ParamsError(DensitywatchError):
 
 class DataError(DensitywatchError):
     """Data is missing, unreachable, altered or unreadable."""
+
+
+class DiskFull(DataError):
+    """No space, or no quota, is left where something was to be written."""
 
 
 class ValidationFailed(DensitywatchError):

@@ -1,16 +1,34 @@
-"""Folders and files that appear whole or not at all, and a full disk as a sentence."""
+"""Folders and files that appear whole or not at all, files of this program read back, a full disk as a sentence.
+
+What is written beside a target before it is renamed has a name that says whose it is, and a folder among it a file
+MARK: only what carries it is ever removed, so that nothing of a person's is taken for a leftover.
+"""
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import json
+import math
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DiskFull
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+MARK = ".made-by-densitywatch"
+MOST_JSON = 16 << 20
+"""A JSON file of this program that is larger has been replaced, and is not read into memory."""
+MOST_LISTS = 1 << 30
+"""The same for files with an entry for every image."""
 
 
 @contextmanager
@@ -21,45 +39,51 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    beside = target.parent / f".{target.name}.partial-{os.getpid()}"
+    beside = _beside(target)
+    own_folder(beside)
+    fresh = beside / "new"
     try:
-        beside.mkdir()
         with full_disk_as_error(target):
-            yield beside
+            fresh.mkdir()
+            yield fresh
         if target.is_symlink() or target.is_file():
             target.unlink()
         elif target.exists():
             shutil.rmtree(target)
-        beside.rename(target)
+        fresh.rename(target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        drop_own_folder(beside)
 
 
 @contextmanager
-def whole_file(target: Path) -> Iterator[Path]:
+def whole_file(target: Path, *, new_folder: bool = True) -> Iterator[Path]:
     """A path beside `target` to write to; it is renamed to `target` when the block ends without an error.
 
-    Raises DataError when the disk is full.
+    When the block is left, the file is on the disk: what was answered to a person survives a loss of power.
+    `new_folder`: make the folder of `target` where there is none. Raises DiskFull when the disk is full.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    if new_folder:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    beside = _beside(target)
     try:
         with full_disk_as_error(target):
             yield beside
+            _to_disk(beside)
             beside.replace(target)
+            _to_disk(target.parent)
     finally:
         beside.unlink(missing_ok=True)
 
 
 @contextmanager
 def full_disk_as_error(target: Path) -> Iterator[None]:
-    """Turn "no space left" and "quota exceeded" into a DataError that says where and what to do."""
+    """Turn "no space left" and "quota exceeded" into a DiskFull that says where and what to do."""
     try:
         yield
     except OSError as error:
         if not is_full_disk(error):
             raise
-        raise DataError(
+        raise DiskFull(
             f"{target}: the disk is full, nothing was kept of it; free some space and run the stage again"
         ) from None
 
@@ -69,9 +93,9 @@ def is_full_disk(error: OSError) -> bool:
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
-def write_whole(path: Path, data: bytes | str) -> None:
-    """Write a small file beside, then rename it to `path`."""
-    with whole_file(path) as beside:
+def write_whole(path: Path, data: bytes | str, *, new_folder: bool = True) -> None:
+    """Write a small file beside, then rename it to `path`; `new_folder` as whole_file has it."""
+    with whole_file(path, new_folder=new_folder) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
@@ -88,12 +112,138 @@ def content_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """The value in a JSON file that this program wrote before.
+
+    Raises FileNotFoundError, or DataError where the file is not whole JSON: cut off, with NaN or half a character in
+    it, nested without end, larger than `most` bytes, or no file.
+    """
+    try:
+        # O_NONBLOCK: the opening of a named pipe would wait for a writer for ever
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise DataError(f"{path}: not a file")
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(most + 1)
+        finally:
+            os.close(descriptor)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(data) > most:
+        raise DataError(f"{path}: larger than {most >> 20} MiB; not written by densitywatch")
+    try:
+        text = data.decode()
+        value = json.loads(text, parse_constant=_no_number, parse_float=_number)
+        if re.search(r"\\u[dD][89a-fA-F]", text):  # two halves are one character; one alone cannot be written or shown
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        raise DataError(f"{path}: not whole JSON; damaged, or not written by densitywatch") from None
+    return value
+
+
+def read_back(path: Path, form: type[BaseModel], most: int = MOST_JSON) -> dict[str, Any]:
+    """`read_json` of a file that must have the entries of `form`; types are taken as they stand, "8" is no number.
+
+    Raises as `read_json` does, and DataError with the first entry that does not fit.
+    """
+    from pydantic import ValidationError
+
+    value = read_json(path, most)
+    try:
+        form.model_validate(value, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part)[:40] for part in first["loc"][:4])
+        raise DataError(
+            f"{path}: {f'{where}: ' if where else ''}{first['msg']}; damaged, or not written by densitywatch"
+        ) from None
+    assert isinstance(value, dict)
+    return value
+
+
+def own_folder(path: Path) -> None:
+    """Make the folder `path` with the mark of this program, or find it so.
+
+    Raises DataError when something is there that has no mark.
+    """
+    with suppress(FileExistsError):
+        path.mkdir()
+    if is_own_folder(path):
+        return
+    # killed between making and marking leaves it empty
+    if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
+        raise DataError(f"{path}: is in the way and was not made by densitywatch; move it away")
+    (path / MARK).touch()
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether `path` is a folder that carries the mark."""
+    return path.is_dir() and not path.is_symlink() and (path / MARK).is_file()
+
+
+def drop_own_folder(path: Path) -> None:
+    """Remove a folder with everything in it, the mark last; one without the mark stays, unless it is empty."""
+    if is_own_folder(path):
+        for item in path.iterdir():
+            if item.name != MARK:
+                shutil.rmtree(item, ignore_errors=True) if item.is_dir() and not item.is_symlink() else item.unlink(
+                    missing_ok=True
+                )
+        (path / MARK).unlink()
+    with suppress(OSError):
+        path.rmdir()
+
+
+def is_leftover(name: str, of: frozenset[str]) -> bool:
+    """Whether `name` is what a killed process left of one of the files `of`."""
+    found = re.fullmatch(r"\.(.+)\.densitywatch\.partial-\d+", name)
+    return found is not None and found.group(1) in of
+
+
+def _beside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.densitywatch.partial-{os.getpid()}")
+
+
 def _remove_leftovers(target: Path) -> None:
     """Remove what a killed process left beside `target`; a folder of a process that still runs stays."""
-    for folder in target.parent.glob(f".{target.name}.partial-*"):
-        with suppress(ValueError, PermissionError):
-            pid = int(folder.name.rsplit("-", 1)[1])
-            try:
-                os.kill(pid, 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
+    start = f".{target.name}.densitywatch.partial-"
+    for folder in target.parent.iterdir():
+        number = folder.name.removeprefix(start)
+        if not folder.name.startswith(start) or not number.isdecimal() or not folder.is_dir():
+            continue
+        try:
+            if int(number) != os.getpid():  # a process before may have had our number
+                os.kill(int(number), 0)
+                continue
+        except (PermissionError, OverflowError):
+            continue
+        except ProcessLookupError:
+            pass
+        drop_own_folder(folder)
+
+
+def _to_disk(path: Path) -> None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        # a file system that has no such promise to give, a folder that may be written and not listed
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+            raise
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"{text} is no number of JSON")
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large")
+    return value

@@ -7,14 +7,21 @@ import time
 from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
+from densitywatch.text import visible
+
 Item = TypeVar("Item")
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """One plain line to the person who waits."""
-    print(message, file=sys.stderr, flush=True)
+    """One plain line to the person who waits; what a terminal would obey in it is shown by its code."""
+    print(visible(message), file=sys.stderr, flush=True)
+
+
+def tell(message: object) -> None:
+    """One plain line of a verb's result, to stdout, as `say` has it."""
+    print(visible(message))
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 MAX_PATH = 4096
 
 
@@ -21,3 +23,19 @@ def as_text(name: str) -> str:
 def one_line(error: BaseException) -> str:
     """An exception of a library as a short clause."""
     return as_text(" ".join(str(error)[:2000].split())[:200]) or type(error).__name__
+
+
+def visible(text: object) -> str:
+    """`text` with control characters, and those that turn the reading direction, shown by their codes.
+
+    What a terminal would obey (ESC and its C1 kin, CR, BEL) comes out as \\x1b; what is visible already is left alone.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        char
+        if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
+        else char.encode("unicode_escape").decode()
+        for char in text
+    )

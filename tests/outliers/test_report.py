@@ -15,9 +15,9 @@ from densitywatch.errors import ModelError
 from densitywatch.outliers import conformal, gallery, report
 from densitywatch.outliers.batch import score_source
 from densitywatch.outliers.gallery import heat, nearest, picture
-from densitywatch.outliers.report import visible
 from densitywatch.outliers.results import fewest_to_flag, histogram
 from densitywatch.params import Params
+from densitywatch.text import visible
 
 from .standin import Brightness, fill, png
 
@@ -196,3 +196,21 @@ def test_the_page_says_when_a_batch_is_too_large_for_single_outliers_to_be_flagg
 
 def test_what_would_be_invisible_is_shown_by_its_code() -> None:
     assert visible("a\nb\x1b[31m\u202e\u200bgrün 例") == "a\\nb\\x1b[31m\\u202e\\u200bgrün 例"
+
+
+def test_the_page_says_in_one_line_what_was_skipped(params: Params, tmp_path: Path) -> None:
+    batch = fill(tmp_path / "batch", 12, bright=1)
+    for name in (".DS_Store", "._normal_0000.png", "._x.png", "Thumbs.db", "Icon\r", "a.crc", "readme.txt", "_SUCCESS"):
+        (batch / name).write_text("left behind")
+    (batch / "__MACOSX<b>").mkdir()
+    score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["skipped"] == sum(summary["skipped_kinds"].values()) == 8
+    page = (tmp_path / "out" / "report.html").read_text()
+    (line,) = [line for line in page.splitlines() if 'id="skipped"' in line]
+    assert "Skipped 8 files that are not images by their names: ._* (2), .DS_Store (1)" in line
+    assert "1 other kinds" in line
+    assert "\r" not in line
+    fill(tmp_path / "clean", 12)
+    score_source("clean", params, tmp_path, tmp_path / "none", Brightness())
+    assert 'id="skipped"' not in (tmp_path / "none" / "report.html").read_text()

@@ -16,7 +16,8 @@ from playwright.sync_api import Page, expect, sync_playwright
 from densitywatch.errors import DataError
 from densitywatch.outliers.batch import score_source
 from densitywatch.outliers.report import flagged
-from densitywatch.outliers.review import batch_folder, collect, create_app, give_verdicts, read_csv, write_csv
+from densitywatch.outliers.review import batch_folder, collect, create_app, give_verdicts
+from densitywatch.outliers.verdict_table import read_csv, write_csv
 from densitywatch.outliers.verdicts import precision, read_verdicts
 from densitywatch.params import Params
 
@@ -123,7 +124,7 @@ def test_a_table_goes_out_and_comes_back_with_verdicts(scored: Path, tmp_path: P
         ("number,verdict,sha256\n0,fine,0000\n", "line 2: no flagged image of this batch"),
         ("number,verdict,sha256\n77,fine,0000\n", "line 2: no flagged image of this batch"),
         ("number,verdict,sha256\n{number},perhaps,{digest}\n", "line 2: 'perhaps' is no verdict"),
-        ("\0\0", "no"),
+        ("\0\0", "not a table of verdicts"),
     ],
 )
 def test_a_table_that_does_not_fit_is_refused_and_nothing_is_taken(
@@ -133,11 +134,8 @@ def test_a_table_that_does_not_fit_is_refused_and_nothing_is_taken(
     digest = table_rows(tmp_path / "good.csv")[0]["sha256"]
     table = tmp_path / "table.csv"
     table.write_text(text.format(number=0, digest=digest))
-    if text == "\0\0":
-        assert read_csv(scored, table) == 0
-    else:
-        with pytest.raises(DataError, match=complaint):
-            read_csv(scored, table)
+    with pytest.raises(DataError, match=complaint):
+        read_csv(scored, table)
     assert read_verdicts(scored) == {}
     with pytest.raises(DataError, match="not a readable CSV file"):
         read_csv(scored, tmp_path / "missing.csv")

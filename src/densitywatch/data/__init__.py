@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,9 +9,11 @@ from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
 from densitywatch.data.reading import Images, at_size
 from densitywatch.errors import DataError
+from densitywatch.files import MOST_LISTS, read_back
 
 SplitName = Literal["train", "validation", "calibration", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -50,22 +51,50 @@ class Split:
         return Split(images=at_size(self.images, size), labels=self.labels)
 
 
-def read_info(folder: Path) -> DatasetInfo:
-    """What `folder/dataset.json` says. Raises DataError when it is missing or not whole."""
+class LeftOut(BaseModel):
+    """A file or an image that is in no split."""
+
+    path: str
+    reason: str
+
+
+class Facts(BaseModel):
+    """dataset.json."""
+
+    name: str
+    size: PositiveInt
+    channels: PositiveInt
+    class_names: list[str]
+    digest: str
+    counts: dict[str, NonNegativeInt]
+    dropped: list[LeftOut] = []
+    rejected: list[LeftOut] = []
+
+
+def read_facts(folder: Path) -> Facts:
+    """All that `folder/dataset.json` says. Raises DataError when it is missing or damaged."""
     try:
-        facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-        return DatasetInfo(
-            name=facts["name"],
-            size=facts["size"],
-            channels=facts["channels"],
-            class_names=tuple(facts["class_names"]),
-            digest=facts["digest"],
-            counts={name: facts["counts"][name] for name in SPLITS},
-        )
+        facts = Facts.model_validate(read_back(folder / "dataset.json", Facts, MOST_LISTS))
+        if missing := [name for name in SPLITS if name not in facts.counts]:
+            raise DataError(f"no count of {missing[0]}")
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared dataset here; run `dvc repro prepare`") from None
-    except (KeyError, TypeError, ValueError):
+    except DataError:
         raise DataError(f"{folder}/dataset.json: not readable; run `dvc repro -f prepare`") from None
+    return facts
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """What `folder/dataset.json` says of the arrays. Raises DataError when it is missing or damaged."""
+    facts = read_facts(folder)
+    return DatasetInfo(
+        name=facts.name,
+        size=facts.size,
+        channels=facts.channels,
+        class_names=tuple(facts.class_names),
+        digest=facts.digest,
+        counts={name: facts.counts[name] for name in SPLITS},
+    )
 
 
 def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from densitywatch import environment
-from densitywatch.data import SPLITS, DatasetInfo, batches, open_split, read_info
+from densitywatch.data import SPLITS, DatasetInfo, batches, open_split, read_facts, read_info
 from densitywatch.data.prepare import PREPARED
 from densitywatch.data.reading import PART, images_within
 from densitywatch.data.suite import COLUMNS, Check, suite
@@ -180,7 +180,7 @@ def describe(frame: pd.DataFrame, check: str, row: int) -> str:
 
 def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list[Outcome]) -> dict[str, float | int]:
     """metrics/data.json: flat, numbers alone."""
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    facts = read_facts(folder)
     same = frame[frame["sha256"].duplicated(keep=False)].groupby("sha256")["label"].nunique()
     flat = int((frame["std"] == 0).sum())
     repeats = int(frame["repeats"].sum())
@@ -196,8 +196,8 @@ def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list
         "flat_images": flat,
         "flat_share": round(flat / len(frame), 6),
         "mean_intensity": round(float(frame["mean"].mean()), 4),
-        "left_out_of_training": len(facts["dropped"]),
-        "unusable_files": len(facts["rejected"]),
+        "left_out_of_training": len(facts.dropped),
+        "unusable_files": len(facts.rejected),
         "expectations": len(outcomes),
         "expectations_failed": sum(not outcome.holds for outcome in outcomes),
     }

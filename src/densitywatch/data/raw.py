@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy.typing as npt
 
 from densitywatch.data.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
+from densitywatch.files import MOST_LISTS, read_json
 from densitywatch.params import DataParams
 
 FASHION_MNIST_CLASSES = (
@@ -178,7 +178,7 @@ def _folder(params: DataParams, folder: Path) -> Raw:
         for name, part, label in zip(columns["path"], columns["part"], columns["label"], strict=True)
     ]
     stored = columns["row"]
-    rejected = json.loads((folder / "rejected.json").read_text(encoding="utf-8"))
+    rejected = _rejected(folder / "rejected.json")
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = {stored[index] for index in indices}, 0
@@ -196,3 +196,17 @@ def _folder(params: DataParams, folder: Path) -> Raw:
                 position += len(values)
 
     return Raw(entries, class_names, read, tuple(rejected))
+
+
+def _rejected(path: Path) -> list[dict[str, str]]:
+    """The files that fetch could not use. Raises DataError where the list is damaged."""
+    found = read_json(path, MOST_LISTS)
+    whole = isinstance(found, list) and all(
+        isinstance(row, dict)
+        and row.keys() == {"path", "reason"}
+        and all(isinstance(text, str) for text in row.values())
+        for row in found
+    )
+    if not whole:
+        raise DataError(f"{path}: damaged, or not written by densitywatch; run `dvc repro -f fetch`")
+    return list(found)

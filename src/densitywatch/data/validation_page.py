@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
-from densitywatch.data import SPLITS, DatasetInfo, SplitName, open_split
+from densitywatch.data import SPLITS, DatasetInfo, SplitName, open_split, read_facts
 from densitywatch.data.reading import resized
 
 LARGEST = 96
@@ -52,8 +51,8 @@ def validation_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    facts = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    left_out = [*facts["dropped"], *facts["rejected"]]
+    facts = read_facts(folder)
+    left_out = [*facts.dropped, *facts.rejected]
     return environment.get_template("validation.html.j2").render(
         info=info,
         metrics=metrics,

@@ -3,9 +3,9 @@
 The result depends on the files, the detector and the rates alone. So the same batch twice, two jobs at once, or a job
 killed at any point and started again all end in the same bytes; what differs from run to run is in run.json:
 
-    results/<batch>/       scores.parquet  summary.json  report.html  gallery.parquet  run.json  (verdicts.json)
-    results/.<batch>.work  chunks already scored, until the results stand
-    results/.<batch>.lock  held by the job that works on the batch
+    results/<batch>/        scores.parquet  summary.json  report.html  gallery.parquet  run.json  (verdicts.json)
+    results/.<batch>.densitywatch/  chunks already scored, until the results stand
+    results/.<batch>.lock   held by the job that works on the batch
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ import pyarrow as pa
 from densitywatch.data.archives import ARCHIVE
 from densitywatch.data.left_behind import skipped_line
 from densitywatch.errors import DataError, OutliersFound, ParamsError
-from densitywatch.files import file_digest, full_disk_as_error, write_whole
+from densitywatch.files import file_digest, full_disk_as_error, read_json, write_whole
 from densitywatch.outliers import publishing
 from densitywatch.outliers.chunks import score_in_chunks
 from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
-from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
+from densitywatch.outliers.results import RUN, PublishedChunks, stand, write_scores
 from densitywatch.outliers.sources import entries, is_local, local_path, without_secrets
+from densitywatch.outliers.verdicts import read_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say, track
 from densitywatch.text import as_text
@@ -93,12 +94,13 @@ def score_source(
         "strict": strict,
         **({"follow_links": True} if follow else {}),
     }
-    folder = out if out is not None else results_folder(source, params, root)
+    folder = publishing.behind_link(out if out is not None else results_folder(source, params, root))
     if is_local(source) and folder.resolve().is_relative_to((root / local_path(source)).resolve()):
         raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with publishing.only_job(folder), full_disk_as_error(folder):
         publishing.recover(folder)
+        read_verdicts(folder)  # a person's work that cannot be read stops the job before hours of scoring, not after
         before = publishing.read_summary(folder)
         started = time.monotonic()
         work = publishing.work_folder(folder, identity | {"rate": rate})
@@ -114,11 +116,11 @@ def score_source(
         chunks = list(track(steps, f"score: chunks of {params.detector.batch_size} files"))
         publishing.drop_chunks_from(work, len(chunks))
         fresh = publishing.fresh_folder(folder)
-        summary = write_scores(work, fresh, loaded, rate, identity, skipped=skipped.total())
+        summary = write_scores(work, fresh, loaded, rate, identity, skipped=skipped)
         if (line := skipped_line(skipped)) is not None:
             say(f"score: {as_text(folder.name)}: {line}")
-        if before == summary:
-            publishing.discard(fresh, work)
+        if before == summary and stand(folder, fresh):
+            publishing.discard(folder)
             say(f"score: {as_text(folder.name)}: these very files have been scored; the results stand")
         else:
             write_gallery(work, fresh, loaded, root)
@@ -130,7 +132,7 @@ def score_source(
             )
             publishing.keep_verdicts(folder, fresh)
             write_report(fresh)
-            publishing.publish(fresh, folder, work)
+            publishing.publish(fresh, folder)
         past = drift_from_past(folder, digest)
         note_run(folder, **past)
     flagged = int(summary["outliers"])
@@ -141,11 +143,16 @@ def score_source(
 
 def note_run(folder: Path, **facts: Any) -> None:
     """Add to run.json, which holds what differs from one run to the next; `listing` in it makes a batch done."""
+    write_whole(folder / RUN, json.dumps({**read_run(folder), **facts}, indent=2) + "\n", new_folder=False)
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says; nothing where it is missing or damaged: then the batch is looked at again, and no more."""
     try:
-        run = json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        run = {}
-    write_whole(folder / RUN, json.dumps({**run, **facts}, indent=2) + "\n")
+        run = read_json(folder / RUN)
+    except (FileNotFoundError, DataError):
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
 def load_detector(detector: Any, params: Params, root: Path) -> tuple[Any, str]:
@@ -223,7 +230,7 @@ def _published(folder: Path, chunk: int) -> Callable[[int], pa.Table | None]:
     """The published scores chunk by chunk; None for every chunk where there are none that can be read."""
     try:
         return PublishedChunks(folder, chunk)
-    except (OSError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException):
         return _none
 
 

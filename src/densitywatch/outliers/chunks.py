@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -183,11 +184,29 @@ def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.
 
 
 def read_chunk(path: Path) -> pa.Table | None:
-    """A chunk written before, or None when there is none that can be read."""
+    """A chunk written before, or None when there is none that can be read and is whole."""
     try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException):
+        table = pq.read_table(path)
+    except (OSError, ValueError, pa.ArrowException):
         return None
+    pictured = table.schema.names == [*RESULTS.names, PICTURE.name] and table.schema.field(PICTURE.name).equals(PICTURE)
+    return table if pictured and is_whole(table) else None
+
+
+def is_whole(table: pa.Table) -> bool:
+    """Whether a table that was read back has the columns of RESULTS, and in every row a score or a reason for none."""
+    if not all(name in table.column_names for name in RESULTS.names):
+        return False
+    if table.select(RESULTS.names).schema.types != RESULTS.types:
+        return False
+    scored = np.asarray(pc.equal(table.column("status"), "scored").fill_null(False))
+    others = np.asarray(pc.equal(table.column("status"), "quarantined").fill_null(False))
+    score, p_value = (
+        np.asarray(table.column(name).fill_null(np.nan).to_numpy(zero_copy_only=False)) for name in ("score", "p_value")
+    )
+    valid = np.isfinite(score) & (p_value > 0) & (p_value <= 1)
+    reason = np.asarray(table.column("reason").is_valid())
+    return bool((scored & valid | others & reason & np.isnan(p_value)).all())
 
 
 def write_chunk(path: Path, table: pa.Table) -> None:

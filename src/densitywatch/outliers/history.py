@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from numpy.typing import NDArray
 
 from densitywatch.outliers import conformal, publishing
 from densitywatch.outliers.results import SCORES
+from densitywatch.progress import say
+from densitywatch.text import as_text, one_line
 
 BATCHES = 20
 IMAGES = 2000
@@ -25,12 +28,13 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
     when there is nothing to compare. It depends on what else has been scored, so it is kept out of the batch's results.
     """
     past = []
-    others = [other for other in folder.parent.glob("[!.]*/summary.json") if other.parent != folder]
-    for other in sorted(others, key=lambda path: path.stat().st_mtime, reverse=True):
-        summary = publishing.read_summary(other.parent)
-        if summary is None or summary["identity"].get("detector") != detector:
+    for other in _latest_first(folder.parent):
+        if other == folder:
             continue
-        values = _p_values(other.parent)
+        summary = publishing.read_summary(other)
+        if summary is None or summary["identity"]["detector"] != detector:
+            continue
+        values = _p_values(other)
         if len(values):
             past.append(values[:: max(1, len(values) // IMAGES)])
         if len(past) == BATCHES:
@@ -42,9 +46,24 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
     return {"past_batches": len(past), "drift_from_past_p_value": float(drift.p_value)}
 
 
+def _latest_first(results: Path) -> list[Path]:
+    """The folders that have a summary, however it reads; one that goes away meanwhile is none."""
+    found = []
+    for summary in results.glob("[!.]*/summary.json"):
+        with suppress(OSError):
+            found.append((summary.stat().st_mtime_ns, summary.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
 def _p_values(folder: Path) -> NDArray[np.float64]:
+    """The p-values in a folder's scores; none where they cannot be read or are no p-values."""
     try:
         column = pq.read_table(folder / SCORES, columns=["p_value"]).column("p_value")
-    except (OSError, pa.ArrowException):
+        values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
+    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
+        say(f"score: {as_text(str(folder / SCORES))}: not readable ({one_line(error)}); not compared with")
         return np.empty(0)
-    return np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
+    if not ((values > 0) & (values <= 1)).all():
+        say(f"score: {as_text(str(folder / SCORES))}: holds what are no p-values; not compared with")
+        return np.empty(0)
+    return values

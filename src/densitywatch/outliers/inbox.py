@@ -6,9 +6,10 @@ Only listings are read here, never the images, so that a schedule of every few m
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,8 +18,7 @@ from typing import Any, Literal
 from densitywatch.data.archives import ARCHIVE
 from densitywatch.data.left_behind import is_junk
 from densitywatch.errors import DataError
-from densitywatch.outliers.batch import results_folder
-from densitywatch.outliers.results import RUN
+from densitywatch.outliers.batch import read_run, results_folder
 from densitywatch.outliers.sources import MARKER, is_local, local_path, without_secrets
 from densitywatch.params import Params
 from densitywatch.text import as_text, one_line
@@ -45,6 +45,9 @@ class _Listed:
     modified: str
     changed: float | None
     """Seconds since 1970 of the last write as far as the store tells; None where it does not."""
+    replaced: str = ""
+    """What no copy keeps: the inode's change time. The inode's number is left out, some network drives change it at
+    every look."""
 
 
 def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
@@ -64,17 +67,19 @@ def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, 
         return Batch(as_text(name), source, "stray", 1, "")
     # what a file manager leaves behind when someone looks at a batch must not make it a new one
     files = [file for file in files if file.name == MARKER or not is_junk(file.name)]
-    text = "\n".join(sorted(f"{file.name!r} {file.size} {file.modified}" for file in files))
-    listing = hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+    listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
+    # as 0.1.0 noted it: what it has scored is not read again for another way to look at it
+    before = _fingerprint([f"{file.name!r} {file.size} {file.modified}" for file in files])
     inputs = [file for file in files if file.name != MARKER]
     state: Literal["ready", "waiting", "done"] = "waiting"
     if any(file.name == MARKER for file in files) or _settled(inputs, now - params.inbox.settle_seconds):
-        try:
-            run = json.loads((results_folder(source, params, root) / RUN).read_text(encoding="utf-8"))
-            state = "done" if run.get("listing") == listing else "ready"
-        except (OSError, ValueError, AttributeError):
-            state = "ready"
+        known = read_run(results_folder(source, params, root)).get("listing")
+        state = "done" if known in (listing, before) else "ready"
     return Batch(as_text(name), source, state, len(inputs), listing)
+
+
+def _fingerprint(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "backslashreplace")).hexdigest()
 
 
 def _settled(files: list[_Listed], before: float) -> bool:
@@ -120,7 +125,13 @@ def _stat(path: Path, name: str) -> _Listed:
         status = path.lstat()
     except OSError:
         return _Listed(name, -1, "", None)
-    return _Listed(name, status.st_size, str(status.st_mtime_ns), status.st_ctime)
+    changed, replaced = status.st_ctime, str(status.st_ctime_ns)
+    if stat.S_ISLNK(status.st_mode):
+        with suppress(OSError):
+            behind = path.stat()
+            changed = max(changed, behind.st_ctime)
+            replaced += f" {behind.st_size} {behind.st_mtime_ns} {behind.st_ctime_ns}"
+    return _Listed(name, status.st_size, str(status.st_mtime_ns), changed, replaced)
 
 
 def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:

@@ -7,21 +7,26 @@ would turn the reading direction round is shown by its code.
 from __future__ import annotations
 
 import base64
-import json
-import unicodedata
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densitywatch.data.left_behind import skipped_line
+from densitywatch.errors import DataError
 from densitywatch.files import write_whole
 from densitywatch.outliers.gallery import GALLERY, SHOWN
+from densitywatch.outliers.publishing import read_summary
 from densitywatch.outliers.verdicts import precision, read_verdicts
+from densitywatch.text import one_line, visible
 
 REPORT = "report.html"
 QUARANTINE_SHOWN = 1000
@@ -29,21 +34,42 @@ WIDTH, HEIGHT = 640.0, 180.0
 
 
 def write_report(folder: Path) -> Path:
-    """Write folder/report.html from the summary, scores, gallery and verdicts in `folder`."""
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    """Write folder/report.html from the summary, scores, gallery and verdicts in `folder`.
+
+    Raises DataError when one of them is missing or damaged.
+    """
+    summary = read_summary(folder)
+    if summary is None:
+        raise DataError(f"{folder}: its summary.json is missing or damaged; score the batch again")
     verdicts = read_verdicts(folder)
     page = environment().get_template("batch_report.html.j2")
-    text = page.render(
-        summary=summary,
-        gallery=[
-            row | {"verdict": verdicts.get((row["path"], row["sha256"]))} for row in islice(gallery_rows(folder), SHOWN)
-        ],
-        quarantined=list(islice(quarantined(folder), QUARANTINE_SHOWN)),
-        bars=bars(summary["histogram"]),
-        precision=precision(verdicts.get(key) for key in flagged(folder)),
-    )
-    write_whole(folder / REPORT, text)
+    with damage_as_error(folder):
+        text = page.render(
+            summary=summary,
+            skipped=skipped_line(Counter(summary.get("skipped_kinds", {}))),
+            gallery=[
+                row | {"verdict": verdicts.get((row["path"], row["sha256"]))}
+                for row in islice(gallery_rows(folder), SHOWN)
+            ],
+            quarantined=list(islice(quarantined(folder), QUARANTINE_SHOWN)),
+            bars=bars(summary["histogram"]),
+            precision=precision(verdicts.get(key) for key in flagged(folder)),
+        )
+    write_whole(folder / REPORT, text, new_folder=False)
     return folder / REPORT
+
+
+@contextmanager
+def damage_as_error(folder: Path) -> Iterator[None]:
+    """Turn what pyarrow says of a table that is missing, cut off or another's into a DataError."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{error.filename or folder}: not there any more; score the batch again") from None
+    except (pa.ArrowException, LookupError, TypeError, ValueError, OSError, jinja2.UndefinedError) as error:
+        raise DataError(
+            f"{folder}: its tables are damaged ({one_line(error)}); remove scores.parquet and score the batch again"
+        ) from None
 
 
 def gallery_rows(folder: Path) -> Any:
@@ -84,16 +110,6 @@ def data_uri(image: bytes | None) -> str | None:
         return None
     kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
-
-
-def visible(text: object) -> str:
-    """`text` with control characters, and those that turn the reading direction, shown by their codes."""
-    return "".join(
-        char
-        if unicodedata.category(char) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
-        else char.encode("unicode_escape").decode()
-        for char in str(text)
-    )
 
 
 def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import json
 import math
 import re
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,9 @@ import pyarrow.parquet as pq
 
 from densitywatch.files import write_whole
 from densitywatch.outliers import conformal
-from densitywatch.outliers.chunks import RESULTS
+from densitywatch.outliers.chunks import RESULTS, is_whole
 from densitywatch.outliers.conformal import Floats
+from densitywatch.outliers.gallery import GALLERY, SCHEMA
 
 SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
@@ -30,12 +33,19 @@ REASONS = 50
 
 
 def write_scores(
-    work: Path, fresh: Path, detector: Any, rate: float, identity: dict[str, Any], *, skipped: int = 0
+    work: Path,
+    fresh: Path,
+    detector: Any,
+    rate: float,
+    identity: dict[str, Any],
+    *,
+    skipped: Counter[str] | None = None,
 ) -> dict[str, Any]:
     """scores.parquet and summary.json from the chunks; the summary is returned.
 
     `skipped`: files of the source that are no images by their names, and so have no rows.
     """
+    skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
     calibration = getattr(detector, "calibration", None)
     p, bars, labelled = _read(parts, calibration)
@@ -74,7 +84,7 @@ def write_scores(
         "files": len(scored),
         "scored": int(scored.sum()),
         "quarantined": int((~scored).sum()),
-        "skipped": skipped,
+        "skipped": skipped.total(),
         "outliers": int(outlier.sum()),
         "changed_to_fit": changed,
         "false_discovery_rate": rate,
@@ -86,6 +96,7 @@ def write_scores(
         "content": content.hexdigest(),
         "identity": identity,
         "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "skipped_kinds": dict(sorted(skipped.items(), key=lambda item: (-item[1], item[0]))),
         "histogram": bars,
     }
     write_whole(fresh / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
@@ -119,13 +130,21 @@ class PublishedChunks:
         if group >= self._file.num_row_groups:
             return None
         if group != self._number:
+            self._number, self._group = group, self._read(group)
+        rows = self._group.slice(place * self._chunk, self._chunk)
+        return rows if rows.num_rows else None
+
+    def _read(self, group: int) -> pa.Table:
+        """A row group, or no rows where it is damaged: then its files are scored again."""
+        try:
             table = self._file.read_row_group(group)
             for name in LABELS:
                 if name not in table.column_names:
                     table = table.append_column(RESULTS.field(name), pa.nulls(table.num_rows, RESULTS.field(name).type))
-            self._number, self._group = group, table.select(RESULTS.names)
-        rows = self._group.slice(place * self._chunk, self._chunk)
-        return rows if rows.num_rows else None
+            table = table.select(RESULTS.names)
+        except (OSError, LookupError, ValueError, pa.ArrowException):
+            return RESULTS.empty_table()
+        return table if is_whole(table) else RESULTS.empty_table()
 
 
 def _chunks_of_group(chunk: int) -> int:
@@ -180,3 +199,16 @@ def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:
         "batch": np.histogram(np.clip(scores, *inside), edges)[0].tolist(),
         "calibration": np.histogram(np.clip(calibration, *inside), edges)[0].tolist(),
     }
+
+
+def stand(folder: Path, fresh: Path) -> bool:
+    """Whether the published tables in `folder` are whole: the scores those in `fresh`, the gallery readable."""
+    try:
+        if not filecmp.cmp(folder / SCORES, fresh / SCORES, shallow=False):
+            return False
+        gallery = pq.ParquetFile(folder / GALLERY)
+        for group in range(gallery.num_row_groups):
+            gallery.read_row_group(group)
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    return bool(gallery.schema_arrow.equals(SCHEMA)) and (folder / "report.html").is_file()

@@ -6,32 +6,34 @@ the report's precision so far, and choose which originals go into the next datas
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import json
 import re
 import secrets
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
-from fastapi import BackgroundTasks, FastAPI, Header, HTTPException, Response
-from fastapi.responses import HTMLResponse
-from pydantic import BaseModel
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DensitywatchError, DiskFull
 from densitywatch.files import full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
 from densitywatch.outliers.gallery import GALLERY
-from densitywatch.outliers.report import data_uri, environment, flagged, visible, write_report
+from densitywatch.outliers.report import damage_as_error, data_uri, environment, flagged, write_report
 from densitywatch.outliers.sources import entries, is_local, local_path
 from densitywatch.outliers.verdicts import VERDICTS, Key, Verdict, precision, read_verdicts, write_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say
-from densitywatch.text import as_text
+from densitywatch.text import as_text, visible
 
 HOSTS = ["127.0.0.1", "localhost"]
-HEADER = ("number", "verdict", "path", "p_value", "why", "sha256")
+LONGEST_BODY = 1024
+GONE = "the results of this batch are not there any more, so nothing was saved; start the review anew"
 
 
 def batch_folder(batch: str, params: Params, root: Path) -> Path:
@@ -39,16 +41,31 @@ def batch_folder(batch: str, params: Params, root: Path) -> Path:
     results = root / params.inbox.results
     for folder in (results / batch, root / batch):
         if publishing.read_summary(folder) is not None:
-            return folder
+            return publishing.behind_link(folder)
+        if (folder / publishing.SUMMARY).exists():
+            raise DataError(f"{folder / publishing.SUMMARY}: damaged; score the batch again, its verdicts stay")
     known = sorted(path.parent.name for path in results.glob("[!.]*/summary.json"))
     there = f"; there is: {', '.join(known[:20])}" if known else "; score one first"
     raise DataError(f"no results of a batch '{as_text(batch)}' in {results}{there}")
 
 
-def give_verdicts(folder: Path, given: dict[Key, Verdict | None]) -> dict[Key, Verdict]:
-    """Add verdicts to those of the batch (None takes one back); returns all of them."""
+def give_verdicts(folder: Path, given: dict[Key, Verdict | None], *, source: str | None = None) -> dict[Key, Verdict]:
+    """Add verdicts to those of the batch (None takes one back); returns all of them once they are on the disk.
+
+    `source`: whose results must be there. Raises DiskFull, and DataError when the results are not there any more.
+    """
+    try:
+        return _give(folder, given, source)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: {GONE}") from None
+
+
+def _give(folder: Path, given: dict[Key, Verdict | None], source: str | None) -> dict[Key, Verdict]:
     with publishing.only_job(folder), full_disk_as_error(folder):
         publishing.recover(folder)
+        summary = publishing.read_summary(folder)
+        if summary is None or (source is not None and summary["identity"]["source"] != source):
+            raise DataError(f"{folder}: {GONE}")
         verdicts = read_verdicts(folder)
         for key, verdict in given.items():
             if verdict is None:
@@ -61,54 +78,68 @@ def give_verdicts(folder: Path, given: dict[Key, Verdict | None]) -> dict[Key, V
 
 def renew_report(folder: Path) -> None:
     """The report with the verdicts so far."""
-    with publishing.only_job(folder), full_disk_as_error(folder):
-        write_report(folder)
-
-
-class Judged(BaseModel):
-    """What the page sends: a verdict, or null to take it back."""
-
-    verdict: Verdict | None
+    try:
+        with publishing.only_job(folder), full_disk_as_error(folder):
+            write_report(folder)
+    except FileNotFoundError:
+        raise DataError(f"{folder}: {GONE}") from None
 
 
 class Flagged:
-    """The flagged images of a batch, by their place in the gallery; pictures are read when asked for."""
+    """The flagged images of a batch, by their place in the gallery; pictures are read when asked for.
+
+    Raises DataError when the gallery is missing or damaged, `item` as well.
+    """
 
     def __init__(self, folder: Path) -> None:
-        self.keys = list(flagged(folder))
-        self._file = pq.ParquetFile(folder / GALLERY)
-        self._starts = [0]
-        for group in range(self._file.num_row_groups):
-            self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
-        marks = pq.read_table(folder / GALLERY, columns=["outlier"]).column("outlier").to_pylist()
-        self._places = [place for place, mark in enumerate(marks) if mark]
+        self._folder = folder
+        with damage_as_error(folder):
+            self.keys = list(flagged(folder))
+            self._file = pq.ParquetFile(folder / GALLERY)
+            self._starts = [0]
+            for group in range(self._file.num_row_groups):
+                self._starts.append(self._starts[-1] + self._file.metadata.row_group(group).num_rows)
+            marks = pq.read_table(folder / GALLERY, columns=["outlier"]).column("outlier").to_pylist()
+            self._places = [place for place, mark in enumerate(marks) if mark]
 
     def item(self, index: int) -> dict[str, Any]:
         """What the page shows of one image."""
         place = self._places[index]
         group = next(i for i, start in enumerate(self._starts[1:]) if place < start)
-        row = self._file.read_row_group(group).slice(place - self._starts[group], 1).to_pylist()[0]
-        return {
-            "path": visible(row["path"]),
-            "why": row["why"],
-            "changed": row["reason"],
-            "p_value": row["p_value"],
-            "picture": data_uri(row["picture"]),
-            "map": data_uri(row["map"]),
-            "neighbours": [data_uri(image) for image in row["neighbours"] or []],
-        }
+        with damage_as_error(self._folder):
+            row = self._file.read_row_group(group).slice(place - self._starts[group], 1).to_pylist()[0]
+            return {
+                "path": visible(row["path"]),
+                "why": row["why"] and visible(row["why"]),
+                "changed": row["reason"] and visible(row["reason"]),
+                "p_value": row["p_value"],
+                "picture": data_uri(row["picture"]),
+                "map": data_uri(row["map"]),
+                "neighbours": [data_uri(image) for image in row["neighbours"] or []],
+            }
 
 
 def create_app(folder: Path) -> FastAPI:
     """The review page of the results in `folder`, as a FastAPI application.
 
     Only requests to 127.0.0.1 by name are answered, and verdicts only from the page itself (a token in a header), so
-    that another site open in the same browser can neither read the images nor judge them.
+    that another site open in the same browser can neither read the images nor judge them. A verdict is answered once it
+    is on the disk; whatever went wrong is answered as one sentence under `detail`, which the page shows.
+
+    Raises DataError when the results are missing or damaged.
     """
     images, token = Flagged(folder), secrets.token_urlsafe(16)
-    name = str((publishing.read_summary(folder) or {}).get("batch", folder.name))
+    summary = publishing.read_summary(folder)
+    if summary is None:
+        raise DataError(f"{folder}: {GONE}")
+    source, name = str(summary["identity"]["source"]), str(summary["batch"])
     app = FastAPI(title="densitywatch review", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    app.add_exception_handler(Exception, _in_a_sentence)
+    app.add_exception_handler(DensitywatchError, _in_a_sentence)
+    app.add_exception_handler(OSError, _in_a_sentence)
+    app.add_exception_handler(RequestValidationError, _in_a_sentence)
+    report_trouble: list[str] = []
 
     def checked(index: int) -> Key:
         if not 0 <= index < len(images.keys):
@@ -117,7 +148,16 @@ def create_app(folder: Path) -> FastAPI:
 
     def state(verdicts: dict[Key, Verdict]) -> dict[str, Any]:
         given = [verdicts.get(key) for key in images.keys]
-        return {"verdicts": given, "precision": precision(given)}
+        return {"verdicts": given, "precision": precision(given), "trouble": " ".join(report_trouble)}
+
+    def report_anew() -> None:
+        """The verdict is kept whatever becomes of the report; the page says so with its next answer."""
+        try:
+            renew_report(folder)
+            report_trouble.clear()
+        except (DensitywatchError, OSError) as error:
+            report_trouble[:] = [f"The verdicts are saved, the report is not: {visible(error)}."]
+            say(f"review: the report was not written: {error}")
 
     @app.get("/", response_class=HTMLResponse)
     def page(response: Response) -> str:
@@ -138,20 +178,63 @@ def create_app(folder: Path) -> FastAPI:
         return images.item(index)
 
     @app.post("/verdicts/{index}")
-    def verdict(
-        index: int,
-        judged: Judged,
-        tasks: BackgroundTasks,
-        sent: str = Header("", alias="X-Review-Token"),
-    ) -> dict[str, Any]:
+    async def verdict(index: int, request: Request, tasks: BackgroundTasks) -> dict[str, Any]:
+        # the order matters: nothing of a body is read for someone who is not the page
+        sent = request.headers.get("X-Review-Token", "")
         if not secrets.compare_digest(sent.encode(), token.encode()):
             raise HTTPException(403, "open the review page anew")
         key = checked(index)
-        verdicts = give_verdicts(folder, {key: judged.verdict})
-        tasks.add_task(renew_report, folder)
+        judged = _judged(await _body(request))
+        verdicts = await run_in_threadpool(give_verdicts, folder, {key: judged}, source=source)
+        tasks.add_task(report_anew)
         return state(verdicts)
 
     return app
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, of a declared length or in chunks, as far as a verdict may be long."""
+    too_long = HTTPException(413, f"a verdict has at most {LONGEST_BODY} bytes", headers={"Connection": "close"})
+    declared = request.headers.get("Content-Length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > LONGEST_BODY:
+        raise too_long
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise too_long
+    return body
+
+
+def _judged(body: bytes) -> Verdict | None:
+    """What the page sends, `{"verdict": ...}`: a verdict, or null to take it back."""
+    try:
+        sent = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "a verdict is sent as JSON") from None
+    if not isinstance(sent, dict) or "verdict" not in sent:
+        raise HTTPException(422, 'a verdict is sent as {"verdict": ...}')
+    for verdict in (None, *VERDICTS):
+        if sent["verdict"] == verdict:
+            return verdict
+    raise HTTPException(422, f"a verdict is {' or '.join(map(repr, VERDICTS))}, or null to take it back")
+
+
+async def _in_a_sentence(request: Request, error: Exception) -> JSONResponse:
+    """Whatever goes wrong, as the page shows it; what nobody foresaw has its kind alone."""
+    if isinstance(error, DiskFull):
+        return _answer(507, f"the disk is full, nothing was saved; free some space ({error})")
+    if isinstance(error, DensitywatchError):
+        return _answer(409, str(error))
+    if isinstance(error, RequestValidationError):
+        return _answer(422, "images are asked for by their number")
+    if isinstance(error, OSError):
+        return _answer(500, f"nothing was saved: {error.filename or ''} {error.strerror or error}".replace("  ", " "))
+    return _answer(500, f"nothing was saved ({type(error).__name__})")
+
+
+def _answer(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": visible(sentence)}, status)
 
 
 def serve(folder: Path, port: int = 8765) -> None:
@@ -169,55 +252,6 @@ def serve(folder: Path, port: int = 8765) -> None:
     renew_report(folder)
 
 
-def write_csv(folder: Path, target: Path) -> int:
-    """The flagged images as a table with a column `verdict` to fill in; returns how many there are.
-
-    A cell that a spreadsheet would take for a formula begins with an apostrophe.
-    """
-    verdicts = read_verdicts(folder)
-    rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "p_value", "why", "outlier"]).to_pylist()
-    with full_disk_as_error(target), target.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        marked = [row for row in rows if row["outlier"]]
-        for number, row in enumerate(marked):
-            verdict = verdicts.get((row["path"], row["sha256"]), "")
-            cells = (number, verdict, visible(row["path"]), row["p_value"], row["why"] or "", row["sha256"])
-            writer.writerow([f"'{cell}" if re.match(r"[=+\-@\t\r]", str(cell)) else cell for cell in cells])
-    return len(marked)
-
-
-def read_csv(folder: Path, source: Path) -> int:
-    """Take the verdicts of a table written by `write_csv`; returns how many were given. Empty cells change nothing.
-
-    Raises DataError, naming the line, when a row or a verdict is none of this batch; then nothing is taken.
-    """
-    keys, given = list(flagged(folder)), dict[Key, Verdict | None]()
-    try:
-        with source.open(newline="", encoding="utf-8-sig") as file:
-            for line, row in enumerate(csv.DictReader(file), start=2):
-                verdict = (row.get("verdict") or "").strip().lower()
-                if not verdict:
-                    continue
-                number = (row.get("number") or "").strip()
-                key = keys[int(number)] if number.isdecimal() and int(number) < len(keys) else None
-                if key is None or key[1] != (row.get("sha256") or "").strip():
-                    raise DataError(f"{source}, line {line}: no flagged image of this batch; write the table anew")
-                given[key] = _verdict(verdict, f"{source}, line {line}")
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{source}: not a readable CSV file ({' '.join(str(error).split())})") from None
-    give_verdicts(folder, given)
-    renew_report(folder)
-    return len(given)
-
-
-def _verdict(text: str, where: str) -> Verdict:
-    for verdict in VERDICTS:
-        if text == verdict:
-            return verdict
-    raise DataError(f"{where}: '{text[:40]}' is no verdict; it is one of {', '.join(VERDICTS)}, or empty")
-
-
 def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     """Copy the originals of the reviewed images to target/fine and target/outlier, for the next dataset version.
 
@@ -226,7 +260,9 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     DataError when the source is gone or has lost some of them.
     """
     wanted = {digest: verdict for (_, digest), verdict in read_verdicts(folder).items()}
-    summary = publishing.read_summary(folder) or {}
+    summary = publishing.read_summary(folder)
+    if summary is None:
+        raise DataError(f"{folder}: {GONE}")
     source = str(summary["identity"]["source"])
     stale = {
         digest: [

@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from pydantic import BaseModel
 from scipy import stats
 
 from densitywatch.errors import DataError
-from densitywatch.files import write_whole
+from densitywatch.files import MOST_LISTS, read_back, write_whole
 
 Verdict = Literal["outlier", "fine"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -18,26 +19,38 @@ FILE = "verdicts.json"
 Key = tuple[str, str]
 
 
+class Row(BaseModel):
+    """What was said of one image."""
+
+    path: str
+    sha256: str
+    verdict: Verdict
+
+
+class Rows(BaseModel):
+    """verdicts.json."""
+
+    verdicts: list[Row]
+
+
 def read_verdicts(folder: Path) -> dict[Key, Verdict]:
     """(path, sha256) -> verdict. Raises DataError when the file is not readable: a person's work is not replaced."""
     try:
-        rows = json.loads((folder / FILE).read_text(encoding="utf-8"))["verdicts"]
-        found = {(str(row["path"]), str(row["sha256"])): row["verdict"] for row in rows}
+        rows = read_back(folder / FILE, Rows, MOST_LISTS)["verdicts"]
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{folder / FILE}: not readable; mend it or move it away") from None
-    if not set(found.values()) <= set(VERDICTS):
-        raise DataError(f"{folder / FILE}: a verdict is one of {', '.join(VERDICTS)}; mend it or move it away")
-    return found
+    except DataError as error:
+        raise DataError(f"{error}; mend it or move it away") from None
+    return {(row["path"], row["sha256"]): row["verdict"] for row in rows}
 
 
 def write_verdicts(folder: Path, verdicts: dict[Key, Verdict]) -> None:
-    """Whole or not at all, in a fixed order."""
+    """Whole or not at all, in a fixed order; when this returns they are on the disk. `folder` must be there."""
     rows = [
         {"path": path, "sha256": digest, "verdict": verdict} for (path, digest), verdict in sorted(verdicts.items())
     ]
-    write_whole(folder / FILE, json.dumps({"verdicts": rows}, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps({"verdicts": rows}, indent=1, ensure_ascii=False) + "\n"
+    write_whole(folder / FILE, text, new_folder=False)
 
 
 def precision(verdicts: Iterable[Verdict | None]) -> dict[str, Any] | None:
