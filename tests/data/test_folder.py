@@ -15,8 +15,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from densitywatch.data import folder as module
 from densitywatch.data import SPLITS, open_split, read_info
+from densitywatch.data import folder as module
 from densitywatch.data.prepare import prepare
 from densitywatch.data.sources import fetch
 from densitywatch.errors import DataError

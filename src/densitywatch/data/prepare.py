@@ -2,7 +2,7 @@
 
 Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels,
 so neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source
-has parts of its own, an image that is in several of them stays in its test part, or else in its validation part, and the
+has parts of its own, an image that is in several of them stays in its test part, or else in its validation part; the
 others are left out and listed in dataset.json: published figures are about the test part.
 """
 
