@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,26 +59,31 @@ def _retrain(root: Path) -> list[Step]:
         steps.append(pull(root))
         stale = dag.stale_stages(root)
     stages = dag.read_graph(root)
+    names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []
-    watch: list[Step] = []
+    released: list[Step] = []
 
     def put_on_watch() -> None:
-        watch.append(_release("detector", params, root, verdicts))
-        watch.append(_detect(params, root, demo=True))
+        released.append(_release("detector", params, root, verdicts))
+        released.append(_detect(params, root, demo=True))
+
+    def release_model(name: str) -> None:
+        released.append(_release(name, params, root, verdicts))
 
     # labels come from one more champion, so then the watch waits for all models
-    early = {WATCH, "demo_batch"} <= {stage.name for stage in stages} and params.inbox.labels is None
+    early = {WATCH, "demo_batch"} <= names and params.inbox.labels is None
     steps += run_graph(
         root,
         stages,
         stale,
         first=dag.with_ancestors(stages, {WATCH, "demo_batch"}) if early else frozenset(),
         then=put_on_watch if early else lambda: None,
+        # a model that is evaluated waits for no other
+        later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
     )
     assert_fresh(root)
-    steps += watch
-    steps += [_release(name, params, root, verdicts) for name in params.models]
+    steps += released
     if not early:
         steps.append(_release("detector", params, root, verdicts))
     leave(lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate"))

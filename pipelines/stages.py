@@ -6,8 +6,9 @@ import contextvars
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -64,6 +65,7 @@ def run_graph(
     *,
     first: Set[str] = frozenset(),
     then: Callable[[], None] = lambda: None,
+    later: Sequence[tuple[Set[str], Callable[[], None]]] = (),
     slots: int = 1,
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
@@ -73,6 +75,8 @@ def run_graph(
 
     first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
     the `slots` is theirs, so that no long training keeps them waiting.
+
+    later: what is called after that, one after the other, each as soon as its stages are done and none of them failed.
 
     Raises StageFailed for the first stage, in that order, that failed; what does not depend on it still runs.
     """
@@ -98,6 +102,8 @@ def run_graph(
         stopping.stop_if_asked()
         if all(futures[name].state.is_completed() for name in first):
             then()
+        turn.everyone.set()
+        _call_when_done(futures, later)
     except Exception as error:  # the others go on; it is raised when they are done
         failure = error
     finally:
@@ -111,6 +117,26 @@ def run_graph(
     if failed:
         failed[0].result()  # raises what the first one raised
     return [future.result() for future in futures.values()]
+
+
+def _call_when_done(
+    futures: Mapping[str, PrefectFuture[Step]], calls: Sequence[tuple[Set[str], Callable[[], None]]]
+) -> None:
+    waiting, done = list(calls), set[str]()
+    for name, future in futures.items():
+        # what comes after a failure never gets a final state, and is done all the same
+        future.add_done_callback(partial(_note_done, done, name))
+    while waiting:
+        stopping.stop_if_asked()
+        for call in [call for call in waiting if call[0] <= done]:
+            waiting.remove(call)
+            if all(futures[name].state.is_completed() for name in call[0]):
+                call[1]()
+        time.sleep(0.2)
+
+
+def _note_done(done: set[str], name: str, _: PrefectFuture[Step]) -> None:
+    done.add(name)
 
 
 @task(cache_policy=NO_CACHE)  # DVC is the cache

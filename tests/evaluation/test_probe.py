@@ -102,6 +102,28 @@ def test_the_probe_on_pixels_is_the_reference_that_the_classifier_stage_leaves(
     assert (context.out / "linear_probe.csv").read_text().startswith("features,labels,accuracy\nstandin,50,")
 
 
+def test_a_density_reads_the_test_images_once_for_its_likelihood_and_its_probe(
+    context_of: Callable[..., Context], params: Params
+) -> None:
+    from densitywatch.evaluation.likelihood import exact_likelihood
+    from densitywatch.evaluation.probe import encoded
+    from densitywatch.models.pixelcnn import PixelCNN, Settings
+
+    torch.manual_seed(0)
+    model = PixelCNN(Settings(channels=4, dilations=(1,)), channels=1, size=8, classes=0)
+    context = context_of(model, params=params)
+    alone, labels = encoded(context, "test", None)
+    result = exact_likelihood(context)
+    assert result is not None
+    shared, same = encoded(context, "test", None)
+    assert shared is context.shared["test_codes"] or len(shared) < len(context.shared["test_codes"])
+    np.testing.assert_allclose(shared, alone, atol=1e-6)
+    np.testing.assert_array_equal(same, labels)
+    with torch.no_grad():
+        x = next(context.test_batches())[0]
+        np.testing.assert_allclose(model.log_prob(x), model.log_prob_and_code(x)[0], rtol=1e-6)
+
+
 def test_the_curve_of_raw_pixels_stands_beside_the_models(
     context_of: Callable[..., Context], params: Params, tmp_path: Path
 ) -> None:

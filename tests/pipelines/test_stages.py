@@ -330,3 +330,27 @@ def test_a_new_champion_that_cannot_be_loaded_gives_its_place_back(monkeypatch: 
     error, calls = release(PASSED, monkeypatch, healthy=False)
     assert "not those that were registered" in str(error)
     assert calls == ["register", "promote", "load", "rollback"]
+
+
+def test_what_comes_later_is_called_as_soon_as_its_own_stages_are_done_and_not_after_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: dict[str, float] = {}
+
+    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+        if name == "train@a":
+            raise dag.StageFailed("stage train@a: the loss is NaN at step 3")
+        time.sleep(1.5 if name == "train@c" else 0)
+        return "ran"
+
+    monkeypatch.setattr(dag, "run_stage", run_stage)
+    graph = [*GRAPH, dag.Stage("train@c", (), False)]
+    later: list[tuple[set[str], Any]] = [
+        ({f"evaluate@{name}"}, lambda name=name: called.setdefault(name, time.time())) for name in "ab"
+    ]
+    ended: list[float] = []
+    _, states = run(tmp_path, graph, {stage.name for stage in graph}, later=later)
+    ended.append(time.time())
+    assert states["error"] == "stage train@a: the loss is NaN at step 3"
+    assert list(called) == ["b"]
+    assert called["b"] < ended[0] - 0.5

@@ -124,12 +124,21 @@ def standard_error(values: np.ndarray) -> float:
 def _score(context: Context, *, by_label: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """Nats (N,) or (N, classes) in float64, labels (N,), and the seconds the model took."""
     model: Any = context.model
-    nats, labels, seconds = [], [], 0.0
+    nats, labels, codes, seconds = [], [], [], 0.0
     for x, y in context.test_batches():
         started = time.perf_counter()
-        nats.append(_numpy(model.log_prob_by_label(x) if by_label else model.log_prob(x)))
+        if by_label:
+            nats.append(_numpy(model.log_prob_by_label(x)))
+        elif hasattr(model, "log_prob_and_code"):  # the linear probe needs the code of the same images
+            log_prob, code = model.log_prob_and_code(x)
+            nats.append(_numpy(log_prob))
+            codes.append(code.float().cpu().numpy())
+        else:
+            nats.append(_numpy(model.log_prob(x)))
         seconds += time.perf_counter() - started
         labels.append(y.cpu().numpy())
+    if codes:
+        context.shared["test_codes"] = np.concatenate(codes)
     return np.concatenate(nats), np.concatenate(labels), seconds
 
 

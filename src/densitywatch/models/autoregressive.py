@@ -76,3 +76,9 @@ class PixelDensity(nn.Module, ABC):
     def encode(self, x: Tensor) -> Tensor:
         """Features for other tasks: the last layer's, averaged over a 4 x 4 grid of the image, (B, 16 F)."""
         return F.adaptive_avg_pool2d(self.features(x), 4).flatten(1)
+
+    def log_prob_and_code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob` and `encode` of the same images in one pass; for models without labels."""
+        features = self.features(x)
+        code = F.adaptive_avg_pool2d(features, 4).flatten(1)
+        return self.head.log_prob(features, x).sum((1, 2, 3)), code
