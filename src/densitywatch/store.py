@@ -122,9 +122,8 @@ def _log_in(uri: str) -> None:
         create_engine(uri, poolclass=NullPool, connect_args=patience).connect().close()
     except SQLAlchemyError as error:
         said = " ".join(plain(str(getattr(error, "orig", error))).split())[:200]
-        raise DensitywatchError(
-            f"MLflow's store {plain(uri)} cannot be opened ({said}); set mlflow.tracking_uri or MLFLOW_TRACKING_URI right"
-        ) from None
+        advice = "correct mlflow.tracking_uri or MLFLOW_TRACKING_URI"
+        raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({said}); {advice}") from None
 
 
 def check_driver(uri: str) -> None:
