@@ -104,7 +104,7 @@ def newest_verified(
     client: MlflowClient, uri: str, registered: str, numbers: Sequence[str]
 ) -> tuple[str | None, Path | None, list[str]]:
     """The first of `numbers` whose files are those that were registered, their folder, and why earlier ones are not."""
-    reasons = []
+    reasons: list[str] = []
     for number in numbers:
         try:
             return number, fetch(client, uri, find(client, f"models:/{registered}/{number}")), reasons
