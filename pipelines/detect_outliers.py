@@ -23,7 +23,7 @@ from densitywatch.params import Params, load_params
 from pipelines import runs
 from pipelines.stages import device_slot, ensure_device_limit, leave, verbatim
 
-CHAMPION = "models:/densitywatch-detector@champion"
+CHAMPION: Any = "models:/densitywatch-detector@champion"
 
 
 @flow(name="detect-outliers", flow_run_name="detect-outliers")
