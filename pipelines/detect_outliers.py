@@ -26,7 +26,7 @@ from densitywatch.text import one_line, visible
 from pipelines import runs
 from pipelines.stages import device_slot, ensure_device_limit, leave, verbatim
 
-CHAMPION = "models:/densitywatch-detector@champion"
+CHAMPION: Any = "models:/densitywatch-detector@champion"
 
 
 @flow(name="detect-outliers", flow_run_name="detect-outliers")

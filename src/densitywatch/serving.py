@@ -27,7 +27,7 @@ from densitywatch.answers import MAX_REQUEST, Answer, Service, read_json, too_la
 from densitywatch.errors import DataError, DensitywatchError
 
 log = logging.getLogger(__name__)
-mlflows_own = scoring_server.invocations
+mlflows_own: Any = scoring_server.invocations
 
 
 class BadRequest(MlflowException):

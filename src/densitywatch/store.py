@@ -105,9 +105,25 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
             socket.create_connection(
                 (address.hostname or "127.0.0.1", address.port or PORTS[scheme]), REACH_SECONDS
             ).close()
+            _log_in(uri)
     except (OSError, sqlite3.Error) as error:
         kind = "no answer" if not isinstance(error, sqlite3.Error) else str(error)
         raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({kind}); {advice}") from None
+
+
+def _log_in(uri: str) -> None:
+    """Once: where a database refuses a user or has no such name, MLflow would ask again for a minute and a half."""
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+    from sqlalchemy.pool import NullPool
+
+    patience = {} if uri.startswith("mssql") else {"connect_timeout": int(REACH_SECONDS)}
+    try:
+        create_engine(uri, poolclass=NullPool, connect_args=patience).connect().close()
+    except SQLAlchemyError as error:
+        said = " ".join(plain(str(getattr(error, "orig", error))).split())[:200]
+        advice = "correct mlflow.tracking_uri or MLFLOW_TRACKING_URI"
+        raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({said}); {advice}") from None
 
 
 def check_driver(uri: str) -> None:
