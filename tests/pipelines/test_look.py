@@ -1,4 +1,4 @@
-"""The user's own folder lies where DVC does not look; `dvc repro` and `make run` notice what changes there all the same."""
+"""The user's own folder lies where DVC does not look; `dvc repro` and `make run` notice what changes there."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import yaml
 from PIL import Image
 
 from densitywatch.params import load_params
-from pipelines import dag, fresh
 from pipelines import __main__ as entry
+from pipelines import dag, fresh
 
 
 def write_image(path: Path, seed: int) -> None:
