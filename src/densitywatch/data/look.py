@@ -58,7 +58,7 @@ def look(params: Params, root: Path) -> None:
 
 def is_changed(params: Params, root: Path) -> bool:
     """Whether `look` would write another data/source.json; the file is left as it is. Raises as `look` does."""
-    return _note(params.data, root) != _json(root / NOTE)
+    return bool(_note(params.data, root) != _json(root / NOTE))
 
 
 def _note(data: DataParams, root: Path) -> dict[str, Any]:
