@@ -70,8 +70,8 @@ def run_graph(
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
-    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again. One
-    that fetches, after no other or after a look at what is there, is tried again when it fails.
+    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again.
+    One that fetches, after no other or after a look at what is there, is tried again when it fails.
 
     first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
     the `slots` is theirs, so that no long training keeps them waiting.

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from densitywatch.data.look import look
+from densitywatch.params import load_params
 from pipelines import __main__ as entry
 from pipelines import dag, fresh, home
 
@@ -27,6 +29,7 @@ def done(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     (tmp_path / "mlflow.db").touch()
+    look(load_params(tmp_path / "params.yaml", check_models=False), tmp_path)
     fresh.note_fresh(tmp_path)
     monkeypatch.setattr(dag, "stale_stages", lambda root: set())
     return tmp_path

@@ -1,4 +1,4 @@
-"""The user's own folder lies where DVC does not look; `dvc repro` and `make run` notice all the same what changes."""
+"""The user's own folder lies where DVC does not look; `dvc repro` and `make run` notice what changes there."""
 
 from __future__ import annotations
 
