@@ -13,6 +13,8 @@ import pytest
 from densitywatch import environment
 
 environment.settle(os.environ)  # before any test file imports prefect, mlflow or great_expectations
+# networks of tests are small: two threads wait for each other most of the time, for minutes where other programs run
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,16 +56,20 @@ def make_project(root: Path, params_file: Path, *, channels: int = 1, **detector
     panel.mkdir()
     np.save(panel / "mnist.npy", np.random.default_rng(9).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8))
 
-    weights = networks.fit_small_density(
-        np.load(data / "train.npy"), channels=6, dilations=(1,), steps=60, mutation=0.0, seed=0
-    )
-    small = networks.small_density(weights)
+    small = networks.small_density(_weights(channels))
     about = {"class_names": ("upper", "lower"), "about": {}}
     save_model(small, root / "models" / "pixelcnn", kind="pixelcnn", **about)
     torch.manual_seed(0)
     vae = VAE(VAESettings(channels=4, latent=3, components=2), channels=channels, size=SIZE, classes=2)
     save_model(vae, root / "models" / "vae", kind="vae", **about)
     return with_detector(load_params(params_file, check_models=False), channels=channels, **detector)
+
+
+@cache
+def _weights(channels: int) -> dict[str, NDArray[Any]]:
+    """Of the PixelCNN, trained once for all projects: the images are the same in each."""
+    train, _ = bars(COUNTS["train"], 0, channels)
+    return networks.fit_small_density(train, channels=6, dilations=(1,), steps=60, mutation=0.0, seed=0)
 
 
 def with_detector(params: Params, *, channels: int = 1, **detector: object) -> Params:

@@ -16,8 +16,7 @@ from densitywatch.outliers import detector
 from densitywatch.outliers.benchmark import benchmark
 from densitywatch.outliers.combination import tail_surprise
 from densitywatch.outliers.conformal import p_values
-from densitywatch.outliers.members import all_members, part
-from densitywatch.outliers.readings import Readings
+from densitywatch.outliers.members import part
 from densitywatch.params import Params
 from tests.outliers.small_project import SIZE, bars, make_project, with_detector
 
@@ -275,17 +274,6 @@ def test_colour_images_are_detected_as_well(tmp_path: Path) -> None:
     foreign = loaded.score(np.random.default_rng(0).integers(0, 256, (5, 3, SIZE, SIZE), dtype=np.uint8))
     assert np.median(normal.p_value) > 0.3
     assert (foreign.p_value < 0.05).all()
-
-
-@pytest.mark.parametrize("name", sorted(all_members()))
-def test_a_member_reads_the_models_that_it_names_and_no_others(project: tuple[Path, Params], name: str) -> None:
-    root, params = project
-    member = all_members()[name]
-    declared = params.detector.model_copy(update={"declared": ("flip",)})
-    given, models = detector.what_is_given(params.model_copy(update={"detector": declared}), root)
-    fitted = detector.fit_member(member, given)
-    member.score(Readings(bars(3, seed=56)[0], models), fitted)
-    assert set(models.used) == set(member.reads)
 
 
 def test_a_detector_that_reads_two_models_is_calibrated_and_measured(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,25 +23,41 @@ from densitywatch.outliers.mixture import fit_mixture, mixture_nll
 from densitywatch.outliers.ranking import auroc, separation
 from densitywatch.outliers.readings import Models, Readings
 from densitywatch.outliers.surprise import surprise_statistics
+from densitywatch.params import Params
 from tests.outliers.small_project import bars, make_project
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[Given, Models]:
+def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("scores")
-    params = make_project(root, ROOT / "params.yaml", declared=("flip", "rotate", "invert"))
-    return detector.what_is_given(params, root)
+    return root, make_project(root, ROOT / "params.yaml", declared=("flip", "rotate", "invert"))
+
+
+@pytest.fixture(scope="module")
+def given(project: tuple[Path, Params]) -> tuple[Given, Models]:
+    return detector.what_is_given(project[1], project[0])
+
+
+@pytest.fixture(scope="module")
+def fitted_members(project: tuple[Path, Params]) -> Callable[[str], tuple[dict[str, Any], Models]]:
+    """Each member fitted once, and the models that it has read, which no other member reads."""
+
+    @cache
+    def fitted(name: str) -> tuple[dict[str, Any], Models]:
+        what, models = detector.what_is_given(project[1], project[0])
+        return detector.fit_member(find_member(name), what), models
+
+    return fitted
 
 
 @pytest.mark.parametrize("name", sorted(all_members()))
 def test_every_score_gives_one_finite_number_an_image_and_the_same_one_in_any_batch(
-    name: str, given: tuple[Given, Models]
+    name: str, fitted_members: Callable[[str], tuple[dict[str, Any], Models]]
 ) -> None:
-    what, models = given
     member = find_member(name)
-    fitted = member.fit(what) if member.fit else {}
+    fitted, models = fitted_members(name)
     images, _ = bars(12, seed=77)
     whole = member.score(Readings(images, models), fitted)
     assert whole.shape == (12,)
@@ -55,10 +74,21 @@ def test_every_score_gives_one_finite_number_an_image_and_the_same_one_in_any_ba
 
 
 @pytest.mark.parametrize("name", sorted(all_members()))
-def test_every_score_survives_flat_and_noisy_images(name: str, given: tuple[Given, Models]) -> None:
-    what, models = given
+def test_a_member_reads_the_models_that_it_names_and_no_others(
+    name: str, fitted_members: Callable[[str], tuple[dict[str, Any], Models]]
+) -> None:
     member = find_member(name)
-    fitted = member.fit(what) if member.fit else {}
+    fitted, models = fitted_members(name)
+    member.score(Readings(bars(3, seed=56)[0], models), fitted)
+    assert set(models.used) == set(member.reads)
+
+
+@pytest.mark.parametrize("name", sorted(all_members()))
+def test_every_score_survives_flat_and_noisy_images(
+    name: str, fitted_members: Callable[[str], tuple[dict[str, Any], Models]]
+) -> None:
+    member = find_member(name)
+    fitted, models = fitted_members(name)
     noise = np.random.default_rng(0).integers(0, 256, (2, 1, 14, 14), dtype=np.uint8)
     images = np.concatenate([np.zeros_like(noise), np.full_like(noise, 255), noise])
     assert np.isfinite(member.score(Readings(images, models), fitted)).all()

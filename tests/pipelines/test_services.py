@@ -12,14 +12,12 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,112 +29,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
-from densitywatch import registry
 from densitywatch.errors import ParamsError
-from densitywatch.outliers import detector
 from densitywatch.outliers.gallery import GALLERY, picture
-from densitywatch.params import load_params
 from pipelines import home, processes, services
 from pipelines.server import ServiceFailed
 from tests.outliers.standin import fill
-from tests.pipelines.checkout import copy_checkout, own_environment, run
-from tests.registry_project import write_data, write_model
+from tests.pipelines.checkout import own_environment, run
+from tests.pipelines.site import Site, an_id, copy_small_project, free_port, until
 
 pytestmark = pytest.mark.timeout(900)
-
-LONG = 400.0  # a scheduled run comes within a minute; a loaded machine takes its time for the rest
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@dataclass
-class Site:
-    """A checkout that is up, and how to ask its Prefect."""
-
-    root: Path
-    environment: dict[str, str]
-    prefect: int
-    mlflow: int
-    said: str = ""
-
-    @property
-    def server(self) -> str:
-        return f"http://127.0.0.1:{self.prefect}"
-
-    def services(self, verb: str) -> subprocess.CompletedProcess[str]:
-        return run(self.root, self.environment, "pipelines.services", verb)
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """An answer of Prefect's API to who has logged in."""
-        login = base64.b64encode((self.root / "var" / "prefect.login").read_bytes().strip()).decode()
-        headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-        data = None if body is None else json.dumps(body).encode()
-        request = Request(f"{self.server}/api/{path}", data=data, headers=headers, method=method)
-        until = time.monotonic() + 60
-        while True:
-            try:
-                with urlopen(request, timeout=60) as got:
-                    return json.loads(got.read() or "null")
-            except HTTPError as error:  # a busy machine: its database is locked for a moment
-                if error.code != 503 or time.monotonic() > until:
-                    raise
-                time.sleep(1)
-
-    def deployment(self, name: str) -> Any:
-        return next(found for found in self.ask("POST", "deployments/filter", {}) if found["name"] == name)
-
-    def runs(self, *states: str) -> list[Any]:
-        """The runs of the inbox in one of these types of states."""
-        chosen = {"id": {"any_": [self.deployment("inbox")["id"]]}}
-        body = {"flow_runs": {"state": {"type": {"any_": list(states)}}}, "deployments": chosen}
-        return list(self.ask("POST", "flow_runs/filter", body))
-
-    def state(self, run_id: str) -> str:
-        return str(self.ask("GET", f"flow_runs/{run_id}")["state"]["name"])
-
-
-def until(true: Callable[[], Any], seconds: float = LONG) -> Any:
-    """What `true` gives once it is not empty."""
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come to pass"
-        time.sleep(0.5)
-    return found
-
-
-def an_id(said: str) -> str:
-    """The identifier among a program's lines, which may hold warnings of Prefect's."""
-    (found,) = re.findall(r"(?m)^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$", said)
-    return str(found)
-
-
-def copy_small_project(project_root: Path, root: Path) -> None:
-    """A copy of this checkout for images of 8 pixels, whose schedule is every minute, with a champion detector."""
-    root.mkdir(parents=True)
-    copy_checkout(project_root, root)
-    text = (root / "params.yaml").read_text()
-    for key, value in {
-        "size": "8",
-        "cron": '"* * * * *"',
-        "members": "[pixelcnn_nll]",
-        "images": "64",
-    }.items():
-        text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text, count=1)
-        assert found == 1, key
-    (root / "params.yaml").write_text(text)
-    params = load_params(root / "params.yaml", check_models=False)
-    write_data(root)
-    write_model(root, "pixelcnn", steps=40)
-    detector.calibrate(params, root)
-    registry.register("detector", params, root)
-    assert registry.promote("detector", params, root).passed
-    batch = fill(root / "data" / "inbox" / "monday", 12)
-    (batch / "_SUCCESS").touch()
 
 
 @pytest.fixture(scope="module")
@@ -248,6 +151,46 @@ def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     )
     assert len(times) >= 3
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+ONE_STAGE = """
+stages:
+  fetch:
+    cmd: {command}
+    outs: [raw.txt]
+"""
+
+
+def test_the_workflow_of_ci_asks_for_a_run_from_elsewhere_and_ends_as_the_run_ends(site: Site, tmp_path: Path) -> None:
+    workflow = yaml.safe_load((site.root / ".github" / "workflows" / "retrain.yml").read_text())
+    (step,) = [step for step in workflow["jobs"]["ask"]["steps"] if "PREFECT_API_URL" in step.get("env", {})]
+    given = {
+        "${{ vars.PREFECT_API_URL }}": f"{site.server}/api",
+        "${{ secrets.PREFECT_API_AUTH_STRING }}": (site.root / "var" / "prefect.login").read_text().strip(),
+    }
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    elsewhere = {"PATH": path, "HOME": str(tmp_path)} | {name: given.get(as_, as_) for name, as_ in step["env"].items()}
+
+    def asked(command: str) -> subprocess.CompletedProcess[str]:
+        (site.root / "dvc.yaml").write_text(ONE_STAGE.format(command=command))
+        return subprocess.run(
+            ["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False
+        )
+
+    kept = {name: (site.root / name).read_bytes() for name in ("dvc.yaml", "dvc.lock", "params.yaml")}
+    params = yaml.safe_load(kept["params.yaml"])
+    params["models"] = {"pixelcnn": params["models"]["pixelcnn"]}
+    params["detector"]["rivals_read"] = []
+    (site.root / "params.yaml").write_text(yaml.safe_dump(params))
+    try:
+        well = asked("echo raw > raw.txt")
+        assert well.returncode == 0, well.stdout + well.stderr
+        assert (site.root / "raw.txt").read_text() == "raw\n"
+        badly = asked("'echo raw > raw.txt' :")  # a graph that cannot be read
+        assert badly.returncode == 1, badly.stdout + badly.stderr
+    finally:
+        for name, content in kept.items():
+            (site.root / name).write_bytes(content)
 
 
 SILENT = """

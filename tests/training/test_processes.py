@@ -26,13 +26,11 @@ WITHOUT_NOISE = ("pixelcnn", "pixelrnn")
 """Kinds that draw no numbers in training and normalise nothing by batch: two halves give what the whole gives."""
 
 
-def train_all(root: Path) -> None:
+def start_training(root: Path) -> subprocess.Popen[str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "LOCAL_RANK"))}
     environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TOP / 'src'}{os.pathsep}{TOP}"}
-    done = subprocess.run(
-        [sys.executable, RUNNER, root], env=environment, capture_output=True, text=True, timeout=500, check=False
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    with (root / "said.txt").open("w") as said:
+        return subprocess.Popen([sys.executable, RUNNER, root], env=environment, stdout=said, stderr=said, text=True)
 
 
 def read(path: Path) -> Any:
@@ -41,12 +39,19 @@ def read(path: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The same project trained by one process, by one process again, and by two."""
+    """The same project trained by one process, by one process again at the same time, and by two."""
     roots = {}
-    for name, devices in (("one", 1), ("again", 1), ("two", 2)):
-        roots[name] = tmp_path_factory.mktemp(name)
-        make_project(roots[name], devices=devices)
-        train_all(roots[name])
+    for together in ({"one": 1, "again": 1}, {"two": 2}):
+        for name, devices in together.items():
+            roots[name] = tmp_path_factory.mktemp(name)
+            make_project(roots[name], devices=devices)
+        trainings = {name: start_training(roots[name]) for name in together}
+        try:
+            for name, training in trainings.items():
+                assert training.wait(500) == 0, (roots[name] / "said.txt").read_text()[-4000:]
+        finally:
+            for training in trainings.values():
+                training.kill()
     return roots
 
 
