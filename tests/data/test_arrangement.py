@@ -164,7 +164,7 @@ def test_several_datasets_side_by_side_are_not_mixed() -> None:
     [
         (("Good", "good"), "'Good' and 'good'"),
         (("ok", " ok", "ok "), "'ok' and ' ok' and 'ok '"),
-        ((NFC, NFD), f"{ascii(NFC)} and {ascii(NFD)}"),
+        ((NFC, NFD), f"{NFC!a} and {NFD!a}"),
         (("ok", "ok\u200d"), "'ok' and 'ok\\u200d'"),
         (("ÄRGER", "ärger"), "'ÄRGER' and 'ärger'"),
     ],

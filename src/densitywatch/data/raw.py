@@ -163,7 +163,7 @@ def _photos(params: DataParams, folder: Path) -> Raw:
 
 
 def _folder(params: DataParams, folder: Path) -> Raw:
-    """The files that fetch put into images.parquet, each decoded when its turn comes; entries.parquet says what they are."""
+    """The files that fetch put into images.parquet, each decoded in its turn; entries.parquet says what they are."""
     import pyarrow.parquet as pq
 
     path = folder / "images.parquet"

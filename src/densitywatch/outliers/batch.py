@@ -32,7 +32,7 @@ from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
 from densitywatch.outliers.results import RUN, PublishedChunks, write_scores
-from densitywatch.outliers.sources import entries, is_local, local_path, without_secrets
+from densitywatch.data.inputs import entries, is_local, local_path, without_secrets
 from densitywatch.params import Params
 from densitywatch.progress import say, track
 from densitywatch.text import as_text
