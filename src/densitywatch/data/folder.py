@@ -150,9 +150,10 @@ def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[
     batch: list[Read] = []
     held = failures = 0
     for entry, content in found:
-        failures = failures + 1 if isinstance(content, str) and content.startswith(UNREACHABLE) else 0
+        unreachable = content if isinstance(content, str) and content.startswith(UNREACHABLE) else None
+        failures = failures + 1 if unreachable else 0
         if failures == FAILURES:
-            raise DataError(f"data.address: {entry.path} and the {FAILURES - 1} files before it: {content}")
+            raise DataError(f"data.address: {entry.path} and the {FAILURES - 1} files before it {unreachable}")
         if is_label_table(entry.path) and entry.label is None:
             tables[entry.place or entry.path] = content
             continue
@@ -209,13 +210,18 @@ def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -
 def _tell(names: Sequence[str], arrangement: Arrangement, rejected: int) -> None:
     for remark in arrangement.remarks:
         say(remark)
-    left_out = sorted(arrangement.left_out.items())
-    for index, reason in left_out[:SHOWN]:
-        say(f"left out: {names[index]!r}: {reason}")
-    if len(left_out) > SHOWN:
-        say(f"left out: {len(left_out) - SHOWN} more, see data/raw/rejected.json")
+    by_reason: dict[str, list[str]] = {}
+    for index, reason in sorted(arrangement.left_out.items()):
+        by_reason.setdefault(reason, []).append(names[index])
+    for reason, left_out in list(by_reason.items())[:SHOWN]:
+        shown = ", ".join(map(repr, left_out[:SHOWN]))
+        more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
+        say(f"left out: {shown}{more}: {reason}")
+    if len(by_reason) > SHOWN:
+        say(f"left out for {len(by_reason) - SHOWN} more reasons: see data/raw/rejected.json")
     used = [index for index in range(len(names)) if index not in arrangement.left_out]
     parts = Counter(arrangement.parts[index] for index in used)
     classes = len({arrangement.labels[index] for index in used} - {None})
     own = f"parts: {', '.join(f'{part} {count:,}' for part, count in parts.items())}" if any(parts) else "no parts"
-    say(f"{len(used):,} images, {classes or 'no'} classes, {own}; files not usable or left out: {rejected:,}")
+    classes_in_words = "1 class" if classes == 1 else f"{classes or 'no'} classes"
+    say(f"{len(used):,} images, {classes_in_words}, {own}; files not usable or left out: {rejected:,}")
