@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
 from densitywatch.data.prepare import dataset_name
@@ -320,3 +321,31 @@ def test_brackets_in_a_local_address_are_a_name(tmp_path: Path, fetched: Fetch, 
     many(tmp_path / "pics1", 1, 9)
     address = f"{before}{tmp_path if before == 'file://' else ''}{'/' if before == 'file://' else ''}pics[1]"
     assert sorted(fetched(address).paths) == ["000.png", "001.png", "002.png"]
+
+
+def test_a_store_that_fails_for_one_file_after_the_other_stops(fetched: Fetch, monkeypatch: pytest.MonkeyPatch) -> None:
+    MemoryFileSystem.store.clear()
+    files = MemoryFileSystem()
+    for number in range(20):
+        files.pipe_file(f"/bucket/{number:02d}.png", picture(number))
+
+    def gone(*args: object, **kwargs: object) -> object:
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", gone)
+    with pytest.raises(DataError, match=r"^data.address: 04.png and the 4 files before it cannot be read: connection"):
+        fetched("memory://bucket")
+
+
+def test_an_archive_in_a_store_that_cannot_be_opened_is_one_sentence(
+    fetched: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MemoryFileSystem.store.clear()
+    MemoryFileSystem().pipe_file("/bucket/a.zip", b"PK")
+
+    def refused(*args: object, **kwargs: object) -> object:
+        raise PermissionError("forbidden")
+
+    monkeypatch.setattr(MemoryFileSystem, "open", refused)
+    with pytest.raises(DataError, match=r"^data.address: memory://bucket cannot be read: forbidden"):
+        fetched("memory://bucket")

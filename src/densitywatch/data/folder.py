@@ -21,8 +21,9 @@ from densitywatch.data.images import decode_images
 from densitywatch.data.inputs import entries, is_local, local_path, without_secrets
 from densitywatch.data.label_table import TABLES, Labels, is_label_table, read_label_table
 from densitywatch.data.left_behind import skipped_line
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.progress import say, track
+from densitywatch.text import one_line
 
 BATCH_FILES = 64
 BATCH_BYTES = 64 << 20
@@ -109,6 +110,10 @@ def _entries(address: str, root: Path, follow_links: bool, skipped: Counter[str]
         yield from entries(source, follow_links=follow_links, skipped=skipped, dataset=True)
     except DataError as error:
         raise DataError(f"data.address: {error}") from None
+    except (DensitywatchError, GeneratorExit):
+        raise
+    except Exception as error:  # each fsspec driver raises its own library's exceptions
+        raise DataError(f"data.address: {without_secrets(address)} cannot be read: {one_line(error)}") from None
 
 
 def _read(found: Iterator[Entry]) -> Iterator[Read]:
@@ -136,7 +141,7 @@ def _content(entry: Entry) -> bytes | str:
         return entry.read()
     except SourceUnreachable as error:
         if not entry.independent:
-            raise
+            raise DataError(f"data.address: {entry.path}: cannot be read: {error.why}") from None
         return f"{UNREACHABLE}{error.why}"
     except DataError as error:
         return str(error)

@@ -19,12 +19,12 @@ from fastapi.responses import HTMLResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from densitywatch.data.inputs import entries, is_local, local_path
 from densitywatch.errors import DataError
 from densitywatch.files import full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
 from densitywatch.outliers.gallery import GALLERY
 from densitywatch.outliers.report import data_uri, environment, flagged, visible, write_report
-from densitywatch.data.inputs import entries, is_local, local_path
 from densitywatch.outliers.verdicts import VERDICTS, Key, Verdict, precision, read_verdicts, write_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say
