@@ -24,18 +24,20 @@ class DataParams(Block):
 
     source: Literal["fashion_mnist", "mnist", "photos", "folder"]
     address: str | None = None
-    """Only for `source: folder`: a local folder or any fsspec address such as s3://bucket/images."""
+    """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these."""
+    follow_links: bool = False
+    """Read what symbolic links lead to, outside of the folder as well."""
     size: int = Field(ge=4, le=1024)
     channels: Literal[1, 3]
     resize: Literal["crop", "pad", "stretch"] = "crop"
     max_pixels: int = Field(default=150_000_000, ge=1)
     """An image file with more pixels is not usable; decoding takes up to 8 bytes of memory for each."""
     limit: int | None = Field(default=None, ge=8)
-    """At most this many images of the training part and of the test part; null takes all."""
+    """At most this many images of each part of the source; null takes all."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
-    """Shares of the images; `test` counts only for sources without a test part of their own."""
+    """Shares of the images; `validation` and `test` count only for sources without such a part of their own."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataParams:

@@ -15,7 +15,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from densitywatch.data import SPLITS, open_split, read_info
+from densitywatch.data import SPLITS, inputs, open_split, read_info
 from densitywatch.data import folder as module
 from densitywatch.data.prepare import prepare
 from densitywatch.data.sources import fetch
@@ -100,13 +100,13 @@ def test_what_cannot_be_used_is_listed_with_its_reason_and_shown(
     (images / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
     kept, rejected = fetched()
     assert len(kept) == 3
-    assert len(rejected) == 7
+    assert len(rejected) == 6
     assert rejected["empty.png"] == "the file is empty"
     assert rejected["cut.png"].startswith("broken or cut short")
     assert "HTML" in rejected["page.png"]
     shown = capsys.readouterr().err
     assert shown.count("\nnot usable: ") == module.SHOWN + 1
-    assert "2 more, see data/raw/rejected.json" in shown
+    assert "1 more, see data/raw/rejected.json" in shown
     assert "\x1b[31m" not in shown, "a file's name does not reach the terminal as a command"
 
 
@@ -128,9 +128,9 @@ def test_links_stay_inside_and_special_files_are_not_waited_for(
         listener.bind("socket.png")
         kept, rejected = fetched()
     assert kept == ["0000.png", "0001.png", "inside.png"]
-    assert rejected["outside.png"] == "a symbolic link that leads out of the folder"
-    assert rejected["outside"] == "a symbolic link that leads out of the folder"
-    assert rejected["loop"] == "a symbolic link to a folder is not followed"
+    assert rejected["outside.png"] == inputs.DATASET_LINK_OUT
+    assert rejected["outside"] == inputs.DATASET_LINK_OUT
+    assert rejected["loop"] == "a symbolic link to a folder; not followed"
     assert rejected["nowhere.png"] == "a symbolic link that leads nowhere"
     assert rejected["pipe.png"] == rejected["socket.png"] == "not a regular file"
     assert set(rejected) == {
@@ -142,8 +142,11 @@ def test_links_stay_inside_and_special_files_are_not_waited_for(
     ("make", "sentence"),
     [
         (lambda folder: None, "images holds no files; put images into it"),
-        (lambda folder: folder.rmdir(), "images is not there; give a folder of images"),
-        (lambda folder: (folder.rmdir(), folder.touch()), "images is a file; give a folder of images"),
+        (lambda folder: folder.rmdir(), "images is not there; give a folder of images, a zip, tar or Parquet file"),
+        (
+            lambda folder: (folder.rmdir(), folder.touch()),
+            "images is a file; give a folder of images, a zip, tar or Parquet file",
+        ),
         (
             lambda folder: (folder / "a.png").touch(),
             "none of the 1 files in images is a usable image; the first, 'a.png'",
@@ -288,9 +291,9 @@ def test_an_archive_is_read_through_fsspec_too(fetched: Fetch, tmp_path: Path, p
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("nosuch://bucket", "nosuch://bucket cannot be read: Protocol not known"),
-        ("zip://::file:///no/such.zip", "cannot be read: "),
-        ("memory://empty", "holds no files|cannot be read"),
+        ("nosuch://bucket", "nosuch://bucket: cannot be reached \\(Protocol not known"),
+        ("zip://::file:///no/such.zip", "cannot be reached|no such folder or file"),
+        ("memory://empty", "no such folder or file; check the address"),
     ],
 )
 def test_an_address_that_cannot_be_read_is_one_sentence(fetched: Fetch, address: str, sentence: str) -> None:
@@ -307,14 +310,14 @@ def test_an_object_that_fails_while_it_is_read_is_one_rejected_row(
     files = MemoryFileSystem()
     for number in range(3):
         files.pipe_file(f"/bucket/{number}.png", png(number))
-    real = MemoryFileSystem.cat_file
+    real = MemoryFileSystem.open
 
-    def flaky(self: MemoryFileSystem, path: str, *args: object, **kwargs: object) -> bytes:
+    def flaky(self: MemoryFileSystem, path: str, *args: object, **kwargs: object) -> object:
         if path.endswith("1.png"):
             raise OSError("connection reset")
-        return bytes(real(self, path, *args, **kwargs))
+        return real(self, path, *args, **kwargs)
 
-    monkeypatch.setattr(MemoryFileSystem, "cat_file", flaky)
+    monkeypatch.setattr(MemoryFileSystem, "open", flaky)
     kept, rejected = fetched("memory://bucket")
     assert kept == ["0.png", "2.png"]
     assert rejected == {"1.png": "cannot be read: connection reset"}

@@ -18,10 +18,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from densitywatch import text
+from densitywatch.data import inputs
 from densitywatch.data.entries import SourceUnreachable
+from densitywatch.data.inputs import entries, without_secrets
 from densitywatch.errors import DataError
-from densitywatch.outliers import sources
-from densitywatch.outliers.sources import entries, without_secrets
 from densitywatch.text import as_text
 
 from .standin import png
@@ -162,7 +162,7 @@ def test_a_store_that_stops_answering_stops_the_job_and_blames_no_file(monkeypat
     monkeypatch.setattr(type(memory), "open", staticmethod(broken))
     with pytest.raises(SourceUnreachable, match="run it again to go on"):
         next(found).read()
-    assert len(tries) == sources.REMOTE_TRIES
+    assert len(tries) == inputs.REMOTE_TRIES
     monkeypatch.undo()
     memory.rm("/flaky", recursive=True)
 

@@ -11,10 +11,12 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import BinaryIO
 
+from densitywatch.data.arrangement import PARTS, is_part
 from densitywatch.data.entries import Damaged, Entry, SourceUnreachable, most_members, refused
-from densitywatch.data.left_behind import is_beside, kind_of_junk, sample_key, split_junk
+from densitywatch.data.left_behind import is_beside, kind_in_dataset, kind_of_junk, sample_key, split_junk
 from densitywatch.data.parquet_rows import parquet_entries
 from densitywatch.data.tar_members import tar_members
 from densitywatch.data.zip_members import ZipArchive, ZipMember
@@ -27,6 +29,8 @@ ARCHIVE = re.compile(
 )
 """Names of archives; a query behind the name, as a download leaves it, is none of it."""
 PARQUET = ("parquet", "parq", "pq")
+PART = re.compile(rf"({'|'.join(sorted(PARTS, key=len, reverse=True))})(?=[-_. \d])", re.IGNORECASE)
+"""`train-00000-of-00001.parquet`, `test.zip`: a name that begins with a part."""
 HELD = 16
 """Side-cars kept until their picture comes: a sample has a few."""
 HELD_BYTES = 4 << 20
@@ -41,22 +45,26 @@ def archive_kind(name: str) -> str | None:
     return "zip" if kind == "zip" else "parquet" if kind in PARQUET else "tar"
 
 
-def members(file: BinaryIO, name: str, prefix: str, skipped: Counter[str] | None = None) -> Iterator[Entry]:
+def members(
+    file: BinaryIO, name: str, prefix: str, skipped: Counter[str] | None = None, *, dataset: bool = False
+) -> Iterator[Entry]:
     """The entries of the archive `file`; each one's path is `prefix` + the member's name.
 
+    Of a `dataset` tables of labels are entries as well, and rows of Parquet files have labels.
     An archive that cannot be read, or not to its end, has an entry `name` that says so; so has an empty one. Members
     that are no images by their names (left_behind.py) are left out and counted in `skipped`.
     """
     skipped = Counter() if skipped is None else skipped
     readers = {"zip": _zip, "parquet": _parquet, "tar": _tar}
+    folder = place_of(name) if prefix else ""
     count, before = 0, skipped.total()
     try:
         length = file.seek(0, os.SEEK_END)
         file.seek(0)
-        for count, entry in enumerate(readers[archive_kind(name) or "tar"](file, prefix, skipped), start=1):
+        for count, entry in enumerate(readers[archive_kind(name) or "tar"](file, prefix, skipped, dataset), start=1):
             if count > most_members(length):
                 raise DataError(f"more members than images fit into its {length:,} bytes; not read any further")
-            yield entry
+            yield replace(entry, place=_joined(folder, entry.place or entry.path.removeprefix(prefix)))
     except (SourceUnreachable, GuardFailed):
         raise
     except Exception as error:  # a hostile archive can make its library raise anything
@@ -68,17 +76,31 @@ def members(file: BinaryIO, name: str, prefix: str, skipped: Counter[str] | None
         yield Entry(name, refused("the archive holds no files"), independent=False)
 
 
-def _zip(file: BinaryIO, prefix: str, skipped: Counter[str]) -> Iterator[Entry]:
+def place_of(name: str) -> str:
+    """The folder that an archive's members stand for being in: its own, and the part that its name begins with."""
+    folder, slash, file = name.rpartition("/")
+    found = PART.match(file)
+    return folder + slash + (f"{found.group(1)}/" if found else "")
+
+
+def _joined(folder: str, member: str) -> str:
+    """A part is named once, by the folders around the archive, by those inside or by its own name."""
+    *around, last = folder.split("/")[:-1] or [""]
+    known = any(is_part(piece) for piece in [*around, *member.split("/")[:-1]])
+    return f"{'/'.join([*around, ''])}{member}" if is_part(last) and known else folder + member
+
+
+def _zip(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
     archive = ZipArchive(file)
     files = [member for member in archive.members if not member.name.endswith("/")]
-    kept, junk = split_junk(member.name for member in files)
+    kept, junk = split_junk((member.name for member in files), kind_in_dataset if dataset else kind_of_junk)
     skipped.update(junk)
     wanted = set(kept)
     for member in files:
         if member.name not in wanted:
             continue
         entry = Entry(prefix + member.name, _zip_reader(archive, member), independent=False)
-        yield from _opened(entry) if archive_kind(member.name) == "parquet" else (entry,)
+        yield from _opened(entry, prefix, dataset) if archive_kind(member.name) == "parquet" else (entry,)
     archive.complain()
 
 
@@ -86,16 +108,16 @@ def _zip_reader(archive: ZipArchive, member: ZipMember) -> Callable[[], bytes]:
     return lambda: archive.read(member)
 
 
-def _tar(file: BinaryIO, prefix: str, skipped: Counter[str]) -> Iterator[Entry]:
-    for entry in _without_junk(tar_members(file, prefix), prefix, skipped):
-        yield from _opened(entry) if archive_kind(entry.path) == "parquet" else (entry,)
+def _tar(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
+    for entry in _without_junk(tar_members(file, prefix), prefix, skipped, dataset):
+        yield from _opened(entry, prefix, dataset) if archive_kind(entry.path) == "parquet" else (entry,)
 
 
-def _parquet(file: BinaryIO, prefix: str, skipped: Counter[str]) -> Iterator[Entry]:
-    return parquet_entries(file, prefix)
+def _parquet(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
+    return parquet_entries(file, prefix, labels=dataset)
 
 
-def _opened(entry: Entry) -> Iterator[Entry]:
+def _opened(entry: Entry, prefix: str, dataset: bool) -> Iterator[Entry]:
     """The rows of a Parquet file inside an archive."""
     try:
         data = entry.read()
@@ -104,17 +126,18 @@ def _opened(entry: Entry) -> Iterator[Entry]:
             raise
         yield Entry(entry.path, refused(str(error)), independent=False)
         return
-    yield from members(io.BytesIO(data), entry.path, f"{entry.path}/")
+    for inner in members(io.BytesIO(data), entry.path.removeprefix(prefix), "/", dataset=dataset):
+        yield replace(inner, path=entry.path + inner.path if inner.path.startswith("/") else entry.path)
 
 
-def _without_junk(found: Iterator[Entry], prefix: str, skipped: Counter[str]) -> Iterator[Entry]:
+def _without_junk(found: Iterator[Entry], prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
     """`found` without junk and without side-cars that stand before or behind the picture of the same sample."""
     held: list[tuple[str, Entry]] = []
     size, pictured, failure = 0, None, None
     try:
         for entry in found:
             name = entry.path.removeprefix(prefix)
-            if (kind := kind_of_junk(name)) is not None:
+            if (kind := (kind_in_dataset if dataset else kind_of_junk)(name)) is not None:
                 skipped[kind] += 1
                 continue
             key = sample_key(name)

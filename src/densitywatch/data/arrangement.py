@@ -73,6 +73,10 @@ def arrange(
     return found
 
 
+def is_part(folder: str) -> bool:
+    return _plain(folder) in PARTS
+
+
 def strays_of(count: int) -> int:
     """How many of `count` images may be out of the order."""
     return max(1, count // 10) if count >= FEW else 0

@@ -25,10 +25,17 @@ class Entry:
     path: str
     read: Callable[[], bytes]
     independent: bool = True
+    label: str | None = None
+    """What a column of a Parquet file says of it."""
+    place: str | None = None
+    """The path without the names of archives on the way, where it differs; what a dataset's parts and labels are by."""
 
 
 class SourceUnreachable(DataError):
     """The store behind a source stopped answering; no single file is to blame, so the job stops and can go on later."""
+
+    why = ""
+    """What the store's library said."""
 
 
 class Damaged(DataError):

@@ -1,85 +1,200 @@
-"""`source: folder`: the user's own images, from a local folder or any fsspec address, into one Parquet file.
+"""`source: folder`: the user's own images, from a folder, an archive or any fsspec address, into one Parquet file.
 
-Nothing is trusted: names become text, never paths; links that lead out of the folder are not followed; a file that
-cannot be decoded is listed in rejected.json with its reason. One file at a time, so memory stays flat.
+Nothing is trusted: names become text, never paths; links that lead out of the folder are not followed unless params
+say so; a file that cannot be decoded is listed in rejected.json with its reason. Memory stays flat: a few files at a
+time.
 """
 
 from __future__ import annotations
 
+import glob
 import json
-import os
-import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
+from densitywatch.data.archives import ARCHIVE, archive_kind
 from densitywatch.data.arrangement import Arrangement, arrange
-from densitywatch.data.images import MAX_BYTES, decode_image
-from densitywatch.errors import DataError
-from densitywatch.files import is_full_disk
+from densitywatch.data.entries import Entry, SourceUnreachable
+from densitywatch.data.images import decode_images
+from densitywatch.data.inputs import entries, is_local, local_path, without_secrets
+from densitywatch.data.label_table import TABLES, Labels, is_label_table, read_label_table
+from densitywatch.data.left_behind import skipped_line
+from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.progress import say, track
+from densitywatch.text import one_line
 
 BATCH_FILES = 64
 BATCH_BYTES = 64 << 20
 SHOWN = 5
+READERS = 8
+"""Files of a remote store that are read side by side."""
+FAILURES = 5
+"""So many files one after the other that the store fails to give: it is the store that fails, and not the files."""
+UNREACHABLE = "cannot be read: "
 
-Named = tuple[str, bytes | str]
-"""A file's name below the address, and its bytes or (as text) the reason why it has none."""
+Read = tuple[Entry, bytes | str]
+"""An entry, and its bytes or (as text) the reason why it has none."""
 
 
-def fetch_folder(address: str, target: Path, root: Path) -> None:
+def fetch_folder(address: str, target: Path, root: Path, *, follow_links: bool = False) -> None:
     """Copy every usable image below `address` into `target`/images.parquet and list the others in rejected.json.
 
-    A relative local address is taken from `root`. Raises DataError when the address cannot be read, holds no usable
-    image, or is arranged in a way that leaves parts or labels in doubt (arrangement.py).
+    entries.parquet has the part and the label of those that are used. A relative local address is taken from `root`.
+    Raises DataError when the address cannot be read, holds no usable image, or is arranged in a way that leaves parts
+    or labels in doubt (arrangement.py).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    names: list[str] = []
+    skipped: Counter[str] = Counter()
+    kept: list[Entry] = []
     rejected: list[dict[str, str]] = []
+    tables: dict[str, bytes | str] = {}
     schema = pa.schema([("path", pa.string()), ("bytes", pa.binary())])
     with pq.ParquetWriter(target / "images.parquet", schema, compression="none") as writer:
-        held: list[tuple[str, bytes]] = []
-
-        def flush() -> None:
-            columns = [list(column) for column in zip(*held, strict=True)]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
-            held.clear()
-
-        for name, content in track(_files(address, root), "reading files"):
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            if isinstance(content, bytes):
-                try:
-                    decode_image(content, size=8, channels=1, resize="stretch")
-                except DataError as error:
-                    content = str(error)
-            if isinstance(content, str):
-                rejected.append({"path": shown, "reason": content})
-                continue
-            names.append(shown)
-            held.append((shown, content))
-            if len(held) == BATCH_FILES or sum(len(data) for _, data in held) >= BATCH_BYTES:
-                flush()
-        if held:
-            flush()
+        for batch in _batches(_read(_entries(address, root, follow_links, skipped)), tables):
+            data = [content for _, content in batch if isinstance(content, bytes)]
+            pictures = iter(decode_images(data, size=8, channels=1, resize="stretch"))
+            usable: list[tuple[str, bytes]] = []
+            for entry, content in batch:
+                if isinstance(content, bytes) and isinstance(found := next(pictures), DataError):
+                    rejected.append({"path": entry.path, "reason": str(found)})
+                elif isinstance(content, str):
+                    rejected.append({"path": entry.path, "reason": content})
+                else:
+                    usable.append((entry.path, content))
+                    kept.append(entry)
+            if usable:
+                columns = [list(column) for column in zip(*usable, strict=True)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+    if (line := skipped_line(skipped)) is not None:
+        say(line)
     for problem in rejected[:SHOWN]:
         say(f"not usable: {problem['path']!r}: {problem['reason']}")
     if len(rejected) > SHOWN:
         say(f"not usable: {len(rejected) - SHOWN} more, see data/raw/rejected.json")
-    if not names:
+    shown = without_secrets(address)
+    if not kept:
         first = f"; the first, {rejected[0]['path']!r}: {rejected[0]['reason']}" if rejected else ""
         raise DataError(
-            f"data.address: none of the {len(rejected)} files in {address} is a usable image{first}"
+            f"data.address: none of the {len(rejected)} files in {shown} is a usable image{first}"
             if rejected
-            else f"data.address: {address} holds no files; put images into it or correct the address"
+            else f"data.address: {shown} holds no files; put images into it or correct the address"
         )
-    arrangement = arrange(names)
+    names = [entry.path for entry in kept]
+    places = [entry.place or entry.path for entry in kept]
+    last = shown.rstrip("/").rpartition("/")[2]
+    given, remarks = _given(kept, tables)
+    arrangement = arrange(places, given, ARCHIVE.sub("", last) if archive_kind(last) else None)
+    arrangement.remarks[:0] = remarks
     rejected += [{"path": names[index], "reason": reason} for index, reason in sorted(arrangement.left_out.items())]
     _write_entries(target / "entries.parquet", names, arrangement)
     (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     _tell(names, arrangement, len(rejected))
+
+
+def _entries(address: str, root: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
+    source = address
+    if is_local(address):
+        path = root / local_path(address).expanduser()
+        if not path.exists() and not glob.has_magic(str(path)):
+            raise DataError(
+                f"data.address: {address} is not there; give a folder of images, a zip, tar or Parquet file"
+            )
+        if path.is_file() and archive_kind(path.name) is None:
+            raise DataError(f"data.address: {address} is a file; give a folder of images, a zip, tar or Parquet file")
+        source = str(path)
+    try:
+        yield from entries(source, follow_links=follow_links, skipped=skipped, dataset=True)
+    except DataError as error:
+        raise DataError(f"data.address: {error}") from None
+    except (DensitywatchError, GeneratorExit):
+        raise
+    except Exception as error:  # each fsspec driver raises its own library's exceptions
+        raise DataError(f"data.address: {without_secrets(address)} cannot be read: {one_line(error)}") from None
+
+
+def _read(found: Iterator[Entry]) -> Iterator[Read]:
+    """Every entry with its content, in order, a few read ahead."""
+    with ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
+        waiting: deque[tuple[Entry, Future[bytes | str]]] = deque()
+        try:
+            for entry in track(found, "reading files"):
+                future = pool.submit(_content, entry)
+                if not entry.independent:
+                    future.result()  # before the next entry is asked for
+                waiting.append((entry, future))
+                if len(waiting) > READERS:
+                    yield waiting[0][0], waiting[0][1].result()
+                    waiting.popleft()
+            while waiting:
+                yield waiting[0][0], waiting[0][1].result()
+                waiting.popleft()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _content(entry: Entry) -> bytes | str:
+    try:
+        return entry.read()
+    except SourceUnreachable as error:
+        if not entry.independent:
+            raise DataError(f"data.address: {entry.path}: cannot be read: {error.why}") from None
+        return f"{UNREACHABLE}{error.why}"
+    except DataError as error:
+        return str(error)
+
+
+def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[list[Read]]:
+    """Files in groups that fit into memory together; tables of labels are put into `tables`.
+
+    Raises DataError when the store fails for one file after the other.
+    """
+    batch: list[Read] = []
+    held = failures = 0
+    for entry, content in found:
+        unreachable = content if isinstance(content, str) and content.startswith(UNREACHABLE) else None
+        failures = failures + 1 if unreachable else 0
+        if failures == FAILURES:
+            raise DataError(f"data.address: {entry.path} and the {FAILURES - 1} files before it {unreachable}")
+        if is_label_table(entry.path) and entry.label is None:
+            tables[entry.place or entry.path] = content
+            continue
+        batch.append((entry, content))
+        held += len(content)
+        if len(batch) == BATCH_FILES or held >= BATCH_BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[list[str | None], list[str]]:
+    """The label that a table or a Parquet file gives to each image, and what a person should hear of it."""
+    labels, remarks = Labels(), []
+    for name, content in tables.items():
+        try:
+            if isinstance(content, str):
+                raise DataError(content)
+            labels.add(name, read_label_table(content))
+        except DataError as error:
+            if name.rpartition("/")[2].lower() == TABLES[0]:
+                raise DataError(f"data.address: {name}: {error}") from None
+            remarks.append(f"{name} is not used for labels: {error}")
+    given = [labels.of(entry.place or entry.path) or entry.label for entry in kept]
+    unknown = labels.unknown()
+    if unknown and not any(given):
+        raise DataError(
+            f"data.address: none of the {len(unknown):,} files that {', '.join(tables)} names is a usable image (the "
+            f"first is {unknown[0][:100]!r}); write their paths below the folder of the table"
+        )
+    if unknown:
+        shown = ", ".join(repr(name[:100]) for name in unknown[:SHOWN])
+        more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+        remarks.append(f"{', '.join(tables)}: {len(unknown):,} of the files are no usable image here: {shown}{more}")
+    return given, remarks
 
 
 def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -> None:
@@ -100,111 +215,18 @@ def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -
 def _tell(names: Sequence[str], arrangement: Arrangement, rejected: int) -> None:
     for remark in arrangement.remarks:
         say(remark)
-    left_out = sorted(arrangement.left_out.items())
-    for index, reason in left_out[:SHOWN]:
-        say(f"left out: {names[index]!r}: {reason}")
-    if len(left_out) > SHOWN:
-        say(f"left out: {len(left_out) - SHOWN} more, see data/raw/rejected.json")
+    by_reason: dict[str, list[str]] = {}
+    for index, reason in sorted(arrangement.left_out.items()):
+        by_reason.setdefault(reason, []).append(names[index])
+    for reason, left_out in list(by_reason.items())[:SHOWN]:
+        shown = ", ".join(map(repr, left_out[:SHOWN]))
+        more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
+        say(f"left out: {shown}{more}: {reason}")
+    if len(by_reason) > SHOWN:
+        say(f"left out for {len(by_reason) - SHOWN} more reasons: see data/raw/rejected.json")
     used = [index for index in range(len(names)) if index not in arrangement.left_out]
     parts = Counter(arrangement.parts[index] for index in used)
     classes = len({arrangement.labels[index] for index in used} - {None})
     own = f"parts: {', '.join(f'{part} {count:,}' for part, count in parts.items())}" if any(parts) else "no parts"
-    say(f"{len(used):,} images, {classes or 'no'} classes, {own}; files not usable or left out: {rejected:,}")
-
-
-def _files(address: str, root: Path) -> Iterator[Named]:
-    import fsspec
-    from fsspec.implementations.local import LocalFileSystem
-
-    # an S3 endpoint that does not exist should be an error in seconds, not after minutes of retries
-    quick: dict[str, Any] = {}
-    if address.split("://")[0] in ("s3", "s3a"):
-        quick = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}}
-    try:
-        files, top = fsspec.core.url_to_fs(address, **quick)
-        if isinstance(files, LocalFileSystem):
-            local = Path(top) if "://" in address else root / Path(address).expanduser()
-            yield from _local_files(local, address)
-        else:
-            yield from _remote_files(files, top)
-    except DataError:
-        raise
-    except Exception as error:  # each fsspec driver raises its own library's exceptions
-        if isinstance(error, OSError) and is_full_disk(error):
-            raise
-        raise DataError(f"data.address: {address} cannot be read: {_one_line(error)}") from None
-
-
-def _local_files(top: Path, address: str) -> Iterator[Named]:
-    """Every file below a local folder, in the order of the names; a link is followed to a file inside of it only."""
-    if not top.is_dir():
-        raise DataError(
-            f"data.address: {address} is {'a file' if top.exists() else 'not there'}; give a folder of images"
-        )
-    inside = top.resolve()
-    refused: list[OSError] = []
-    for folder, folders, files in os.walk(top, onerror=refused.append):
-        folders.sort()
-        for name in sorted([*files, *(name for name in folders if (Path(folder) / name).is_symlink())]):
-            path = Path(folder) / name
-            yield path.relative_to(top).as_posix(), _read_local(path, inside)
-    for error in refused:
-        name = os.path.relpath(str(error.filename), top)
-        if name == ".":
-            raise error
-        yield name, f"the folder cannot be read: {error.strerror}"
-
-
-def _read_local(path: Path, inside: Path) -> bytes | str:
-    try:
-        if path.is_symlink():
-            resolved = path.resolve(strict=True)
-            if not resolved.is_relative_to(inside):
-                return "a symbolic link that leads out of the folder"
-            if resolved.is_dir():
-                return "a symbolic link to a folder is not followed"
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "not a regular file"
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        return "a symbolic link that leads nowhere"
-    except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links
-        return f"cannot be read: {getattr(error, 'strerror', None) or error}"
-
-
-def _remote_files(files: Any, top: str) -> Iterator[Named]:
-    """Every object below `top`, read a few at a time side by side."""
-    found = files.find(top, detail=True)
-    prefix = top.rstrip("/") + "/" if top.strip("/") else ""
-    for batch in _batches({path: found[path].get("size") for path in sorted(found)}):
-        # cat_ranges, since cat() would take a name with brackets in it for a pattern
-        sizes = [MAX_BYTES + 1 if size is None else min(size, MAX_BYTES + 1) for size in batch.values()]
-        filled = [(path, size) for path, size in zip(batch, sizes, strict=True) if size]
-        contents = dict.fromkeys(batch, b"")
-        if filled:
-            paths, ends = zip(*filled, strict=True)
-            read = files.cat_ranges(list(paths), [0] * len(paths), list(ends), on_error="return")
-            contents.update(zip(paths, read, strict=True))
-        for path, content in contents.items():
-            name = path.removeprefix(prefix).lstrip("/")
-            yield name, content if isinstance(content, bytes) else f"cannot be read: {_one_line(content)}"
-
-
-def _batches(sizes: dict[str, int | None]) -> Iterator[dict[str, int | None]]:
-    """Paths in groups that fit into memory together."""
-    batch: dict[str, int | None] = {}
-    held = 0
-    for path, size in sizes.items():
-        cost = min(MAX_BYTES if size is None else size, MAX_BYTES)
-        if batch and (len(batch) == BATCH_FILES or held + cost > BATCH_BYTES):
-            yield batch
-            batch, held = {}, 0
-        batch[path] = size
-        held += cost
-    if batch:
-        yield batch
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    classes_in_words = "1 class" if classes == 1 else f"{classes or 'no'} classes"
+    say(f"{len(used):,} images, {classes_in_words}, {own}; files not usable or left out: {rejected:,}")

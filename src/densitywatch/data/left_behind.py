@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+
+from densitywatch.data.label_table import is_label_table
 
 FOLDERS = frozenset(
     [
@@ -39,6 +41,8 @@ PATTERNS = (
 BESIDE = ("json", "txt", "cls", "xml", "xmp", "aae", "caption")
 """Endings of files that say something about the picture next to them, as in a WebDataset tar."""
 SHOWN = 6
+MASKS = frozenset(["ground_truth", "ground-truth", "groundtruth"])
+"""Folders of masks, which say where the defects of the other pictures are, as in MVTec AD."""
 
 
 def kind_of_junk(name: str) -> str | None:
@@ -53,6 +57,15 @@ def kind_of_junk(name: str) -> str | None:
     if file.lower() in FILES:
         return file.strip()
     return next((shown for shown, pattern in PATTERNS if pattern.match(file)), None)
+
+
+def kind_in_dataset(name: str) -> str | None:
+    """The same for a dataset: masks are left out as well, tables of labels are not."""
+    folder, _, _ = name.rpartition("/")
+    for piece in folder.split("/"):
+        if piece.lower() in MASKS:
+            return f"masks in {piece}/"
+    return kind_of_junk(f"{folder}/-" if folder else "-") if is_label_table(name) else kind_of_junk(name)
 
 
 def is_junk(name: str) -> bool:
@@ -71,12 +84,14 @@ def sample_key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def split_junk(names: Iterable[str]) -> tuple[list[str], Counter[str]]:
+def split_junk(
+    names: Iterable[str], kind_of: Callable[[str], str | None] = kind_of_junk
+) -> tuple[list[str], Counter[str]]:
     """`names` without junk and side-cars, in their order, and how many were left aside of each kind."""
     skipped: Counter[str] = Counter()
     rest = []
     for name in names:
-        kind = kind_of_junk(name)
+        kind = kind_of(name)
         if kind is None:
             rest.append(name)
         else:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from typing import Any, BinaryIO, cast
 
 from densitywatch.data.entries import TOO_LARGE, Entry, most_members, refused
 from densitywatch.data.images import MAX_BYTES
+from densitywatch.data.label_table import LABEL_COLUMNS
 from densitywatch.data.unpacking import BOMB, HARMLESS, MAX_RATIO
 from densitywatch.errors import DataError
 from densitywatch.guarded import Answer, Request, answers
@@ -35,12 +37,14 @@ MAX_IN_CELL = 1000
 """Images in one cell of a list column."""
 
 
-def parquet_entries(file: BinaryIO, prefix: str) -> Iterator[Entry]:
-    """Every row's image. Raises DataError when the file cannot be read, or not any further."""
+def parquet_entries(file: BinaryIO, prefix: str, *, labels: bool = False) -> Iterator[Entry]:
+    """Every row's image, with its label where `labels` are asked for and there is a column of them.
+
+    Raises DataError when the file cannot be read, or not any further."""
     reader = "densitywatch.data.parquet_rows:rows"
-    for facts, data in answers(reader, {}, file=file, seconds=SECONDS, memory=MEMORY, together=True):
+    for facts, data in answers(reader, {"labels": labels}, file=file, seconds=SECONDS, memory=MEMORY, together=True):
         read = refused(str(facts["reason"])) if "reason" in facts else _given(data)
-        yield Entry(prefix + as_text(str(facts["path"])), read, independent=False)
+        yield Entry(prefix + as_text(str(facts["path"])), read, independent=False, label=facts.get("label"))
 
 
 def _given(data: bytes) -> Any:
@@ -61,7 +65,8 @@ def rows(request: Request) -> Iterator[Answer]:
     if count > most_members(length):
         raise DataError(f"{count:,} rows in {length:,} bytes are more than images can be; not unpacked")
     picture, named = find_columns(table.schema_arrow)
-    wanted = [picture, *([named] if named else [])]
+    label_of = _labels(table.schema_arrow, picture, named) if request.facts.get("labels") else None
+    wanted = [picture, *([named] if named else []), *([label_of[0]] if label_of else [])]
     # what repeats stays one copy, however many rows refer to it; the library cannot do so inside of nested columns
     leaves = [table.schema.column(i) for i in range(len(table.schema))]
     once = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in wanted]
@@ -72,22 +77,26 @@ def rows(request: Request) -> Iterator[Answer]:
     for batch in table.iter_batches(batch_size=_rows_at_a_time(table.metadata), columns=wanted, use_threads=False):
         cells = batch.column(batch.schema.get_field_index(picture))
         labels = batch.column(batch.schema.get_field_index(named)) if named else None
+        classes = batch.column(batch.schema.get_field_index(label_of[0])) if label_of else None
         for i in range(len(cells)):
             pictures = pictures_of(cells[i])
             label = name_of(labels[i]) if labels is not None else None
             for k, (inner, data) in enumerate(pictures):
                 path = (inner if labels is None else label) or f"row {number}"
                 path = path if len(pictures) == 1 else f"{path} [{k}]"
+                facts = {"path": path}
+                if label_of and classes is not None and (told := name_of(classes[i])) is not None:
+                    facts["label"] = as_text(label_of[1].get(told, told))
                 size = 0 if data is None else data.size
                 given += size
                 if given > HARMLESS and given > MAX_RATIO * length:
                     raise DataError(BOMB)
                 if data is None:
-                    yield Answer({"path": path, "reason": "the cell holds no bytes"})
+                    yield Answer({**facts, "reason": "the cell holds no bytes"})
                 elif size > MAX_BYTES:
-                    yield Answer({"path": path, "reason": TOO_LARGE})
+                    yield Answer({**facts, "reason": TOO_LARGE})
                 else:
-                    yield Answer({"path": path}, data.to_pybytes())
+                    yield Answer(facts, data.to_pybytes())
             number += 1
         may = SECONDS + FOR_ROW * number + FOR_MIB * (length + given) / (1 << 20)
         if time.process_time() - started > may:
@@ -166,6 +175,28 @@ def find_columns(schema: Any) -> tuple[str, str | None]:
         if not pa.types.is_nested(field.type) and field.name != found and schema.names.count(field.name) == 1
     ]
     return found, next((name for wanted in NAMES for name in simple if name.lower() == wanted), None)
+
+
+def _labels(schema: Any, picture: str, named: str | None) -> tuple[str, dict[str, str]] | None:
+    """The column of labels, and the names of its numbers where Hugging Face's datasets left them in the file."""
+    import pyarrow as pa
+
+    simple = {
+        field.name.lower(): field.name
+        for field in schema
+        if not pa.types.is_nested(field.type)
+        and field.name not in (picture, named)
+        and schema.names.count(field.name) == 1
+    }
+    column = next((simple[name] for name in LABEL_COLUMNS if name in simple), None)
+    if column is None:
+        return None
+    try:
+        told = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = told["info"]["features"][column]["names"]
+        return column, {str(number): str(name) for number, name in enumerate(names)}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return column, {}
 
 
 def _picture_column(schema: Any) -> str:

@@ -2,8 +2,8 @@
 
 Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels,
 so neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source
-has parts of its own, an image that is in several of them stays in its test part, or else in its validation part; the
-others are left out and listed in dataset.json: published figures are about the test part.
+has parts of its own, an image that is in several of them stays in the test part, or else in the validation part, and
+the others are left out and listed in dataset.json: published figures are about the test part.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from densitywatch.data import SPLITS, SplitName
+from densitywatch.data.inputs import without_secrets
 from densitywatch.data.raw import Entry, Raw, open_raw
 from densitywatch.data.reading import PART, images_within
 from densitywatch.data.sources import RAW
@@ -89,7 +90,7 @@ def prepare(params: Params, root: Path) -> None:
 
 def dataset_name(data: DataParams) -> str:
     """The source, or for a folder the last part of its address in letters, digits, dots, dashes and underscores."""
-    last = (data.address or "").rstrip("/").rsplit("/", 1)[-1]
+    last = without_secrets(data.address or "").rstrip("/").rsplit("/", 1)[-1]
     return re.sub(r"[^\w.-]+", "_", last).strip("._") or data.source
 
 

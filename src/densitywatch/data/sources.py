@@ -64,7 +64,7 @@ def fetch(params: Params, root: Path) -> None:
         else:
             from densitywatch.data.folder import fetch_folder
 
-            fetch_folder(str(params.data.address), folder, root)
+            fetch_folder(str(params.data.address), folder, root, follow_links=params.data.follow_links)
     say(f"{params.data.source}: fetched into {RAW}")
 
 

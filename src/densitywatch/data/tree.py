@@ -31,9 +31,9 @@ _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 class Tree:
     """The files below `top`, by their names relative to it. Raises DataError when `top` cannot be opened."""
 
-    def __init__(self, top: Path, *, follow_links: bool = False) -> None:
-        """`follow_links`: read the files that links lead to, outside of `top` as well."""
-        self._top, self._follow = top, follow_links
+    def __init__(self, top: Path, *, follow_links: bool = False, link_out: str = LINK_OUT) -> None:
+        """`follow_links`: read the files that links lead to, outside of `top` as well; `link_out` says how to ask."""
+        self._top, self._follow, self._link_out = top, follow_links, link_out
         try:
             self._descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -66,6 +66,8 @@ class Tree:
                     raise
                 descriptor = self._through_links(name)
         except OSError as error:
+            if error.errno == errno.ENXIO:  # a socket
+                raise DataError("not a regular file") from None
             raise DataError(f"cannot be opened ({error.strerror})") from None
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             os.close(descriptor)
@@ -86,7 +88,7 @@ class Tree:
             raise DataError("a symbolic link that leads nowhere") from None
         inside = real.is_relative_to(self._real)
         if not inside and not self._follow:
-            raise DataError(LINK_OUT)
+            raise DataError(self._link_out)
         if real.is_dir():
             raise DataError("a symbolic link to a folder; not followed")
         # what it leads to may be replaced before it is opened: once more without following

@@ -23,6 +23,7 @@ from typing import Any
 import pyarrow as pa
 
 from densitywatch.data.archives import ARCHIVE
+from densitywatch.data.inputs import entries, is_local, local_path, without_secrets
 from densitywatch.data.left_behind import skipped_line
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, read_json, write_whole
@@ -32,7 +33,6 @@ from densitywatch.outliers.gallery import write_gallery
 from densitywatch.outliers.history import drift_from_past
 from densitywatch.outliers.report import write_report
 from densitywatch.outliers.results import RUN, PublishedChunks, stand, write_scores
-from densitywatch.outliers.sources import entries, is_local, local_path, without_secrets
 from densitywatch.outliers.verdicts import read_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say, track

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from densitywatch.data.archives import ARCHIVE
+from densitywatch.data.inputs import MARKER, is_local, local_path, without_secrets
 from densitywatch.data.left_behind import is_junk
 from densitywatch.errors import DataError
 from densitywatch.outliers.batch import read_run, results_folder
-from densitywatch.outliers.sources import MARKER, is_local, local_path, without_secrets
 from densitywatch.params import Params
 from densitywatch.text import as_text, one_line
 

@@ -20,12 +20,12 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from densitywatch.data.inputs import entries, is_local, local_path
 from densitywatch.errors import DataError, DensitywatchError, DiskFull
 from densitywatch.files import full_disk_as_error, write_whole
 from densitywatch.outliers import publishing
 from densitywatch.outliers.gallery import GALLERY
 from densitywatch.outliers.report import damage_as_error, data_uri, environment, flagged, write_report
-from densitywatch.outliers.sources import entries, is_local, local_path
 from densitywatch.outliers.verdicts import VERDICTS, Key, Verdict, precision, read_verdicts, write_verdicts
 from densitywatch.params import Params
 from densitywatch.progress import say

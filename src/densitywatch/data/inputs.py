@@ -1,4 +1,4 @@
-"""Where a batch comes from: a folder, a glob, a zip or tar archive, Parquet, or any fsspec address.
+"""Where a batch or a dataset comes from: a folder, a glob, a zip or tar archive, Parquet, or any fsspec address.
 
 A source is a sequence of `Entry`, one an input file, in an order that depends on the files alone. Nothing is extracted
 to disk, nothing outside the source is read, and one entry's bytes are in memory at a time. Zip, tar and Parquet files
@@ -12,36 +12,65 @@ import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from densitywatch.data.archives import archive_kind, members
 from densitywatch.data.entries import Entry, SourceUnreachable, read_limited, refused
-from densitywatch.data.left_behind import kind_of_junk, split_junk
-from densitywatch.data.tree import Tree
+from densitywatch.data.left_behind import kind_in_dataset, kind_of_junk, split_junk
+from densitywatch.data.tree import LINK_OUT, Tree
 from densitywatch.errors import DataError
 from densitywatch.text import as_text, one_line
 
 MARKER = "_SUCCESS"
 """The file by which a writer says that a batch is complete; no input, wherever it lies."""
 REMOTE_TRIES = 3
+QUICK = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}
+DATASET_LINK_OUT = (
+    "a symbolic link that leads out of the folder; not followed (data.follow_links: true in params.yaml reads what it "
+    "leads to)"
+)
 _LOCAL = ("file://", "local://")
 _ENDS_AS_A_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|p[bgnp]m)$", re.IGNORECASE)
 
 
-def entries(source: str, *, follow_links: bool = False, skipped: Counter[str] | None = None) -> Iterator[Entry]:
+@dataclass(frozen=True)
+class _Asked:
+    """How a source is read."""
+
+    follow_links: bool
+    skipped: Counter[str]
+    dataset: bool
+
+    def kind_of(self, name: str) -> str | None:
+        return kind_in_dataset(name) if self.dataset else kind_of_junk(name)
+
+    def kept(self, names: Iterable[str]) -> list[str]:
+        kept, junk = split_junk(names, self.kind_of)
+        self.skipped.update(junk)
+        return kept
+
+    def tree(self, top: Path) -> Tree:
+        return Tree(top, follow_links=self.follow_links, link_out=DATASET_LINK_OUT if self.dataset else LINK_OUT)
+
+
+def entries(
+    source: str, *, follow_links: bool = False, skipped: Counter[str] | None = None, dataset: bool = False
+) -> Iterator[Entry]:
     """Every input file of `source`, in a fixed order.
 
     What is no image by its name (data/left_behind.py) is left out and counted in `skipped` as it is met. `follow_links`
-    reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot.
+    reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot. Of a
+    `dataset`, masks are left out too, tables of labels are entries, and rows of Parquet files have labels.
     Raises DataError, before the first entry, when there is no such source or it cannot be reached.
     """
-    skipped = Counter() if skipped is None else skipped
+    asked = _Asked(follow_links, Counter() if skipped is None else skipped, dataset)
     if is_local(source):
-        return _local(local_path(source), follow_links, skipped)
-    return _remote(source, skipped)
+        return _local(local_path(source), asked)
+    return _remote(source, asked)
 
 
 def is_local(source: str) -> bool:
@@ -62,23 +91,23 @@ def without_secrets(source: str) -> str:
     return re.sub(r"\?(?:[^:]|:(?!:))*", "", re.sub(r"(\w+://)[^/@:]*(:[^@/]*)?@", r"\1", source))
 
 
-def _local(path: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
+def _local(path: Path, asked: _Asked) -> Iterator[Entry]:
     if path.is_dir():
-        tree = Tree(path, follow_links=follow_links)
+        tree = asked.tree(path)
         with tree.scan(""):  # a generator would raise only when first asked: an unreadable source is said at once
             pass
-        return _walk(tree, skipped)
+        return _walk(tree, asked)
     if path.is_file():
         # a link that is named as the source is meant
-        return _file(Tree(path.parent, follow_links=True), path.name, skipped, alone=True)
+        return _file(Tree(path.parent, follow_links=True), path.name, asked, alone=True)
     if glob.has_magic(str(path)):
-        return _local_glob(path, follow_links, skipped)
+        return _local_glob(path, asked)
     if path.exists():
         raise DataError(f"{as_text(str(path))}: neither a folder nor a file; give a folder, an archive or a glob")
     raise DataError(f"{as_text(str(path))}: no such folder or file; check the source's spelling")
 
 
-def _walk(tree: Tree, skipped: Counter[str]) -> Iterator[Entry]:
+def _walk(tree: Tree, asked: _Asked) -> Iterator[Entry]:
     """Depth first, by a stack: a folder nested a thousand deep must not exhaust the interpreter's own."""
     folders = [""]
     while folders:
@@ -95,16 +124,14 @@ def _walk(tree: Tree, skipped: Counter[str]) -> Iterator[Entry]:
         folders.extend(f"{before}{name}" for name, inside in reversed(kinds) if inside)
         names = [name for name, inside in kinds if not inside]
         del kinds
-        if before and (kind := kind_of_junk(f"{before}-")) is not None:
-            skipped[kind] += len(names)
+        if before and (kind := asked.kind_of(f"{before}-")) is not None:
+            asked.skipped[kind] += len(names)
             continue
-        names, junk = split_junk(names)
-        skipped.update(junk)
-        for name in names:
-            yield from _file(tree, f"{before}{name}", skipped)
+        for name in asked.kept(names):
+            yield from _file(tree, f"{before}{name}", asked)
 
 
-def _local_glob(pattern: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
+def _local_glob(pattern: Path, asked: _Asked) -> Iterator[Entry]:
     fixed = []
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):
@@ -114,18 +141,17 @@ def _local_glob(pattern: Path, follow_links: bool, skipped: Counter[str]) -> Ite
     found = sorted(glob.glob(str(pattern), recursive=True), key=os.fsencode)  # noqa: PTH207 (names that are no UTF-8)
     if not found:
         raise DataError(f"{as_text(str(pattern))}: matches no file; check the pattern, and quote it for the shell")
-    tree = Tree(base, follow_links=follow_links)
+    tree = asked.tree(base)
     # a recursive pattern lists a folder's files by itself
-    names, junk = split_junk(
+    names = asked.kept(
         os.path.relpath(path, base)
         for path in found
         if os.path.islink(path) or not os.path.isdir(path)  # noqa: PTH112, PTH114
     )
-    skipped.update(junk)
-    return (entry for name in names for entry in _file(tree, name, skipped))
+    return (entry for name in names for entry in _file(tree, name, asked))
 
 
-def _file(tree: Tree, name: str, skipped: Counter[str], *, alone: bool = False) -> Iterator[Entry]:
+def _file(tree: Tree, name: str, asked: _Asked, *, alone: bool = False) -> Iterator[Entry]:
     """A file's own entry, or its members' when it is an archive; `alone`: the file is the whole source."""
     shown = as_text(name)
     if archive_kind(name) is None:
@@ -137,15 +163,17 @@ def _file(tree: Tree, name: str, skipped: Counter[str], *, alone: bool = False) 
         yield Entry(shown, refused(str(error)))
         return
     with file:
-        yield from members(file, shown, "" if alone else f"{shown}/", skipped)
+        yield from members(file, shown, "" if alone else f"{shown}/", asked.skipped, dataset=asked.dataset)
 
 
-def _remote(source: str, skipped: Counter[str]) -> Iterator[Entry]:
+def _remote(source: str, asked: _Asked) -> Iterator[Entry]:
     import fsspec
 
     shown = without_secrets(source)
     try:
-        filesystem, path = fsspec.core.url_to_fs(source)
+        # an S3 endpoint that does not exist should stop a dataset in seconds, not after minutes of retries
+        quick = asked.dataset and source.split("://")[0] in ("s3", "s3a")
+        filesystem, path = fsspec.core.url_to_fs(source, **({"config_kwargs": QUICK} if quick else {}))
         plain = _without_query(filesystem, path)
         if glob.has_magic(plain) and not filesystem.exists(path):  # brackets may stand in a name
             base = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
@@ -167,11 +195,9 @@ def _remote(source: str, skipped: Counter[str]) -> Iterator[Entry]:
     except Exception as error:  # every file system behind fsspec has its own exceptions
         raise DataError(f"{shown}: cannot be reached ({one_line(error)})") from None
     if alone := found == [path]:
-        return _remote_entries(filesystem, found, base, skipped, alone=alone)
-    kept, junk = split_junk(_below(name, base) for name in found)
-    skipped.update(junk)
-    wanted = set(kept)
-    return _remote_entries(filesystem, [name for name in found if _below(name, base) in wanted], base, skipped)
+        return _remote_entries(filesystem, found, base, asked, alone=alone)
+    wanted = set(asked.kept(_below(name, base) for name in found))
+    return _remote_entries(filesystem, [name for name in found if _below(name, base) in wanted], base, asked)
 
 
 def _is_web(filesystem: Any) -> bool:
@@ -185,7 +211,7 @@ def _without_query(filesystem: Any, path: str) -> str:
 
 
 def _remote_entries(
-    filesystem: Any, found: list[str], base: str, skipped: Counter[str], *, alone: bool = False
+    filesystem: Any, found: list[str], base: str, asked: _Asked, *, alone: bool = False
 ) -> Iterator[Entry]:
     for path in found:
         name = as_text(_below(_without_query(filesystem, path), base))
@@ -198,7 +224,8 @@ def _remote_entries(
             yield Entry(name, refused("went away while the batch was read"))
             continue
         with file, io.BufferedReader(_Watched(file, name), 1 << 20) as watched:
-            yield from members(cast(BinaryIO, watched), name, "" if alone else f"{name}/", skipped)
+            shown = "" if alone else f"{name}/"
+            yield from members(cast(BinaryIO, watched), name, shown, asked.skipped, dataset=asked.dataset)
 
 
 def _below(path: str, base: str) -> str:
@@ -252,6 +279,8 @@ class _Watched(io.RawIOBase):
 
 
 def _unreachable(path: str, error: Exception) -> SourceUnreachable:
-    return SourceUnreachable(
+    unreachable = SourceUnreachable(
         f"{as_text(path)}: cannot be read any more ({one_line(error)}); run it again to go on from here"
     )
+    unreachable.why = one_line(error)
+    return unreachable

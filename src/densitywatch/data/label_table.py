@@ -1,0 +1,84 @@
+"""A table of labels next to the images: labels.csv or metadata.csv with a column of file names and one of labels."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+
+from densitywatch.errors import DataError
+
+TABLES = ("labels.csv", "metadata.csv")
+FILE_COLUMNS = (
+    "file", "file_name", "filename", "file_path", "filepath", "path", "image", "image_name", "image_path", "img",
+    "image_id", "name", "id",
+)  # fmt: skip
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "target")
+
+
+def is_label_table(name: str) -> bool:
+    """Whether the file `name`, a path below the source, is called as a table of labels is."""
+    return name.rpartition("/")[2].lower() in TABLES
+
+
+def read_label_table(data: bytes) -> dict[str, str]:
+    """Label by file, as the table says it; commas, semicolons or tabs. Raises DataError when it is no such table."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError("its text is not UTF-8; save it as CSV in UTF-8") from None
+    first = text.partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    try:
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise DataError(f"no table ({error}); save it as CSV in UTF-8") from None
+    columns = [name.strip().lower().replace(" ", "_") for name in rows[0]] if rows else []
+    file = next((columns.index(name) for name in FILE_COLUMNS if name in columns), None)
+    label = next((columns.index(name) for name in LABEL_COLUMNS if name in columns), None)
+    if file is None or label is None:
+        raise DataError("its first line names no columns `file` and `label`; name them so, or rename the table")
+    found: dict[str, str] = {}
+    for row in rows[1:]:
+        if len(row) <= max(file, label) or not row[label].strip():
+            continue
+        name, told = row[file].strip().replace("\\", "/").removeprefix("./"), row[label].strip()
+        if found.setdefault(name, told) != told:
+            raise DataError(f"{name[:100]!r} has two labels, {found[name][:100]!r} and {told[:100]!r}; keep one")
+    return found
+
+
+class Labels:
+    """The labels that tables give to files; each table stands for the folder it is in."""
+
+    def __init__(self) -> None:
+        self._rows: dict[str, dict[str, str]] = {}
+        self._met: dict[str, set[str]] = {}
+
+    def add(self, table: str, rows: Mapping[str, str]) -> None:
+        folder = table.rpartition("/")[0]
+        self._rows.setdefault(folder, {}).update(rows)
+        self._met.setdefault(folder, set())
+
+    def of(self, name: str) -> str | None:
+        """The label of a file by the table that is nearest to it.
+
+        A file is looked up by its path below the table's folder, that path without its ending, and its own name.
+        """
+        folder = name
+        while folder:
+            folder = folder.rpartition("/")[0]
+            rows = self._rows.get(folder)
+            if rows is None:
+                continue
+            below = name[len(folder) + 1 :] if folder else name
+            own = name.rpartition("/")[2]
+            for key in (below, own, below.rpartition(".")[0], own.rpartition(".")[0]):
+                if key in rows:
+                    self._met[folder].add(key)
+                    return rows[key]
+        return None
+
+    def unknown(self) -> Sequence[str]:
+        """Names in the tables for which no file was looked up."""
+        return [name for folder, rows in self._rows.items() for name in rows if name not in self._met[folder]]
