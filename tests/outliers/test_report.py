@@ -208,7 +208,7 @@ def test_the_page_says_in_one_line_what_was_skipped(params: Params, tmp_path: Pa
     assert summary["skipped"] == sum(summary["skipped_kinds"].values()) == 8
     page = (tmp_path / "out" / "report.html").read_text()
     (line,) = [line for line in page.splitlines() if 'id="skipped"' in line]
-    assert "Skipped 8 files that are not images by their names: ._* (2), .DS_Store (1)" in line
+    assert "Skipped 8 files that are not images by their names: ._* (2), *.crc (1), .DS_Store (1)" in line
     assert "1 other kinds" in line
     assert "\r" not in line
     fill(tmp_path / "clean", 12)

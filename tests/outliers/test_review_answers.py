@@ -225,8 +225,6 @@ def test_the_page_tells_the_person_which_verdict_was_not_saved(port: int, scored
         expect(trouble).to_contain_text("Not saved: the verdict on image 1 (", timeout=60_000)
         expect(trouble).to_contain_text("not there any more")
         assert page.evaluate("document.documentElement.scrollWidth") <= 390
-        if shot := os.environ.get("DENSITYWATCH_SHOT"):
-            page.screenshot(path=shot)
         (tmp_path / "moved").rename(scored)
         page.keyboard.press("ArrowLeft")
         page.keyboard.press("f")
