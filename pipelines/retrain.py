@@ -12,6 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
 
+from densitywatch.compiling import say_if_eager
 from densitywatch.errors import DensitywatchError
 from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import Params, load_params
@@ -51,6 +52,8 @@ def _retrain(root: Path) -> list[Step]:
     if stale and remote and dag.holds_something(remote):
         steps.append(pull(root))
         stale = dag.stale_stages(root)
+    if stale and any(block.training.compile for block in params.models.values()):
+        say_if_eager(params.device)
     stages = dag.read_graph(root)
     verdicts: list[dict[str, Any]] = []
     watch: list[Step] = []

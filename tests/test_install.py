@@ -61,7 +61,9 @@ def wheel(folder: Path, name: str, files: dict[str, str]) -> str:
             archive.writestr(entry, text)
         archive.writestr(f"{about}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
         archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
-        record = "".join(f"{inside},,\n" for inside in [*files, f"{about}/METADATA", f"{about}/WHEEL", f"{about}/RECORD"])
+        record = "".join(
+            f"{inside},,\n" for inside in [*files, f"{about}/METADATA", f"{about}/WHEEL", f"{about}/RECORD"]
+        )
         archive.writestr(f"{about}/RECORD", record)
     return f"{name}==1 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
 
