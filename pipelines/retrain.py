@@ -58,6 +58,10 @@ def _retrain(root: Path) -> list[Step]:
     if stale and remote and dag.holds_something(remote):
         steps.append(pull(root))
         stale = dag.stale_stages(root)
+    if stale and any(block.training.compile for block in params.models.values()):
+        from densitywatch.compiling import say_if_eager  # torch comes with it, and counts its threads then
+
+        say_if_eager(params.device)
     stages = dag.read_graph(root)
     names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +14,10 @@ import torch
 from torch import Tensor
 
 from densitywatch.params import DeviceParams
+from densitywatch.progress import say
+
+SAID = "DENSITYWATCH_EAGER_SAID"
+"""Set in the environment once the line of `say_if_eager` was said; the processes of a run inherit it."""
 
 
 def should_compile(device: DeviceParams) -> bool:
@@ -19,7 +26,38 @@ def should_compile(device: DeviceParams) -> bool:
         return device.compile
     if torch.cuda.is_available() and device.accelerator in ("auto", "cuda"):
         return torch.utils._triton.has_triton()
-    return shutil.which(os.environ.get("CXX", "g++")) is not None
+    return compiler_problem() is None
+
+
+def say_if_eager(device: DeviceParams) -> None:
+    """One line where models that ask for torch.compile run without it; once in a run, whatever its stages are."""
+    if device.compile != "auto" or should_compile(device) or SAID in os.environ:
+        return
+    os.environ[SAID] = "1"
+    cuda = torch.cuda.is_available() and device.accelerator in ("auto", "cuda")
+    why = "Triton is not installed" if cuda else compiler_problem()
+    say(f"{why}: models run in the eager form, slower and with the same results up to rounding")
+
+
+@functools.cache
+def compiler_problem() -> str | None:
+    """What is wrong with the C++ compiler that torch.compile would use (CXX, or else g++); None when it works."""
+    name = os.environ.get("CXX", "g++")
+    if shutil.which(name) is None:
+        return f"no C++ compiler {name} on the PATH"
+    # torch's kernels include Python's header, which many systems have in a package of its own
+    command = [name, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
+    try:
+        tried = subprocess.run(  # noqa: S603
+            command, input="#include <Python.h>\n", capture_output=True, text=True, check=False, timeout=120
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return f"the C++ compiler {name} cannot be used ({error})"
+    if tried.returncode == 0:
+        return None
+    said = next((line for line in tried.stderr.splitlines() if "error" in line), "")
+    hint = "; python3-dev has Python.h" if "Python.h" in said else ""
+    return f"the C++ compiler {name} ends with code {tried.returncode}{hint}"
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -59,15 +59,18 @@ def _disk(root: Path) -> Finding:
 def _devices() -> list[Finding]:
     import torch
 
+    from densitywatch.compiling import compiler_problem
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     devices = ", ".join(names) or "none; the default profile is sized for this, profiles/gpu.yaml is not"
-    compiler = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
-    speed = "none; models run without torch.compile, slower and with the same results up to rounding"
+    problem = compiler_problem()
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or ""
+    speed = f"{problem}; models run without torch.compile, slower and with the same results up to rounding"
     return [
         Finding("cores", True, False, str(cores)),
         Finding("CUDA devices", bool(names), False, devices),
-        Finding("C++ compiler", compiler is not None, False, compiler or speed),
+        Finding("C++ compiler", problem is None, False, speed if problem else compiler),
     ]
 
 

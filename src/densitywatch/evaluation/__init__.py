@@ -38,7 +38,7 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
         raise ParamsError(f"models.{name}: no such model in params.yaml; it has {', '.join(params.models)}")
     import torch
 
-    from densitywatch.compiling import compiled_for_batches, should_compile
+    from densitywatch.compiling import compiled_for_batches, say_if_eager, should_compile
     from densitywatch.data import read_info
     from densitywatch.evaluation.context import Context, choose_device, takes_labels
     from densitywatch.evaluation.curves import loss_csv
@@ -50,9 +50,11 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     _check_fit(name, model, info, params)
     device = choose_device(params.device)
     classifier = root / "models" / "classifier"
-    if hasattr(model, "every_label") and takes_labels(model) and should_compile(params.device):
-        # every test image is scored under every label, which pays for the compiler's time
-        model.every_label = compiled_for_batches(model.every_label, model.IMAGES_AT_ONCE)
+    if hasattr(model, "every_label") and takes_labels(model):
+        say_if_eager(params.device)
+        if should_compile(params.device):
+            # every test image is scored under every label, which pays for the compiler's time
+            model.every_label = compiled_for_batches(model.every_label, model.IMAGES_AT_ONCE)
     training = _read_training(root / "models" / name)
     took = training_of(root / "models" / name / WEIGHTS, name, root)
     metrics: dict[str, Any] = {"parameters": training["parameters"]} if "parameters" in training else {}

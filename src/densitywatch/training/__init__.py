@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from densitywatch.bookkeeping import note_training
-from densitywatch.compiling import should_compile
+from densitywatch.compiling import say_if_eager, should_compile
 from densitywatch.data import open_split, read_info
 from densitywatch.data.reading import reading_size
 from densitywatch.errors import ParamsError
@@ -57,6 +57,8 @@ def train_model(name: str, params: Params, root: Path) -> Path:
         model = model.to(memory_format=torch.channels_last)
 
     compiled = block.training.compile and should_compile(params.device)
+    if block.training.compile and fabric.is_global_zero:
+        say_if_eager(params.device)
     identity = identity_of(
         block.model_dump(),
         params,
