@@ -88,9 +88,7 @@ def test_the_line_is_said_once_in_a_run_and_not_where_compiling_was_not_asked_fo
         compiling.say_if_eager(device)
         assert capsys.readouterr().err.count(LINE) == 1
         # what a stage of the same run inherits
-        code = (
-            "from tests.training import test_eager as t; t.compiling.say_if_eager(t.DeviceParams(accelerator='cpu'))"
-        )
+        code = "from tests.training import test_eager as t; t.compiling.say_if_eager(t.DeviceParams(accelerator='cpu'))"
         stage = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONPATH": f"{TOP / 'src'}{os.pathsep}{TOP}"},
