@@ -106,7 +106,7 @@ def _local(top: Path, address: str, root: Path) -> dict[str, str]:
         if not stat.S_ISREG(status.st_mode):
             found[name] = "not a regular file"
         elif name and status.st_size > MAX_BYTES:
-            found[name] = "too large to be read"
+            found[name] = f"{status.st_size} bytes of {status.st_mtime_ns}"  # an archive, or nothing that is read
         elif remembered is not None and remembered[0] == stamp:
             known[name] = remembered
             found[name] = remembered[1]
@@ -149,7 +149,7 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
             if child.is_dir(follow_symlinks=False):
                 if not is_junk(f"{child.name}/-"):
                     folders.append(f"{name}/")
-            elif not is_junk(child.name):
+            elif not is_junk(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
                 try:
                     yield name, child.path, child.stat()
                 except OSError as error:
