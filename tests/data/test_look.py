@@ -309,6 +309,18 @@ def test_a_relative_address_is_taken_from_the_project_and_a_file_counts_by_its_c
     assert noted(project)["files"] == 3
 
 
+def test_a_glob_counts_by_what_it_matches(project: Path, make_params: MakeParams, images: Path) -> None:
+    params = make_params(source="folder", address=f"{images}/**/*.png")
+    look(params, project)
+    assert noted(project)["files"] == 3
+    (images / "note.txt").write_text("not matched")
+    assert not is_changed(params, project)
+    (images / "new.png").write_bytes(b"one more")
+    assert is_changed(params, project)
+    with pytest.raises(DataError, match="holds no files"):
+        look(make_params(source="folder", address=f"{images}/*.bmp"), project)
+
+
 def test_a_bucket_is_asked_for_its_listing_alone(
     project: Path, make_params: MakeParams, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ or comes over http, is not asked again.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -91,7 +92,7 @@ def _contents(address: str, root: Path) -> Mapping[str, str]:
 
 
 def _local(top: Path, address: str, root: Path) -> dict[str, str]:
-    if not top.exists():
+    if not top.exists() and not glob.has_magic(str(top)):
         raise _Gone(f"{address} is not there")
     before, known = _remembered(root, address), Remembered()
     unsettled = time.time_ns() - SETTLED
@@ -128,8 +129,13 @@ def _local(top: Path, address: str, root: Path) -> dict[str, str]:
 def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
     """Name below `top`, path, and status (of what a link leads to) of every file but junk, or why there is none.
 
-    A file that is the address itself has the empty name.
+    A file that is the address itself has the empty name, what a glob matches its own path.
     """
+    if not top.exists():
+        for path in glob.glob(str(top), recursive=True):  # noqa: PTH207 (names that are no UTF-8)
+            if os.path.islink(path) or not os.path.isdir(path):  # noqa: PTH112, PTH114
+                yield from _file_at(path)
+        return
     if not top.is_dir():
         yield "", str(top), top.stat()
         return
@@ -154,6 +160,14 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
                     yield name, child.path, child.stat()
                 except OSError as error:
                     yield name, "", f"cannot be read: {error.strerror}"
+
+
+def _file_at(path: str) -> Iterator[tuple[str, str, os.stat_result | str]]:
+    if not is_junk(os.path.basename(path)):  # noqa: PTH119
+        try:
+            yield path, path, os.stat(path)  # noqa: PTH116
+        except OSError as error:
+            yield path, "", f"cannot be read: {error.strerror}"
 
 
 def _remembered(root: Path, address: str) -> Remembered:
