@@ -169,6 +169,7 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     path = folder / "images.parquet"
     with path.open("rb"):
         pass  # a missing file is this function's FileNotFoundError, whatever pyarrow would raise
+    rejected = _rejected(folder / "rejected.json")
     with (folder / "entries.parquet").open("rb") as file:
         columns = pq.read_table(file).to_pydict()
     class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
@@ -178,7 +179,6 @@ def _folder(params: DataParams, folder: Path) -> Raw:
         for name, part, label in zip(columns["path"], columns["part"], columns["label"], strict=True)
     ]
     stored = columns["row"]
-    rejected = _rejected(folder / "rejected.json")
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = {stored[index] for index in indices}, 0

@@ -59,6 +59,8 @@ def _p_values(folder: Path) -> NDArray[np.float64]:
     """The p-values in a folder's scores; none where they cannot be read or are no p-values."""
     try:
         column = pq.read_table(folder / SCORES, columns=["p_value"]).column("p_value")
+        if not pa.types.is_floating(column.type):  # numpy would take texts for the numbers that they spell
+            raise TypeError(f"p_value is {column.type}, no number")
         values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
     except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
         say(f"score: {as_text(str(folder / SCORES))}: not readable ({one_line(error)}); not compared with")
