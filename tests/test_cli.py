@@ -122,7 +122,9 @@ def test_a_full_disk_is_one_line_with_advice(
 def test_a_rejected_promotion_exits_with_1_and_says_why(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("densitywatch.registry.promote", lambda *_: Verdict(False, "rejected: its bits/dim is nan"))
+    monkeypatch.setattr(
+        "densitywatch.registry.promote", lambda *_, **__: Verdict(False, "rejected: its bits/dim is nan")
+    )
     assert run(monkeypatch, "promote", "vae") == 1
     assert capsys.readouterr().err == "densitywatch: vae: rejected: its bits/dim is nan\n"
 

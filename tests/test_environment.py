@@ -78,13 +78,18 @@ else:
 
 
 @pytest.mark.parametrize("command", ["train vae", "evaluate vae", "calibrate", "benchmark", "flow retrain"])
-def test_the_share_is_set_before_torch_reads_it(command: str) -> None:
+def test_the_share_is_set_before_torch_reads_it(command: str, project_root: Path) -> None:
     """torch counts its threads once; stages that all take every core are several times slower beside each other."""
     env = {key: value for key, value in os.environ.items() if key != "OMP_NUM_THREADS"}
     run = subprocess.run(
-        [sys.executable, "-c", AT_TORCH, *command.split()], capture_output=True, text=True, env=env, check=False
+        [sys.executable, "-c", AT_TORCH, *command.split()],
+        cwd=project_root,
+        capture_output=True,
+        text=True,
+        env=env,
+        check=False,
     )
-    share = load_params(Path("params.yaml"), check_models=False).device.threads_of_a_stage
+    share = load_params(project_root / "params.yaml", check_models=False).device.threads_of_a_stage
     assert run.stdout.splitlines()[-1:] == [f"torch is loaded with {share}"], run.stderr[-2000:]
 
 

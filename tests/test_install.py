@@ -174,6 +174,7 @@ def start(checkout: Path, index: Index, target: str = ".venv/ready") -> subproce
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
     )
 
 

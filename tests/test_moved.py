@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from densitywatch import registry, tracking
+from densitywatch.data.look import look
 from densitywatch.models import WEIGHTS
-from densitywatch.params import Params
+from densitywatch.params import Params, load_params
 from pipelines import dag, fresh
 from tests.registry_project import PARAMS, tiny_params, write_data, write_model
 
@@ -37,6 +38,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
             assert registry.promote("pixelcnn", params, root).passed
         note_a_run(params, root)
     (root / "params.yaml").write_bytes(PARAMS.read_bytes())
+    look(load_params(root / "params.yaml", check_models=False), root)
     fresh.note_fresh(root)
     return root
 

@@ -36,6 +36,12 @@ stages:
 """
 
 
+def heed_signals() -> None:
+    """Tests that run in the background ignore the signals of a terminal, and all that they start does so as well."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 class Project:
     """A small DVC project, of which every process is known by a variable of its environment."""
 
@@ -60,7 +66,7 @@ class Project:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,  # the foreground group of a terminal of its own
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # tests in the background ignore it
+            preexec_fn=heed_signals,
         )
 
     def processes(self) -> list[psutil.Process]:
