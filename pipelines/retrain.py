@@ -85,6 +85,7 @@ def _retrain(root: Path) -> list[Step]:
         # a model that is evaluated waits for no other
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
+        order=[f"train@{name}" for name in params.models],
     )
     assert_fresh(root)
     steps += released

@@ -38,24 +38,54 @@ AGAIN_AFTER = [5.0, 30.0]
 """Seconds before a step that reaches out of this machine, to a source or a remote, is tried again."""
 
 
-class Turn:
-    """Whose turn it is at the device: until `everyone` is set, at most `places` of those who ask are there at once."""
+_held: set[UUID] = set()
+"""The leases of this process: as long as it has one, a temporary server's slots are not all free."""
+GATHER = 1.5
+"""Seconds in which stages that become ready together come to stand in line."""
 
-    def __init__(self, places: int) -> None:
+
+class Turn:
+    """Whose turn it is at the device: of those who wait the one that comes first in `order`, one after the other.
+
+    Until `everyone` is set, at most `places` of those who ask are there at once.
+    """
+
+    def __init__(self, places: int, order: Sequence[str] = ()) -> None:
         self.places = threading.Semaphore(max(0, places))
         self.everyone = threading.Event()
+        self.order = {name: place for place, name in enumerate(order)}
+        self.line: list[tuple[int, str]] = []
+        self.lock = threading.Lock()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Wait for a place, or for everyone's turn. Raises Stopped when this process was told to stop."""
+    def taken(self, name: str) -> Iterator[None]:
+        """Wait in line, and then for a place or for everyone's turn. Raises Stopped when this process is to stop."""
         held = False
-        while not self.everyone.is_set() and not (held := self.places.acquire(timeout=0.2)):
-            stopping.stop_if_asked()
+        own = (self.order.get(name, len(self.order)), name)
+        with self.lock:
+            self.line.append(own)
         try:
+            if self.order and own[0] > 0:
+                time.sleep(GATHER)
+            while not (
+                self._is_first(own) and (self.everyone.is_set() or (held := self.places.acquire(blocking=False)))
+            ):
+                stopping.stop_if_asked()
+                time.sleep(0.2)
             yield
         finally:
+            self.next_please(name)
             if held:
                 self.places.release()
+
+    def next_please(self, name: str) -> None:
+        """`name` has its slot, or needs none any more."""
+        with self.lock:
+            self.line = [other for other in self.line if other[1] != name]
+
+    def _is_first(self, own: tuple[int, str]) -> bool:
+        with self.lock:
+            return min(self.line) == own
 
 
 def run_graph(
@@ -67,6 +97,7 @@ def run_graph(
     then: Callable[[], None] = lambda: None,
     later: Sequence[tuple[Set[str], Callable[[], None]]] = (),
     slots: int = 1,
+    order: Sequence[str] = (),
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
@@ -76,11 +107,13 @@ def run_graph(
     first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
     the `slots` is theirs, so that no long training keeps them waiting.
 
+    order: the stages that are to take their slots before others when they wait together, the first one first.
+
     later: what is called after that, one after the other, each as soon as its stages are done and none of them failed.
 
     Raises StageFailed for the first stage, in that order, that failed; what does not depend on it still runs.
     """
-    turn = Turn(slots - 1)
+    turn = Turn(slots - 1, order)
     futures: dict[str, PrefectFuture[Step]] = {}
     looks = {stage.name for stage in stages if stage.always}
     for stage in stages:
@@ -146,7 +179,10 @@ def run_stage(stage: dag.Stage, root: Path, stale: bool, after: dict[str, Step],
     if not stale and all(step.outcome == "skipped" for step in after.values()):
         return _state(Step(stage.name, "skipped", started, time.time()))
     logger = get_run_logger()
-    with turn.taken() if turn and stage.uses_device else nullcontext(), device_slot(stage.uses_device):
+    waits = turn if stage.uses_device else None
+    with waits.taken(stage.name) if waits else nullcontext(), device_slot(stage.uses_device):
+        if waits:
+            waits.next_please(stage.name)
         started = time.time()
         outcome = dag.run_stage(stage.name, root, logger.info)
     return _state(Step(stage.name, outcome, started, time.time()))
@@ -183,6 +219,7 @@ def device_slot(needed: bool = True) -> Iterator[None]:
         yield
         return
     lease = _take_slot()
+    _held.add(lease)
     given_back = threading.Event()
     renewal = contextvars.copy_context()  # Prefect keeps its settings there
     threading.Thread(target=renewal.run, args=(_renew, lease, given_back), daemon=True).start()
@@ -190,6 +227,7 @@ def device_slot(needed: bool = True) -> Iterator[None]:
         yield
     finally:
         given_back.set()
+        _held.discard(lease)
         try:
             with get_client(sync_client=True) as client:
                 client.release_concurrency_slots_with_lease(lease)
@@ -255,7 +293,7 @@ def ensure_device_limit(slots: int = 1) -> None:
             with suppress(ObjectAlreadyExists):  # another flow was faster
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
             return
-        if server.is_temporary():
+        if server.is_temporary() and not _held:  # a flow within another finds its slots in use
             client.update_global_concurrency_limit(
                 DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots, active_slots=0)
             )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from densitywatch.gate import Figure, Verdict
-from pipelines import dag, retrain, stages
+from pipelines import dag, retrain, server, stages
 from pipelines.timing import Step
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
@@ -335,22 +337,52 @@ def test_a_new_champion_that_cannot_be_loaded_gives_its_place_back(monkeypatch: 
 def test_what_comes_later_is_called_as_soon_as_its_own_stages_are_done_and_not_after_a_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    called: dict[str, float] = {}
+    called: list[str] = []
+    released = threading.Event()
+
+    def release(name: str) -> None:
+        called.append(name)
+        released.set()
 
     def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
         if name == "train@a":
             raise dag.StageFailed("stage train@a: the loss is NaN at step 3")
-        time.sleep(1.5 if name == "train@c" else 0)
+        if name == "train@c" and not released.wait(60):
+            raise dag.StageFailed("what came later was not called while a stage computed")
         return "ran"
 
     monkeypatch.setattr(dag, "run_stage", run_stage)
     graph = [*GRAPH, dag.Stage("train@c", (), False)]
-    later: list[tuple[set[str], Any]] = [
-        ({f"evaluate@{name}"}, lambda name=name: called.setdefault(name, time.time())) for name in "ab"
-    ]
-    ended: list[float] = []
+    later = [({f"evaluate@{name}"}, partial(release, name)) for name in "ab"]
     _, states = run(tmp_path, graph, {stage.name for stage in graph}, later=later)
-    ended.append(time.time())
     assert states["error"] == "stage train@a: the loss is NaN at step 3"
-    assert list(called) == ["b"]
-    assert called["b"] < ended[0] - 0.5
+    assert states["train@c"] == "Completed"
+    assert called == ["b"]
+
+
+def test_stages_that_wait_together_start_in_the_order_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dag, "run_stage", lasting(0.2))
+    graph = [dag.Stage("prepare", (), False), *(dag.Stage(f"train@{name}", ("prepare",), True) for name in "abcd")]
+    order = [f"train@{name}" for name in "dbca"]
+    steps, _ = run(tmp_path, graph, {stage.name for stage in graph}, order=order)
+    started = sorted((step.started, step.name) for step in steps if step.name != "prepare")
+    assert [name for _, name in started] == order
+
+
+def test_a_flow_within_another_leaves_the_slots_that_are_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    def in_use() -> int:
+        with get_client(sync_client=True) as client:
+            return int(client.read_global_concurrency_limit_by_name(stages.DEVICE_LIMIT).active_slots)
+
+    monkeypatch.setattr(server, "is_temporary", lambda: True)  # its slots are set free when a run starts
+    stages.ensure_device_limit()
+    with stages.device_slot():
+        assert in_use() == 1
+        stages.ensure_device_limit()
+        assert in_use() == 1
+    stages.ensure_device_limit()
+    assert in_use() == 0
