@@ -163,6 +163,8 @@ def _call_when_done(
         stopping.stop_if_asked()
         for call in [call for call in waiting if call[0] <= done]:
             waiting.remove(call)
+            for name in call[0]:
+                futures[name].wait()  # takes the state from the task itself: the server hears of it later
             if all(futures[name].state.is_completed() for name in call[0]):
                 call[1]()
         time.sleep(0.2)
