@@ -38,8 +38,13 @@ def run(root: Path, graph: list[dag.Stage], stale: set[str], **options: Any) -> 
         steps = graph_alone()
     except dag.StageFailed as error:
         steps, found["error"] = [], str(error)
+    until = time.monotonic() + 30
     with get_client(sync_client=True) as client:
-        runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [found["id"]]}))
+        while True:  # the server hears of the last states a little later
+            runs = client.read_task_runs(flow_run_filter=FlowRunFilter(id={"any_": [found["id"]]}))
+            if time.monotonic() > until or not any(task.state_name in ("Running", "Pending") for task in runs):
+                break
+            time.sleep(0.2)
     states = {task.name: str(task.state_name) for task in runs}
     if "error" in found:
         states["error"] = found["error"]
