@@ -192,7 +192,7 @@ class ProbeParams(Block):
     regularisation: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
     """L2 weights (a share of the mean loss) to choose from on the validation images."""
     slow_images: int = Field(default=10000, ge=10)
-    """At most so many training images for autoregressive models, which are slow to read them all."""
+    """Limit on the training images for autoregressive models, which are slow to read them all."""
 
 
 class EvaluateParams(Block):
@@ -230,11 +230,11 @@ class DetectorParams(Block):
     declared_steps: int = Field(default=1000, ge=1)
     """Length of the training of the judge of declared transformations, batches of 64 images and as many transformed."""
     panel_images: int = Field(default=1000, ge=2)
-    """The benchmark scores so many images of each member of the panel."""
+    """Number of images that the benchmark scores of each member of the panel."""
     slow_images: int = Field(default=60, ge=2)
     """The same for scores that take many times as long."""
     folds: int = Field(default=10, ge=0)
-    """For so many classes the benchmark fits the detector anew without the class."""
+    """Number of classes for which the benchmark fits the detector anew without the class."""
     false_discovery_rate: float = Field(gt=0, lt=1)
     false_alarm_rate: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)

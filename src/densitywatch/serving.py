@@ -80,7 +80,7 @@ class Served(PythonModel):
                 return mlflows_own(data, content_type or "", model, input_schema)
             except BadRequest:
                 raise
-            except Exception:
+            except Exception:  # whatever MLflow's readers raise: the log keeps it, the caller gets one sentence
                 log.exception("a request of the type %.50r could not be read", kind)
                 raise BadRequest(f"the request cannot be read as {kind[:50]}; send JSON") from None
         try:

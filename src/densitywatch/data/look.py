@@ -32,7 +32,7 @@ MEMORY = Path("var/look.json")
 SETTLED = 2_000_000_000
 """Nanoseconds: a file that changed this shortly before a look could change again within the same tick of its clock."""
 MANY = 1000
-"""From so many files to read on, progress is shown."""
+"""Progress is shown from this number of files on."""
 ASKED_ONCE = re.compile(r"(^|::)https?://")
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "CRC", "blob_id", "sha", "LastModified", "updated", "mtime", "created")
 """What stores say of an object's content; where they say nothing of it, its time."""

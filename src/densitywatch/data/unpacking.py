@@ -10,6 +10,7 @@ import bz2
 import lzma
 import os
 import zlib
+from abc import ABC, abstractmethod
 from typing import BinaryIO, Protocol
 
 from densitywatch.data.entries import SourceUnreachable
@@ -90,18 +91,18 @@ def stream_of(file: BinaryIO) -> Stream:
     return PlainStream(file)
 
 
-class Stream:
+class Stream(ABC):
     """Bytes read forward; `failure` says why the end came early."""
 
     def __init__(self) -> None:
         self.failure: DataError | None = None
 
+    @abstractmethod
     def read(self, size: int) -> bytes:
         """The next `size` bytes, fewer only at the end."""
-        raise NotImplementedError
 
     def skip(self, size: int) -> bool:
-        """Whether so many bytes were there to be passed over."""
+        """Pass over the next `size` bytes; whether that many were there."""
         while size > 0:
             step = min(size, 1 << 20)
             if len(self.read(step)) < step:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 ROWS = 1000
-"""Distances are computed for so many rows at a time."""
+"""Rows whose distances are computed at once."""
 
 
 class _AsTheyAre(nn.Module):

@@ -1,6 +1,6 @@
 """Labels with rejection: a class-conditional density read by Bayes' rule.
 
-    p(y|x) = p(x|y) / sum_y' p(x|y')          all labels alike likely beforehand
+    p(y|x) = p(x|y) / sum_y' p(x|y')          for equally likely labels
 
 gives an image's label and how probable it is. Two things make one doubt a label, and they are not the same: another
 label explains the image about as well (low posterior), or no label does (the image belongs to no class). For the
@@ -39,7 +39,7 @@ class Labelled:
 
 
 def by_bayes(by_label: np.ndarray) -> Labelled:
-    """The label of each image from log p(x|y), (N, classes) nats, all labels alike likely beforehand."""
+    """The label of each image from log p(x|y), (N, classes) nats, for equally likely labels."""
     label = by_label.argmax(1)
     best = by_label.max(1)
     others = np.where(np.arange(by_label.shape[1]) == label[:, None], -np.inf, by_label)

@@ -27,7 +27,7 @@ def exact_likelihood(context: Context) -> Result | None:
     """Mean bits/dim with its standard error, its spread, and where in an image the surprise sits.
 
     Model: `log_prob(x) -> (B,)` nats, and for the pictures `log_prob_map(x) -> (B, H, W)` nats. A conditional density
-    is judged by its mixture over all labels, all alike likely, which compares with the others; and given the right one.
+    is judged by its mixture over equally likely labels, which compares with other models, and given the right label.
     """
     if not hasattr(context.model, "log_prob"):
         return None

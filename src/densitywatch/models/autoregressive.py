@@ -46,7 +46,7 @@ class PixelDensity(nn.Module, ABC):
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Exact log-likelihood of uint8 images, (B,) nats.
 
-        A conditional model without labels answers with the mixture over them, all labels alike likely.
+        A conditional model without labels answers with the mixture over equally likely labels.
         """
         if self.conditional and labels is None:
             return torch.logsumexp(self.log_prob_by_label(x), 1) - torch.log(torch.tensor(float(self.classes)))

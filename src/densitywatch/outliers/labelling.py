@@ -21,7 +21,7 @@ from densitywatch.evaluation.labels import by_bayes, nats_by_label
 class WithLabels:
     """A detector whose scores also have `label` and `label_probability`, from `model`, a class-conditional density.
 
-    All labels are taken as alike likely beforehand. Costs a part of the model, or all of it, for every label and image.
+    All labels are taken as equally likely. Costs a part of the model, or all of it, for every label and image.
 
     Raises ModelError for a model without labels, or of images of another size or colour than the detector's.
     """
