@@ -21,8 +21,8 @@ from likelihood_models import images, seconds
 from sizes import training_step
 
 from densitywatch import environment
+from densitywatch.devices import start_fabric
 from densitywatch.params import DeviceParams, load_params
-from densitywatch.training import start_fabric
 
 SCORED = {"pixelcnn": "log_prob", "pixelrnn": "log_prob", "conditional_pixelcnn": "log_prob_by_label", "vae": "elbo"}
 BATCH = 250

@@ -28,10 +28,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.data import open_split
-from densitywatch.models import load_model_folder, pixelcnn, pixelrnn
-from densitywatch.models.layers import draw_from_table, scale_images
+from densitywatch.data.dataset import open_split
+from densitywatch.models import pixelcnn, pixelrnn
+from densitywatch.models.common.layers import draw_from_table, scale_images
 from densitywatch.models.pixelcnn import gate
+from densitywatch.models.storage import load_model_folder
 
 SIZE = 28
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from outlier_choice import row, spoiled, summed
 
-from densitywatch.data import open_split
-from densitywatch.outliers import detector
-from densitywatch.outliers.combination import fit_tail, tail_surprise
+from densitywatch.data.dataset import open_split
+from densitywatch.detector import detector
+from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.params import load_params
 
 

@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from densitywatch.detector import detector
+from densitywatch.detector.feature_cache import Readings
+from densitywatch.detector.member_table import all_members
+from densitywatch.detector.scores.scores import fit_gradient_arrangement, gradient_arrangement
+from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
-from densitywatch.outliers import detector
-from densitywatch.outliers.combination import fit_tail, tail_surprise
-from densitywatch.outliers.members import all_members
-from densitywatch.outliers.ranking import auroc
-from densitywatch.outliers.readings import Readings
-from densitywatch.outliers.scores import fit_gradient_arrangement, gradient_arrangement
+from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import load_params
 
 Images = NDArray[np.uint8]

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from densitywatch.data import open_split
-from densitywatch.outliers import detector
+from densitywatch.data.dataset import open_split
+from densitywatch.detector import detector
 
 ROUNDS = 5
 BATCHES = (25, 50, 100, 250)

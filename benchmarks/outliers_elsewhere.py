@@ -19,12 +19,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from densitywatch.data import open_split
+from densitywatch.data.dataset import open_split
+from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import prepare
-from densitywatch.data.sources import fetch
-from densitywatch.models import save_model
-from densitywatch.outliers import detector, networks
-from densitywatch.outliers.ranking import FIGURES, separation
+from densitywatch.detector import detector
+from densitywatch.detector.scores import networks
+from densitywatch.models.storage import save_model
+from densitywatch.outlier_benchmark.auroc import FIGURES, separation
 from densitywatch.params import Params, load_params
 
 IMAGES = 500
@@ -37,7 +38,7 @@ def main() -> None:
     asked = parser.parse_args()
     for pair in [asked.pair] if asked.pair else ["reverse", "photos"]:
         print(pair)
-        measure(with_data(load_params(check_models=False), pair), pair, asked.steps)
+        measure(with_data(load_params(), pair), pair, asked.steps)
 
 
 def measure(params: Params, pair: str, steps: int) -> None:

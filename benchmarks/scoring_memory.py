@@ -24,8 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from densitywatch.outliers import conformal
-from densitywatch.outliers.batch import score_source
+from densitywatch.batches.score_batch import score_source
+from densitywatch.detector import conformal
 from densitywatch.params import load_params
 
 SIZES = (10_000, 1_000_000)

@@ -19,10 +19,10 @@ import torch
 from likelihood_models import naive_pixel
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from densitywatch.evaluation import charts
-from densitywatch.models import build_model
+from densitywatch.devices import start_fabric
+from densitywatch.models.storage import build_model
+from densitywatch.pages import charts
 from densitywatch.params import DeviceParams, Params, load_params
-from densitywatch.training import start_fabric
 from densitywatch.training.adversarial import adversarial_step
 from densitywatch.training.steps import likelihood_step, make_optimizers
 

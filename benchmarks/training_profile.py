@@ -22,8 +22,8 @@ import torch
 from sizes import training_step
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from densitywatch.devices import start_fabric
 from densitywatch.params import DeviceParams, load_params
-from densitywatch.training import start_fabric
 
 STEPS = 3
 LINES = 3

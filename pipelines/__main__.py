@@ -69,10 +69,10 @@ def _retrain(root: Path, started: float) -> int:
 
 
 def _detect_outliers(root: Path, stack: ExitStack) -> int:
-    from densitywatch.outliers.inbox import find_batches
+    from densitywatch.batches.inbox import find_batches
     from densitywatch.params import load_params
 
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0

@@ -17,7 +17,7 @@ from typing import Literal
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
-from densitywatch.store import plain
+from densitywatch.tracking.store import plain
 
 Outcome = Literal["ran", "restored", "skipped"]
 ADVICE = (

@@ -19,8 +19,8 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from densitywatch import environment
+from densitywatch.batches.inbox import Batch, find_batches
 from densitywatch.errors import DataError, DensitywatchError
-from densitywatch.outliers.inbox import Batch, find_batches
 from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
 from pipelines import runs
@@ -45,7 +45,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 
 
 def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, Any]]:
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     environment.limit_threads(os.environ, params.device.threads_of_a_stage)  # a batch is scored in one device slot
     present = find_batches(params, root, now=time.time())
     if batches is None:
@@ -83,7 +83,7 @@ def stand_ins(params: Params, root: Path) -> list[str]:
     """What is to be said where the watch has to do without a champion's alias or files."""
     if not isinstance(CHAMPION, str):
         return []
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     said = []
     for name in filter(None, ("detector", params.inbox.labels)):
@@ -101,9 +101,9 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
 
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
     """
-    from densitywatch.outliers.acceptance import validate_batch
-    from densitywatch.outliers.batch import note_run, score_source
-    from densitywatch.tracking import log_batch
+    from densitywatch.batches.checks import validate_batch
+    from densitywatch.batches.score_batch import note_run, score_source
+    from densitywatch.tracking.runs import log_batch
 
     with device_slot():
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
@@ -127,7 +127,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
 
 def gallery_text(folder: Path) -> str:
     """The least usual images as one picture inside the text: Prefect's server has no place for files."""
-    from densitywatch.outliers.gallery import contact_sheet
+    from densitywatch.batches.gallery import contact_sheet
 
     sheet = contact_sheet(folder)
     if sheet is None:

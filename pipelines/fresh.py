@@ -8,13 +8,13 @@ import sqlite3
 import time
 from pathlib import Path
 
-from densitywatch.addresses import follow_move, lost_champions
+from densitywatch.batches.inbox import find_batches
 from densitywatch.data.look import is_changed
 from densitywatch.errors import DataError
 from densitywatch.files import read_json, write_whole
-from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
-from densitywatch.store import sqlite_path, tracking_uri
+from densitywatch.tracking.addresses import follow_move, lost_champions
+from densitywatch.tracking.store import sqlite_path, tracking_uri
 from pipelines import dag
 
 RECEIPT = Path("var") / "fresh.json"
@@ -27,7 +27,7 @@ def is_fresh(root: Path) -> bool:
 
     The source is looked at last: a batch never waits for it. Raises ParamsError when params.yaml cannot be used.
     """
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     uri = tracking_uri(params, root)
     database = sqlite_path(uri)
     return (

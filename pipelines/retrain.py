@@ -15,8 +15,8 @@ from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
 
 from densitywatch import environment
+from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DensitywatchError
-from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import Params, load_params
 from pipelines import dag, runs
 from pipelines.detect_outliers import detect_outliers
@@ -47,7 +47,7 @@ def retrain(root: Path = Path()) -> list[Step]:
 
 def _retrain(root: Path) -> list[Step]:
     # the gate measures models in this process, beside the stages
-    device = load_params(root / "params.yaml", check_models=False).device
+    device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
@@ -59,7 +59,7 @@ def _retrain(root: Path) -> list[Step]:
         steps.append(pull(root))
         stale = dag.stale_stages(root)
     if stale and any(block.training.compile for block in params.models.values()):
-        from densitywatch.compiling import say_if_eager  # torch comes with it, and counts its threads then
+        from densitywatch.devices import say_if_eager  # torch comes with it, and counts its threads then
 
         say_if_eager(params.device)
     stages = dag.read_graph(root)
@@ -168,7 +168,7 @@ def release(name: str, params: Params, root: Path) -> dict[str, Any]:
 @task(name="register", cache_policy=NO_CACHE)
 def register(name: str, params: Params, root: Path) -> int:
     """The version of the registry that holds models/<name>; the same bytes have one version."""
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     return registry.register(name, params, root)
 
@@ -176,7 +176,7 @@ def register(name: str, params: Params, root: Path) -> int:
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     """Whether the challenger is champion now and was not before, and what the gate said."""
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     with device_slot():
         verdict = registry.promote(name, params, root, automatic=True)
@@ -187,7 +187,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
 @promote.on_rollback
 def put_back(held: Transaction) -> None:
     """The champion before is champion again; the first of its name leaves none."""
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     if held.get("promoted"):
         name, params, root = held.get("release")
@@ -202,13 +202,14 @@ def check_champion(name: str, params: Params, root: Path) -> None:
     """
     import numpy as np
 
-    from densitywatch import gate, registry
-    from densitywatch.data import open_split
+    from densitywatch.data.dataset import open_split
+    from densitywatch.registry import gate
+    from densitywatch.registry import versions as registry
 
     folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root, stand_in=False)
     images = np.array(open_split(root / "data" / "prepared", "validation").images[:2])
     if name == "detector":
-        from densitywatch.outliers import detector
+        from densitywatch.detector import detector
 
         if not np.isfinite(detector.load(folder).score(images).score).all():
             raise DensitywatchError(f"{name}: the new champion gives no finite score")

@@ -14,7 +14,7 @@ from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
-from densitywatch.store import sqlite_path, tracking_uri
+from densitywatch.tracking.store import sqlite_path, tracking_uri
 from pipelines import home, processes, server
 from pipelines.server import HOST
 
@@ -27,7 +27,7 @@ def up(root: Path) -> None:
     Raises ServiceFailed, after stopping what it started, when something does not come up.
     """
     environment.check_folder(root)
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     if _all_running(root):
         _use(root, str(home.prefect_address(root)))
         _deploy(root, params)
@@ -114,7 +114,7 @@ def _deploy(root: Path, params: Params) -> None:
 
 
 def _prepare_store(params: Params, root: Path) -> None:
-    from densitywatch.tracking import prepare_store
+    from densitywatch.tracking.runs import prepare_store
 
     prepare_store(params, root)
 

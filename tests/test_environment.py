@@ -89,7 +89,7 @@ def test_the_share_is_set_before_torch_reads_it(command: str, project_root: Path
         env=env,
         check=False,
     )
-    share = load_params(project_root / "params.yaml", check_models=False).device.threads_of_a_stage
+    share = load_params(project_root / "params.yaml").device.threads_of_a_stage
     assert run.stdout.splitlines()[-1:] == [f"torch is loaded with {share}"], run.stderr[-2000:]
 
 

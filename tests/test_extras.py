@@ -16,12 +16,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from densitywatch import registry, tracking
 from densitywatch.errors import DensitywatchError, ParamsError
 from densitywatch.params import Params
-from densitywatch.store import check_driver, check_reachable
+from densitywatch.registry import versions as registry
+from densitywatch.tracking import runs as tracking
+from densitywatch.tracking.store import check_driver, check_reachable
 from pipelines import dag
-from tests.registry_project import tiny_params, write_data, write_model
+from tests.registry.registry_project import tiny_params, write_data, write_model
 
 PASSWORD = "of-the-test"
 

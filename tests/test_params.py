@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from densitywatch.errors import ParamsError
+from densitywatch.models.storage import check_settings
 from densitywatch.params import load_params
 
 PROJECT = Path(__file__).parent.parent
@@ -56,13 +57,14 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
         ("models.pixelcnn.settings", {"head": "gaussian"}, "models.pixelcnn.settings.head"),
         ("models.vae.kind", "no_such_model", "models.vae.kind: 'no_such_model' has no file"),
         ("models.vae.kind", "../vae", "models.vae.kind"),
-        ("models.vae.kind", "layers", "models.vae.kind: 'layers' is no model"),
+        ("models.vae.kind", "header", "models.vae.kind: 'header' is no model"),
         ("seed", -1, "seed"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence_naming_the_key(key: str, value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(ParamsError) as caught:
-        load_params(params_with(tmp_path, key, value))
+        path = params_with(tmp_path, key, value)
+        check_settings(load_params(path), path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
@@ -82,6 +84,6 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_params_cannot_be_changed_once_read() -> None:
-    params = load_params(PROJECT / "params.yaml", check_models=False)
+    params = load_params(PROJECT / "params.yaml")
     with pytest.raises(ValueError, match="frozen"):
         params.seed = 2  # type: ignore[misc]

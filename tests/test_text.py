@@ -10,13 +10,12 @@ from pathlib import Path
 import pytest
 
 from densitywatch import cli
+from densitywatch.batches.score_batch import score_source
 from densitywatch.errors import DataError
-from densitywatch.outliers.batch import score_source
 from densitywatch.params import Params, load_params
 from densitywatch.progress import say, tell
 from densitywatch.text import visible
-
-from .outliers.standin import Brightness, fill, png
+from tests.detector.standin import Brightness, fill, png
 
 EVIL = "a\x1b]0;owned\x07\x1b[2Jb\r\x9b31mc\u202ed\x85e"
 OBEYED = "\x1b\x07\r\x9b\u202e\x85\u2028\u2066"
@@ -46,7 +45,7 @@ def test_lines_to_a_person_and_errors_hold_no_escape_sequences(capsys: pytest.Ca
 def test_a_batch_whose_names_are_escape_sequences_leaves_none_on_the_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    params: Params = load_params(Path(__file__).parents[1] / "params.yaml", check_models=False)
+    params: Params = load_params(Path(__file__).parents[1] / "params.yaml")
     batch = fill(tmp_path / EVIL, 3)
     (batch / EVIL).write_bytes(png()[:60])
     summary = score_source(str(batch), params, tmp_path, tmp_path / f"out {EVIL}", Brightness())

@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+# `__getattr__` makes densitywatch.MODELS when it is first asked for: it imports torch, which takes seconds
+from densitywatch.loading import __getattr__ as __getattr__
+from densitywatch.loading import load_model
 
-if TYPE_CHECKING:
-    from torch import nn
-
+__all__ = ["__version__", "load_model"]
 __version__ = "0.1.0"
-
-
-def load_model(where: str) -> nn.Module:
-    """The model at `where`, in eval mode on the CPU.
-
-    `where` is a folder (`models/pixelcnn`) or a registry address (`models:/densitywatch-pixelcnn@champion`).
-    What it offers is what it has: `log_prob`, `log_prob_map`, `sample`, `encode`, `reconstruct`, `decode`.
-
-    Raises ModelError or RegistryError when there is no such model or its file is not whole.
-    """
-    if where.startswith("models:/"):
-        from densitywatch.registry import download_model
-
-        where = str(download_model(where))
-    from densitywatch.models import load_model_folder
-
-    return load_model_folder(where)
-
-
-def __getattr__(name: str) -> Any:
-    if name == "MODELS":  # the dict of models imports torch, so it is made when first asked for
-        from densitywatch import models
-
-        return models.MODELS
-    raise AttributeError(f"module 'densitywatch' has no attribute {name!r}")

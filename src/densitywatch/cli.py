@@ -137,13 +137,15 @@ def _load(context: typer.Context, *, check_models: bool = False, stage: bool = F
 
     stage: the verb is a stage that computes beside others and keeps to its slot's share of the cores.
     """
-    from densitywatch.params import check_settings, load_params
+    from densitywatch.params import load_params
 
-    params = load_params(context.obj, check_models=False)
+    params = load_params(context.obj)
     if stage:
         environment.limit_threads(os.environ, params.device.threads_of_a_stage)
         environment.keep_freed_memory()
     if check_models:
+        from densitywatch.models.storage import check_settings
+
         check_settings(params, context.obj)
     return params, Path.cwd()
 
@@ -162,7 +164,7 @@ def fetch(
     panel: Annotated[bool, typer.Option("--panel", help="Fetch the foreign images of the benchmark instead.")] = False,
 ) -> None:
     """Download the dataset and verify it byte for byte."""
-    from densitywatch.data import sources
+    from densitywatch.data import fetch as sources
 
     params, root = _load(context)
     if panel:
@@ -190,7 +192,7 @@ def prepare(context: typer.Context) -> None:
 @app.command()
 def validate(context: typer.Context) -> None:
     """Check the manifest against the expectations."""
-    from densitywatch.data import expectations
+    from densitywatch.data.validation import validate as expectations
 
     expectations.validate(*_load(context))
 
@@ -198,7 +200,7 @@ def validate(context: typer.Context) -> None:
 @app.command("demo-batch")
 def demo_batch(context: typer.Context) -> None:
     """Write data/inbox/demo, a batch with outliers in it."""
-    from densitywatch.data import demo
+    from densitywatch.data import demo_batch as demo
 
     demo.make_demo_batch(*_load(context))
 
@@ -211,11 +213,11 @@ def train(context: typer.Context, model: Name) -> None:
     """
     params, root = _load_for(context, model, "classifier", stage=True)
     if model == "classifier":
-        from densitywatch.evaluation.classifier import train_classifier
+        from densitywatch.evaluation.measures.feature_network import train_classifier
 
         train_classifier(params, root)
         return
-    from densitywatch.training import train_model
+    from densitywatch.training.train import train_model
 
     train_model(model, params, root)
 
@@ -224,7 +226,7 @@ def train(context: typer.Context, model: Name) -> None:
 def evaluate(context: typer.Context, model: Name) -> None:
     """Write metrics/MODEL.json and reports/models/MODEL."""
     params, root = _load_for(context, model, stage=True)
-    from densitywatch.evaluation import evaluate_model
+    from densitywatch.evaluation.evaluate import evaluate_model
 
     evaluate_model(model, params, root)
 
@@ -234,7 +236,7 @@ def calibrate(context: typer.Context) -> None:
     """Fit the outlier detector and calibrate its p-values."""
     params, root = _load(context, check_models=True, stage=True)
 
-    from densitywatch.outliers import detector
+    from densitywatch.detector import detector
 
     detector.calibrate(params, root)
 
@@ -244,7 +246,7 @@ def benchmark(context: typer.Context) -> None:
     """Measure the detector: metrics/outliers.json."""
     params, root = _load(context, check_models=True, stage=True)
 
-    from densitywatch.outliers import benchmark as module
+    from densitywatch.outlier_benchmark import benchmark as module
 
     module.benchmark(params, root)
 
@@ -264,7 +266,7 @@ def verify_likelihood(
     params, root = _load_for(context, model)
     from dataclasses import asdict
 
-    from densitywatch.evaluation import code_length
+    from densitywatch.evaluation.measures import code_length
 
     length = asdict(code_length.verify_likelihood(model, n, params, root, out))
     tell(f"{model}: {length.pop('images')} test images, decoded byte for byte by another process; bits/dim:")
@@ -275,7 +277,7 @@ def verify_likelihood(
 @app.command()
 def report(context: typer.Context) -> None:
     """Write reports/index.html, one page that shows it all."""
-    from densitywatch.evaluation.report import write_report
+    from densitywatch.evaluation.report.report import write_report
 
     write_report(*_load(context, check_models=True))
 
@@ -293,7 +295,7 @@ def register(
     if (model is None) != all_:
         raise ParamsError("name one model, or pass --all: densitywatch register MODEL | --all")
     params, root = _load(context, check_models=True) if model is None else _load_for(context, model, "detector")
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     for name in [*params.models, "detector"] if model is None else [model]:
         tell(f"{name}: version {registry.register(name, params, root)}")
@@ -312,7 +314,7 @@ def promote(
     person chose the champion in MLflow, this lets automatic promotion go on.
     """
     params, root = _load_for(context, model, "detector")
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     verdict = registry.promote(model, params, root, version, afresh=afresh)
     if not verdict.passed:
@@ -324,7 +326,7 @@ def promote(
 def rollback(context: typer.Context, model: Name) -> None:
     """Make the previous champion the champion again."""
     params, root = _load_for(context, model, "detector")
-    from densitywatch import registry
+    from densitywatch.registry import versions as registry
 
     tell(f"{model}: version {registry.rollback(model, params, root)} is champion again")
 
@@ -371,7 +373,7 @@ def score(
     files are not scored twice.
     """
     params, root = _load(context)
-    from densitywatch.outliers import batch
+    from densitywatch.batches import score_batch as batch
 
     label_model = labels if labels is None or "/" in labels else f"models/{labels}"
     summary = batch.score_source(
@@ -406,7 +408,7 @@ def sample(
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
 ) -> None:
     """Draw images from a model into one PNG."""
-    from densitywatch.evaluation.samples import draw
+    from densitywatch.sample import draw
 
     address = model if "/" in model else f"models/{model}"
     tell(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
@@ -430,8 +432,8 @@ def review(
     On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision.
     """
     params, root = _load(context)
-    from densitywatch.outliers import review as module
-    from densitywatch.outliers import verdict_table
+    from densitywatch.batches import verdict_table
+    from densitywatch.batches.review import review as module
 
     folder = module.batch_folder(batch, params, root)
     if from_csv is not None:

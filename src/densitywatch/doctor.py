@@ -59,7 +59,7 @@ def _disk(root: Path) -> Finding:
 def _devices() -> list[Finding]:
     import torch
 
-    from densitywatch.compiling import compiler_problem
+    from densitywatch.devices import compiler_problem
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

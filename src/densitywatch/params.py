@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -218,7 +217,7 @@ class DetectorParams(Block):
     size: int | None = Field(default=None, ge=4)
     """Pixels a side at which its own statistics are taken; its models read at theirs. null: data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
-    """Names of functions in densitywatch/outliers/scores.py."""
+    """Names of functions in densitywatch/detector/scores/scores.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
     """The models that the members read: calibrate waits for these and runs again when their weights change."""
     rivals_read: tuple[str, ...] = ()
@@ -226,7 +225,7 @@ class DetectorParams(Block):
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
-    """Length of the training of the small networks that some scores bring along (outliers/networks.py)."""
+    """Length of the training of the small networks that some scores bring along (detector/scores/networks.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Length of the training of the judge of declared transformations, batches of 64 images and as many transformed."""
     panel_images: int = Field(default=1000, ge=2)
@@ -310,11 +309,8 @@ class Params(Block):
         return self
 
 
-def load_params(path: Path | str = "params.yaml", *, check_models: bool = True) -> Params:
-    """Read and check `path`.
-
-    `check_models` also checks each model's settings, for which the model files (and so torch) are imported; verbs
-    that touch no model leave it out to start sooner.
+def load_params(path: Path | str = "params.yaml") -> Params:
+    """Read and check `path`; the settings of each model are checked by models/storage.py.
 
     Raises ParamsError: one sentence naming the key that is unknown, missing, of a wrong type or out of range.
     """
@@ -328,42 +324,9 @@ def load_params(path: Path | str = "params.yaml", *, check_models: bool = True) 
     if not isinstance(raw, dict):
         raise ParamsError(f"{path}: expected a mapping of blocks such as `data:` and `models:`")
     try:
-        params = Params.model_validate(raw)
+        return Params.model_validate(raw)
     except ValidationError as error:
         raise ParamsError(f"{path}: {first_problem(error)}") from None
-    if check_models:
-        check_settings(params, path)
-    return params
-
-
-def check_settings(params: Params, path: Path | str) -> None:
-    """Check each model's settings, which imports torch. Raises ParamsError as load_params does."""
-    for name, block in params.models.items():
-        try:
-            model_settings(block)
-        except ParamsError as error:
-            raise ParamsError(f"{path}: models.{name}.{error}") from None
-
-
-def model_settings(block: ModelBlock) -> BaseModel:
-    """The block's settings, checked by the `Settings` of the model file that its kind names.
-
-    Raises ParamsError when there is no such file or a setting does not fit.
-    """
-    module = f"densitywatch.models.{block.kind}"
-    try:
-        settings_type = importlib.import_module(module).Settings
-    except ModuleNotFoundError as error:
-        if error.name != module:
-            raise
-        raise ParamsError(f"kind: '{block.kind}' has no file in densitywatch/models") from None
-    except AttributeError:
-        raise ParamsError(f"kind: '{block.kind}' is no model: its file has no Settings") from None
-    try:
-        settings: BaseModel = settings_type.model_validate(block.settings)
-    except ValidationError as error:
-        raise ParamsError(f"settings.{first_problem(error)}") from None
-    return settings
 
 
 def first_problem(error: ValidationError) -> str:

@@ -46,7 +46,7 @@ def apply_profile(name: str, root: Path) -> list[str]:
     try:
         beside.write_text(text.getvalue(), encoding="utf-8")
         try:
-            load_params(beside, check_models=False)
+            load_params(beside)
         except ParamsError as error:
             raise ParamsError(f"{profile}: does not fit: {str(error).removeprefix(f'{beside}: ')}") from None
         beside.replace(target)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from densitywatch.data import sources
+from densitywatch.data import fetch as sources
 from densitywatch.data.prepare import prepare
 from densitywatch.data.raw import read_idx
 from densitywatch.files import file_digest
@@ -46,7 +46,7 @@ def garments(fashion_mnist: Path) -> npt.NDArray[np.uint8]:
 @pytest.fixture(scope="session")
 def make_params() -> MakeParams:
     """The default params with some keys of `data` and `expectations` changed."""
-    default = load_params(TOP / "params.yaml", check_models=False)
+    default = load_params(TOP / "params.yaml")
 
     def make(*, seed: int = 1, expectations: dict[str, Any] | None = None, **data: Any) -> Params:
         return default.model_copy(

@@ -15,10 +15,11 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
-from densitywatch.data import SPLITS, inputs, open_split, read_info
 from densitywatch.data import folder as module
+from densitywatch.data.dataset import SPLITS, open_split, read_info
+from densitywatch.data.fetch import fetch
+from densitywatch.data.inputs import source as inputs
 from densitywatch.data.prepare import prepare
-from densitywatch.data.sources import fetch
 from densitywatch.errors import DataError
 from tests.data.conftest import MakeParams
 

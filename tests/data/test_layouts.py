@@ -22,8 +22,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from PIL import Image
 
+from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import dataset_name
-from densitywatch.data.sources import fetch
 from densitywatch.errors import DataError
 from tests.data.conftest import MakeParams
 

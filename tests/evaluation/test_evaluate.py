@@ -10,11 +10,11 @@ import pytest
 from torch import Tensor
 
 from densitywatch.errors import ModelError, ParamsError
-from densitywatch.evaluation import evaluate_model, evaluators
-from densitywatch.evaluation.context import Context, Figure, Result
+from densitywatch.evaluation import evaluators
+from densitywatch.evaluation.evaluate import evaluate_model
+from densitywatch.evaluation.measures.context import Context, Figure, Result
 from densitywatch.params import Params
-
-from .conftest import add_model, write_info
+from tests.evaluation.conftest import add_model, write_info
 
 
 def read(path: Path) -> Any:
@@ -141,7 +141,7 @@ def test_two_evaluators_cannot_claim_one_figure(project: Path, params: Params, m
 
 
 def test_the_run_that_trained_the_model_gets_the_figures(project: Path, params: Params) -> None:
-    from densitywatch import tracking
+    from densitywatch.tracking import runs as tracking
 
     with tracking.training_run(
         "vae", params, project, dataset_name="digits", dataset_digest="0" * 64, stage="train@vae", resume_run_id=None

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import TOP
+from tests.evaluation.conftest import TOP
 
 # dvc 3.67 builds its tree of outputs with a property that pygtrie 2.5 is about to drop; the lock file keeps the pair
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from densitywatch.models import conditional_gan, dcgan, gan
+from densitywatch.models.common.layers import discriminator_game_loss, game_logs, generator_game_loss
 from densitywatch.models.conditional_gan import ConditionalBatchNorm, ConditionalGAN
-from densitywatch.models.layers import discriminator_game_loss, game_logs, generator_game_loss
 
 SMALL: dict[Any, dict[str, Any]] = {
     gan: {"generator": (8, 12), "discriminator": (12, 8)},

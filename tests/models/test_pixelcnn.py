@@ -8,7 +8,8 @@ from torch import Tensor
 
 from densitywatch.errors import DensitywatchError
 from densitywatch.models.pixelcnn import GatedLayer, PixelCNN, RowContext, Settings, doubled
-from densitywatch.params import ModelBlock, TrainingParams, model_settings
+from densitywatch.models.storage import model_settings
+from densitywatch.params import ModelBlock, TrainingParams
 
 SIZE = 9
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densitywatch.models.lstm_scan import as_maps, lstm_scan
+from densitywatch.models.common.lstm_scan import as_maps, lstm_scan
 from densitywatch.models.pixelrnn import DiagonalBiLSTM, PixelRNN, RowLSTM, Settings
 
 

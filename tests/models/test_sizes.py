@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from densitywatch.models import build_model
+from densitywatch.models.storage import build_model
 from densitywatch.params import ModelBlock
 
 TOP = Path(__file__).parents[2]

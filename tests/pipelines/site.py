@@ -15,12 +15,12 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from densitywatch import registry
-from densitywatch.outliers import detector
+from densitywatch.detector import detector
 from densitywatch.params import load_params
-from tests.outliers.standin import fill
+from densitywatch.registry import versions as registry
+from tests.detector.standin import fill
 from tests.pipelines.checkout import copy_checkout, run
-from tests.registry_project import write_data, write_model
+from tests.registry.registry_project import write_data, write_model
 
 LONG = 400.0  # a scheduled run comes within a minute; a loaded machine takes its time for the rest
 
@@ -106,7 +106,7 @@ def copy_small_project(project_root: Path, root: Path) -> None:
         text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text, count=1)
         assert found == 1, key
     (root / "params.yaml").write_text(text)
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     write_data(root)
     write_model(root, "pixelcnn", steps=40)
     detector.calibrate(params, root)

@@ -11,14 +11,14 @@ PROJECT = Path(__file__).parents[2]
 
 
 def promote(*_: Any, **__: Any) -> Any:
-    from densitywatch.gate import Verdict
+    from densitywatch.registry.gate import Verdict
 
     return Verdict(True, "version 1 is the champion already")
 
 
 if __name__ == "__main__":
     registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote, stand_in=lambda *_: None)
-    sys.modules["densitywatch.registry"] = registry
+    sys.modules["densitywatch.registry.versions"] = registry
     if sys.argv[1:] == ["flow"]:
         from pipelines import home
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from densitywatch import tracking
+from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DataError
-from densitywatch.outliers.inbox import find_batches
 from densitywatch.params import load_params
+from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers as job
-from tests.outliers.standin import Brightness, fill
+from tests.detector.standin import Brightness, fill
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 PROJECT = Path(__file__).parents[2]
@@ -35,12 +35,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def states(root: Path) -> dict[str, str]:
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     return {batch.name: batch.state for batch in find_batches(params, root, now=time.time())}
 
 
 def logged(root: Path) -> int:
-    params = load_params(root / "params.yaml", check_models=False)
+    params = load_params(root / "params.yaml")
     client = tracking.open_client(tracking.tracking_uri(params, root))
     experiment = client.get_experiment_by_name(params.mlflow.experiment)
     return len(client.search_runs([experiment.experiment_id])) if experiment else 0

@@ -29,7 +29,7 @@ def done(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     (tmp_path / "mlflow.db").touch()
-    look(load_params(tmp_path / "params.yaml", check_models=False), tmp_path)
+    look(load_params(tmp_path / "params.yaml"), tmp_path)
     fresh.note_fresh(tmp_path)
     monkeypatch.setattr(dag, "stale_stages", lambda root: set())
     return tmp_path

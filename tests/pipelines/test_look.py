@@ -96,7 +96,7 @@ def done(tmp_path: Path, images: Path, project_root: Path, monkeypatch: pytest.M
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(dag, "stale_stages", lambda root: set())
-    look(load_params(root / "params.yaml", check_models=False), root)
+    look(load_params(root / "params.yaml"), root)
     fresh.note_fresh(root)
     return root
 

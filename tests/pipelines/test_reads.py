@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from pipelines import dag
-from tests.outliers.small_project import SIZE, make_project
+from tests.small_project import SIZE, make_project
 
 # dvc 3.67 builds its tree of outputs with a property that pygtrie 2.5 is about to drop; the lock file keeps the pair
 pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value will soon raise:DeprecationWarning")

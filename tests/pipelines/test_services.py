@@ -31,11 +31,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from densitywatch.batches.gallery import GALLERY, picture
 from densitywatch.errors import ParamsError
-from densitywatch.outliers.gallery import GALLERY, picture
 from pipelines import home, processes, services
 from pipelines.server import ServiceFailed
-from tests.outliers.standin import fill
+from tests.detector.standin import fill
 from tests.pipelines.checkout import own_environment, run
 from tests.pipelines.site import Site, an_id, copy_small_project, free_port, until
 

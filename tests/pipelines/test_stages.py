@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from densitywatch.gate import Figure, Verdict
+from densitywatch.registry.gate import Figure, Verdict
 from pipelines import dag, retrain, server, stages
 from pipelines.timing import Step
 
@@ -281,8 +281,8 @@ class Registry:
     """Stands in for the registry: one verdict, and what was asked of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, *, healthy: bool = True) -> None:
-        from densitywatch import registry
         from densitywatch.errors import RegistryError
+        from densitywatch.registry import versions as registry
 
         self.calls: list[str] = []
 

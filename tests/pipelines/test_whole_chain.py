@@ -60,7 +60,7 @@ def test_the_chain_runs_to_its_end_and_prints_each_stage_with_its_seconds(projec
 
 def test_every_model_leaves_weights_figures_pictures_and_a_champion(project: Project) -> None:
     from densitywatch.params import load_params
-    from densitywatch.registry import download_model
+    from densitywatch.registry.versions import download_model
 
     params = load_params(project.root / "params.yaml")
     for name in params.models:

@@ -114,7 +114,7 @@ def main(root: Path) -> None:
 
     sys.addaudithook(watch)
     import densitywatch.training
-    from densitywatch.evaluation.classifier import train_classifier
+    from densitywatch.evaluation.measures.feature_network import train_classifier
     from densitywatch.params import load_params
     from densitywatch.training import loop
 

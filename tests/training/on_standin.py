@@ -15,12 +15,13 @@ import torch
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
-from densitywatch.evaluation import context, evaluate_model
-from densitywatch.evaluation.classifier import train_classifier
-from densitywatch.outliers.benchmark import benchmark
-from densitywatch.outliers.detector import calibrate
+from densitywatch import devices
+from densitywatch.detector.detector import calibrate
+from densitywatch.evaluation.evaluate import evaluate_model
+from densitywatch.evaluation.measures.feature_network import train_classifier
+from densitywatch.outlier_benchmark.benchmark import benchmark
 from densitywatch.params import load_params
-from densitywatch.training import train_model
+from densitywatch.training.train import train_model
 from tests.training.every_kind import KINDS
 from tests.training.standin_device import DEVICE, StandIn
 
@@ -60,7 +61,7 @@ def main(root: Path) -> dict[str, str]:
         return made
 
     lightning_fabric.Fabric = on_the_device  # type: ignore[assignment,misc]
-    context.choose_device = lambda device: DEVICE
+    devices.choose_device = lambda device: DEVICE
     params = load_params(root / "params.yaml")
     stages: dict[str, Any] = {"train classifier": lambda: train_classifier(params, root)}
     for name in KINDS:

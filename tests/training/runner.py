@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from densitywatch.data import Split
-from densitywatch.models import build_model, save_model
+from densitywatch.data.dataset import Split
+from densitywatch.devices import start_fabric
+from densitywatch.models.storage import build_model, save_model
 from densitywatch.params import DeviceParams, ModelBlock, TrainingParams
-from densitywatch.training import loop, start_fabric
+from densitywatch.training import loop
 
 TRAINING = TrainingParams(
     steps=12,

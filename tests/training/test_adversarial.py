@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from densitywatch.data import Split
-from densitywatch.models import build_model
+from densitywatch.data.dataset import Split
+from densitywatch.devices import start_fabric
+from densitywatch.models.storage import build_model
 from densitywatch.params import DeviceParams, ModelBlock, TrainingParams
-from densitywatch.training import start_fabric
 from densitywatch.training.adversarial import adversarial_step, adversarial_warnings
 from densitywatch.training.loop import train
 from densitywatch.training.steps import make_optimizers

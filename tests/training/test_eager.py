@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from densitywatch import compiling
+from densitywatch import devices
 from densitywatch.params import DeviceParams
 from tests.training.every_kind import TOP, make_project
 
@@ -53,7 +53,7 @@ def test_without_a_compiler_that_works_a_model_is_trained_and_one_line_says_that
         "root = Path(sys.argv[1]); params = load_params(root / 'params.yaml')\n"
         "for name in params.models: train_model(name, params, root)\n"
     )
-    others = ("MLFLOW_", "LOCAL_RANK", "CXX", compiling.SAID)
+    others = ("MLFLOW_", "LOCAL_RANK", "CXX", devices.SAID)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     environment |= {
         "PATH": str(programs(tmp_path / "bin", compiler)),
@@ -78,17 +78,17 @@ def test_the_line_is_said_once_in_a_run_and_not_where_compiling_was_not_asked_fo
 ) -> None:
     monkeypatch.setenv("PATH", str(programs(tmp_path / "bin", None)))
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setenv(compiling.SAID, "")  # so that what is set below goes with the test
-    monkeypatch.delenv(compiling.SAID)
-    compiling.compiler_problem.cache_clear()
+    monkeypatch.setenv(devices.SAID, "")  # so that what is set below goes with the test
+    monkeypatch.delenv(devices.SAID)
+    devices.compiler_problem.cache_clear()
     device = DeviceParams(accelerator="cpu")
     try:
-        compiling.say_if_eager(device.model_copy(update={"compile": False}))
+        devices.say_if_eager(device.model_copy(update={"compile": False}))
         assert capsys.readouterr().err == ""
-        compiling.say_if_eager(device)
+        devices.say_if_eager(device)
         assert capsys.readouterr().err.count(LINE) == 1
         # what a stage of the same run inherits
-        code = "from tests.training import test_eager as t; t.compiling.say_if_eager(t.DeviceParams(accelerator='cpu'))"
+        code = "from tests.training import test_eager as t; t.devices.say_if_eager(t.DeviceParams(accelerator='cpu'))"
         stage = subprocess.run(
             [sys.executable, "-c", code],
             env={**os.environ, "PYTHONPATH": f"{TOP / 'src'}{os.pathsep}{TOP}"},
@@ -98,10 +98,10 @@ def test_the_line_is_said_once_in_a_run_and_not_where_compiling_was_not_asked_fo
         )
         assert LINE not in stage.stderr
     finally:
-        compiling.compiler_problem.cache_clear()
+        devices.compiler_problem.cache_clear()
 
 
 def test_a_compiler_that_works_is_used() -> None:
-    compiling.compiler_problem.cache_clear()
-    assert compiling.compiler_problem() is None
-    assert compiling.should_compile(DeviceParams(accelerator="cpu"))
+    devices.compiler_problem.cache_clear()
+    assert devices.compiler_problem() is None
+    assert devices.should_compile(DeviceParams(accelerator="cpu"))

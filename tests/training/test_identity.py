@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from densitywatch.models import build_model
+from densitywatch.models.storage import build_model
 from densitywatch.params import ModelBlock, Params, load_params
 from densitywatch.training import identity
 from densitywatch.training.identity import identity_of, source_digest
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def params() -> Params:
-    return load_params(ROOT / "params.yaml", check_models=False)
+    return load_params(ROOT / "params.yaml")
 
 
 def made(kind: str) -> Any:

@@ -19,10 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from densitywatch.data import Split
+from densitywatch.data.dataset import Split
+from densitywatch.devices import start_fabric, usable_precision
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
-from densitywatch.training import checkpoint, loop, start_fabric, usable_precision
+from densitywatch.training import checkpoint, loop
 from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, orthogonal, schedule
 
 RUNNER = Path(__file__).with_name("runner.py")
@@ -222,7 +223,7 @@ class SeenTypes(TorchDispatchMode):
 
 
 def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
-    code = "from densitywatch.training import usable_precision; from densitywatch.params import DeviceParams;"
+    code = "from densitywatch.devices import usable_precision; from densitywatch.params import DeviceParams;"
     code += "print(usable_precision('bf16-mixed', DeviceParams(accelerator='cpu')))"
     older = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
     done = subprocess.run([sys.executable, "-c", code], env=older, capture_output=True, text=True, check=True)

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from densitywatch.devices import start_fabric
 from densitywatch.errors import ParamsError
 from densitywatch.files import file_digest
 from densitywatch.params import DeviceParams
-from densitywatch.training import start_fabric
 from densitywatch.training.sharing import check_share
 from tests.training.every_kind import KINDS, NAMES, make_project
 

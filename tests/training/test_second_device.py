@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from densitywatch.params import load_params
-from densitywatch.training import train_model
+from densitywatch.training.train import train_model
 from tests.training.every_kind import KINDS, NAMES, make_project
 
 TOP = Path(__file__).parents[2]

@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from densitywatch.data.archives import ARCHIVE, archive_kind
-from densitywatch.data.arrangement import Arrangement, arrange
-from densitywatch.data.entries import Entry, SourceUnreachable
-from densitywatch.data.images import decode_images
-from densitywatch.data.inputs import entries, is_local, local_path, without_secrets
-from densitywatch.data.label_table import TABLES, Labels, is_label_table, read_label_table
-from densitywatch.data.left_behind import skipped_line
+from densitywatch.data.decoding.images import decode_images
+from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
+from densitywatch.data.inputs.arrangement import Arrangement, arrange
+from densitywatch.data.inputs.entries import Entry, SourceUnreachable
+from densitywatch.data.inputs.label_table import TABLES, Labels, is_label_table, read_label_table
+from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.progress import say, track
 from densitywatch.text import one_line

@@ -19,8 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from densitywatch.data.images import MAX_BYTES
-from densitywatch.data.left_behind import is_junk
+from densitywatch.data.decoding.images import MAX_BYTES
+from densitywatch.data.inputs.left_behind import is_junk
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest, write_whole
 from densitywatch.params import DataParams, Params

@@ -20,11 +20,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from densitywatch.data import SPLITS, SplitName
-from densitywatch.data.inputs import without_secrets
+from densitywatch.data.dataset import SPLITS, SplitName
+from densitywatch.data.fetch import RAW
+from densitywatch.data.inputs.source import without_secrets
 from densitywatch.data.raw import Entry, Raw, open_raw
 from densitywatch.data.reading import PART, images_within
-from densitywatch.data.sources import RAW
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params

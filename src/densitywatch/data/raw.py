@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from densitywatch.data.images import Picture, decode_images, fit_image
+from densitywatch.data.decoding.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json
 from densitywatch.params import DataParams

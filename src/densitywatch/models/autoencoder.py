@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import halvings, scale_images, unscale_images
+from densitywatch.models.common.layers import halvings, scale_images, unscale_images
 
 
 class Settings(BaseModel):

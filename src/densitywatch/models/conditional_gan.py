@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from densitywatch.models.layers import (
+from densitywatch.models.common.layers import (
     FULL_MAP,
     discriminator_game_loss,
     game_logs,

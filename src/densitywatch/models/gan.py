@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import (
+from densitywatch.models.common.layers import (
     GeneratorLoss,
     discriminator_game_loss,
     game_logs,

@@ -20,17 +20,17 @@ What differs from the paper:
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.autoregressive import PixelDensity
-from densitywatch.models.layers import PixelHead, position_map, positions, require_labels, scale_images
-from densitywatch.models.lstm_scan import lstm_scan
-from densitywatch.models.pixelrnn_sampling import PixelRNNSteps
+from densitywatch.models.common.autoregressive import PixelDensity
+from densitywatch.models.common.layers import PixelHead, position_map, positions, require_labels, scale_images
+from densitywatch.models.common.lstm_scan import lstm_scan
+from densitywatch.models.common.sampling import bias_of, taps
 
 
 class Settings(BaseModel):
@@ -138,6 +138,178 @@ class PixelRNN(PixelDensity):
     def steps(self, n: int, labels: Tensor | None = None) -> PixelRNNSteps:
         """The features one pixel at a time, with everything kept that later pixels need."""
         return PixelRNNSteps(self, n, labels)
+
+
+# PixelRNN one pixel at a time: what comes from the row above at once, then the LSTMs' states column by column.
+#
+# Memory: for each layer about three rows of activations of every image.
+
+
+class PixelRNNSteps:
+    """sampling.Steps of a PixelRNN for n images."""
+
+    def __init__(self, model: PixelRNN, n: int, labels: Tensor | None) -> None:
+        self.size, channels = model.size, model.channels
+        self.position = position_map(model.position).detach()[0].permute(1, 2, 0).unsqueeze(2)  # (H, W, 1, F)
+        width = self.position.shape[-1]
+        new_zeros = self.position.new_zeros
+
+        # the three rows above as (W, B, C + 1) with a border of zeros; the last channel is the channel of ones
+        self.above = [new_zeros(self.size + 6, n, channels + 1) for _ in range(3)]
+        self.from_above, bias = taps(model.above.weight).t(), bias_of(model.above) + bias_of(model.left)
+
+        # this row: three zeros, then the columns; the ones' share of it is the same in every row
+        self.row = new_zeros(n, self.size + 3, channels)
+        self.last_row = new_zeros(self.size, n, channels)
+        self.row_views = [self.row[:, j : j + 3].flatten(1) for j in range(self.size)]
+        self.row_places = [self.row[:, j + 3].unbind(1) for j in range(self.size)]
+        weight = model.left.weight.detach()
+        self.from_left = taps(weight[:, :channels])
+        ones = F.pad(new_zeros(1, 1, 1, self.size) + 1.0, (3, 0))
+        from_ones = F.conv2d(ones, weight[:, channels:], bias)
+        self.ones_row = from_ones[0, :, 0, : self.size].t().unsqueeze(1).contiguous()  # (W, 1, F)
+        self.first = new_zeros(self.size, n, width)
+        self.first_views = list(self.first.unbind(0))
+
+        steps = RowSteps if model.settings.recurrence == "row_lstm" else DiagonalSteps
+        self.layers = [steps(layer, self.size, n, labels) for layer in model.layers]
+        last = list(new_zeros(self.size, n, width).unbind(0))
+        self.outputs = [layer.inputs for layer in self.layers[1:]] + [last]
+
+    def start_row(self, i: int) -> None:
+        self.last_row.copy_(self.row[:, 3:].transpose(0, 1))
+        if i:
+            three_above = self.above.pop(0)
+            three_above[3:-3, :, :-1] = self.last_row
+            three_above[3:-3, :, -1] = 1.0
+            self.above.append(three_above)
+        self.row.zero_()
+        windows = torch.cat([above[c : c + self.size] for above in self.above for c in range(7)], 2)
+        torch.add(F.linear(windows, self.from_above) + self.position[i], self.ones_row, out=self.first)
+        for layer in self.layers:
+            layer.start_row(i, self.last_row)
+
+    def features(self, j: int) -> Tensor:
+        torch.addmm(self.first_views[j], self.row_views[j], self.from_left, out=self.layers[0].inputs[j])
+        for layer, outputs in zip(self.layers, self.outputs, strict=True):
+            layer.step(j, outputs[j])
+        return F.elu(self.outputs[-1][j])
+
+    def put(self, j: int, channel: int, level: Tensor) -> None:
+        self.row_places[j][channel].copy_(level)
+
+
+class Cell:
+    """The gates of an LSTM for one pixel of n images; the cell gate's weights are doubled (see lstm_scan)."""
+
+    def __init__(self, like: Tensor, n: int, k: int) -> None:
+        self.gates, self.squashed = like.new_zeros(n, 4 * k), like.new_zeros(n, k)
+        self.i, self.f, self.o, self.g = self.gates.chunk(4, 1)
+
+    def step(self, cell: Tensor, state: Tensor) -> None:
+        """From what stands in `gates` before the sigmoid: `cell` in place, the new state into `state`, (B, K) both."""
+        self.gates.sigmoid_()
+        cell.mul_(self.f).addcmul_(self.i, self.g, value=2.0).sub_(self.i)
+        torch.tanh(cell, out=self.squashed)
+        torch.mul(self.o, self.squashed, out=state)
+
+
+def doubled(weight: Tensor) -> Tensor:
+    """Weights (..., 4 K) of the gates with those of the last, the cell's, doubled."""
+    factor = torch.ones_like(weight)
+    factor[..., 3 * weight.shape[-1] // 4 :] = 2.0
+    return weight * factor
+
+
+class RowSteps:
+    """pixelrnn.RowLSTM: `inputs[j]` (B, F) is where its input at column j is written."""
+
+    def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
+        self.size = size
+        self.state_to_state = doubled(layer.state_to_state.weight.detach().t())  # (3 K, 4 K)
+        self.input_to_state = doubled(layer.input_to_state.weight.detach().t())  # (2 F, 4 K)
+        bias = layer.input_to_state.bias.detach()
+        if layer.label is not None and labels is not None:
+            bias = bias + layer.label(labels).detach()
+        self.bias = doubled(bias)
+        self.out, self.out_bias = layer.out.weight.detach().t().contiguous(), layer.out.bias.detach()
+        k, f = self.out.shape
+        new_zeros = self.out.new_zeros
+        columns = new_zeros(n, size + 1, f)  # a zero column, then the row
+        self.inputs = [columns[:, j + 1] for j in range(size)]
+        self.pairs = [columns[:, j : j + 2].flatten(1) for j in range(size)]
+        self.states = new_zeros(size + 2, n, k)  # of the row above until they are overwritten by this row's
+        self.state_views = list(self.states[1:-1].unbind(0))
+        self.cells = new_zeros(size, n, k)
+        self.cell_views = list(self.cells.unbind(0))
+        self.from_above = new_zeros(size, n, 4 * k)
+        self.from_above_views = list(self.from_above.unbind(0))
+        self.cell = Cell(self.out, n, k)
+
+    def start_row(self, i: int, last_row: Tensor) -> None:
+        windows = torch.cat([self.states[c : c + self.size] for c in range(3)], 2)
+        torch.add(windows @ self.state_to_state, self.bias, out=self.from_above)
+
+    def step(self, j: int, out: Tensor) -> None:
+        torch.addmm(self.from_above_views[j], self.pairs[j], self.input_to_state, out=self.cell.gates)
+        self.cell.step(self.cell_views[j], self.state_views[j])
+        torch.addmm(self.inputs[j], self.state_views[j], self.out, out=out)
+        out.add_(self.out_bias)
+
+
+class DiagonalSteps:
+    """pixelrnn.DiagonalBiLSTM: from the left with each pixel, from the right when a row is known."""
+
+    def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
+        self.size = size
+        for_left, for_right = (doubled(one.weight.detach().t()) for one in layer.state_to_state)
+        (self.left_from_above, left), (self.right_from_above, self.right) = for_left.chunk(2), for_right.chunk(2)
+        bias_left, bias_right = layer.left.bias.detach(), layer.right.bias.detach()
+        if layer.label is not None and labels is not None:
+            for_label = layer.label(labels).detach()
+            bias_left, bias_right = bias_left + for_label, bias_right + for_label
+        self.bias_left, self.bias_right = doubled(bias_left), doubled(bias_right)
+        self.left = torch.cat([doubled(layer.left.weight.detach().t()), left])
+        self.input_to_right = doubled(layer.right.weight.detach().t())
+        self.out, self.out_bias = layer.out.weight.detach().t().contiguous(), layer.out.bias.detach()
+        k, f = self.out.shape
+        new_zeros = self.out.new_zeros
+        # a column's input beside the state of the pixel to its left: one matrix (B, F + K)
+        self.columns = new_zeros(n, size + 1, f + k)
+        self.both = [self.columns[:, j] for j in range(size)]
+        self.inputs = [self.columns[:, j, :f] for j in range(size)]
+        self.passed_on = [self.columns[:, j + 1, f:] for j in range(size)]
+        self.row_of_inputs = self.columns[:, :size, :f].transpose(0, 1)
+        self.states = new_zeros(size, n, k)
+        self.state_views = list(self.states.unbind(0))
+        self.right_states = new_zeros(size + 1, n, k)  # the last stays zero: there is nothing to the right
+        self.right_views = list(self.right_states.unbind(0))
+        self.from_above, self.right_in = new_zeros(size, n, 4 * k), new_zeros(size, n, 4 * k)
+        self.from_above_views, self.right_in_views = list(self.from_above.unbind(0)), list(self.right_in.unbind(0))
+        self.from_right = new_zeros(size, n, f)
+        self.from_right_views = list(self.from_right.unbind(0))
+        self.memory = new_zeros(n, k)
+        self.cell = Cell(self.out, n, k)
+
+    def start_row(self, i: int, last_row: Tensor) -> None:
+        """last_row: the image's row above, (W, B, C), which the pass from the right goes over now that it is known."""
+        if i:
+            inputs = torch.cat([self.row_of_inputs, last_row], 2) @ self.input_to_right + self.bias_right
+            torch.add(inputs, self.right_states[:-1] @ self.right_from_above, out=self.right_in)
+            self.memory.zero_()
+            for j in reversed(range(self.size)):
+                torch.addmm(self.right_in_views[j], self.right_views[j + 1], self.right, out=self.cell.gates)
+                self.cell.step(self.memory, self.right_views[j])
+        torch.add(self.right_states[:-1] @ self.out, self.out_bias, out=self.from_right)
+        torch.add(self.states @ self.left_from_above, self.bias_left, out=self.from_above)
+        self.memory.zero_()
+
+    def step(self, j: int, out: Tensor) -> None:
+        torch.addmm(self.from_above_views[j], self.both[j], self.left, out=self.cell.gates)
+        self.cell.step(self.memory, self.state_views[j])
+        self.passed_on[j].copy_(self.state_views[j])
+        torch.addmm(self.from_right_views[j], self.state_views[j], self.out, out=out)
+        out.add_(self.inputs[j])
 
 
 MODEL = PixelRNN

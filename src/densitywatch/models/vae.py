@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.layers import FULL_MAP, PixelHead, bits_per_dim, halvings, scale_images, standard_normal
+from densitywatch.models.common.layers import FULL_MAP, PixelHead, bits_per_dim, halvings, scale_images, standard_normal
 
 
 class Settings(BaseModel):

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from densitywatch import stopping
-from densitywatch.compiling import compiled as compile_function
-from densitywatch.data import Split
+from densitywatch.data.dataset import Split
 from densitywatch.data.reading import images_at_once
+from densitywatch.devices import compiled as compile_function
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import TrainingParams
 from densitywatch.progress import track

@@ -1,0 +1,1 @@
+"""A batch of files in, a folder of results out. Start with score_batch.py."""

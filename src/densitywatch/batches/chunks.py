@@ -1,0 +1,239 @@
+"""A batch in chunks: read, decoded and scored together, one small Parquet file each, so that a killed job goes on.
+
+A chunk is `detector batch size` consecutive entries. It is scored as one piece and its file appears whole; a job that
+starts again reads and decodes everything anew, but scores only the chunks whose files are missing or whose contents
+changed. Memory holds one chunk and a short read-ahead, whatever the size of the batch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from densitywatch.data.decoding.images import decode_picture
+from densitywatch.data.inputs.entries import Entry, SourceUnreachable
+from densitywatch.errors import DataError
+from densitywatch.text import one_line
+
+READERS = 4
+READ_AHEAD = 32
+WORST_OF_CHUNK = 12
+"""Pictures kept of every chunk even when nothing looks like an outlier: the report shows the least usual ones."""
+
+RESULTS = pa.schema(
+    [
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("status", pa.string()),
+        ("reason", pa.string()),
+        ("bits_per_dim", pa.float64()),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("label", pa.string()),
+        ("label_probability", pa.float64()),
+    ]
+)
+PICTURE = pa.field("pixels", pa.binary())
+
+
+class Scorer(Protocol):
+    """What batch scoring asks of a detector; see detector/detector.py."""
+
+    size: int
+    channels: int
+    resize: str
+    class_names: tuple[str, ...]
+
+    def score(self, images: NDArray[np.uint8]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An entry after reading: an image the detector takes, or the reason why there is none."""
+
+    path: str
+    sha256: str | None
+    image: NDArray[np.uint8] | None
+    reason: str | None
+    """Of an image: what was changed to fit the detector."""
+
+
+def load(entry: Entry, detector: Scorer) -> Loaded:
+    """Read, hash and decode one entry; whatever is wrong with it becomes its reason."""
+    digest = None
+    try:
+        data = entry.read()
+        digest = hashlib.sha256(data).hexdigest()
+        seen = decode_picture(data, size=detector.size, channels=detector.channels, resize=detector.resize)  # type: ignore[arg-type]
+    except SourceUnreachable:
+        raise
+    except DataError as error:
+        return Loaded(entry.path, digest, None, str(error))
+    except Exception as error:  # one file's surprise must not cost the batch
+        return Loaded(entry.path, digest, None, f"cannot be read ({one_line(error)})")
+    changes = []
+    if (seen.width, seen.height) != (detector.size, detector.size):
+        changes.append(f"{seen.width} x {seen.height} pixels to {detector.size} x {detector.size} ({detector.resize})")
+    wanted = "L" if detector.channels == 1 else "RGB"
+    if seen.mode != wanted:
+        changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")
+    return Loaded(entry.path, digest, seen.pixels, f"changed to fit: {', '.join(changes)}" if changes else None)
+
+
+def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
+    """`load` for every entry, in order, a few ahead of the caller."""
+    waiting: deque[Future[Loaded]] = deque()
+    # decoding sets warning filters, which threads share: whatever is left of them goes with this block
+    with warnings.catch_warnings(), ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
+        try:
+            for entry in entries:
+                if entry.independent:
+                    waiting.append(pool.submit(load, entry, detector))
+                else:
+                    done: Future[Loaded] = Future()
+                    done.set_result(load(entry, detector))
+                    waiting.append(done)
+                if len(waiting) > READ_AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def in_chunks(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
+    """Consecutive lists of `size`; the last may be shorter, and there is none for no entries."""
+    chunk: list[Loaded] = []
+    for item in loaded:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
+    """One row an entry (schema RESULTS). An image to which the detector gives no finite score is quarantined."""
+    rows: list[dict[str, Any]] = [
+        {"path": item.path, "sha256": item.sha256, "status": "quarantined", "reason": item.reason} for item in chunk
+    ]
+    where = [i for i, item in enumerate(chunk) if item.image is not None]
+    if where:
+        scores = detector.score(np.stack([image for item in chunk if (image := item.image) is not None]))
+        for k, i in enumerate(where):
+            if not (np.isfinite(scores.score[k]) and np.isfinite(scores.p_value[k])):
+                rows[i]["reason"] = "the detector gives it no finite score"
+                continue
+            rows[i] |= {
+                "status": "scored",
+                "bits_per_dim": _finite(scores.bits_per_dim[k]),
+                "score": float(scores.score[k]),
+                "p_value": float(scores.p_value[k]),
+            }
+            if getattr(scores, "label", None) is not None:
+                number = int(scores.label[k])
+                known = 0 <= number < len(detector.class_names)
+                rows[i]["label"] = detector.class_names[number] if known else None
+                rows[i]["label_probability"] = _finite(scores.label_probability[k])
+    return pa.Table.from_pylist(rows, schema=RESULTS)
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
+    """Whether a chunk scored before is of these very files and readings."""
+    if table.num_rows != len(chunk):
+        return False
+    before = zip(*(table.column(name).to_pylist() for name in ("path", "sha256", "status", "reason")), strict=True)
+    for (path, digest, status, reason), item in zip(before, chunk, strict=True):
+        unscored = status == "quarantined"
+        if (path, digest) != (item.path, item.sha256) or (
+            item.image is None and (not unscored or reason != item.reason)
+        ):
+            return False
+        if item.image is not None and not unscored and reason != item.reason:
+            return False
+    return True
+
+
+def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.Table:
+    """`table` and, in a column `pixels`, the decoded images that may be flagged or shown as the least usual."""
+    p = np.array([np.inf if value is None else value for value in table.column("p_value").to_pylist()])
+    order = np.lexsort((np.arange(len(p)), p))
+    keep = {int(i) for i in order[:WORST_OF_CHUNK]} | {int(i) for i in np.flatnonzero(p <= threshold)}
+    pixels = [
+        item.image.tobytes() if i in keep and item.image is not None and np.isfinite(p[i]) else None
+        for i, item in enumerate(chunk)
+    ]
+    return table.append_column(PICTURE, pa.array(pixels, PICTURE.type))
+
+
+def read_chunk(path: Path) -> pa.Table | None:
+    """A chunk written before, or None when there is none that can be read and is whole."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+    pictured = table.schema.names == [*RESULTS.names, PICTURE.name] and table.schema.field(PICTURE.name).equals(PICTURE)
+    return table if pictured and is_whole(table) else None
+
+
+def is_whole(table: pa.Table) -> bool:
+    """Whether a table that was read back has the columns of RESULTS, and in every row a score or a reason for none."""
+    if not all(name in table.column_names for name in RESULTS.names):
+        return False
+    if table.select(RESULTS.names).schema.types != RESULTS.types:
+        return False
+    scored = np.asarray(pc.equal(table.column("status"), "scored").fill_null(False))
+    others = np.asarray(pc.equal(table.column("status"), "quarantined").fill_null(False))
+    score, p_value = (
+        np.asarray(table.column(name).fill_null(np.nan).to_numpy(zero_copy_only=False)) for name in ("score", "p_value")
+    )
+    valid = np.isfinite(score) & (p_value > 0) & (p_value <= 1)
+    reason = np.asarray(table.column("reason").is_valid())
+    return bool((scored & valid | others & reason & np.isnan(p_value)).all())
+
+
+def write_chunk(path: Path, table: pa.Table) -> None:
+    """Whole or not at all."""
+    beside = path.with_suffix(".partial")
+    pq.write_table(table, beside)
+    beside.replace(path)
+
+
+def score_in_chunks(
+    entries: Iterable[Entry],
+    detector: Scorer,
+    work: Path,
+    *,
+    size: int,
+    threshold: float,
+    published: Callable[[int], pa.Table | None],
+) -> Iterator[tuple[int, int]]:
+    """Write work/NNNNNNNN.parquet for every chunk; yields (files, files that had to be scored now)."""
+    for number, chunk in enumerate(in_chunks(load_ahead(entries, detector), size)):
+        path = work / f"{number:08d}.parquet"
+        before = read_chunk(path)
+        if before is not None and fits(before, chunk):
+            yield len(chunk), 0
+            continue
+        before = published(number)
+        reused = before is not None and fits(before, chunk)
+        table = before.select(RESULTS.names) if before is not None and reused else score_chunk(chunk, detector)
+        write_chunk(path, with_pictures(table, chunk, threshold))
+        yield len(chunk), 0 if reused else len(chunk)

@@ -1,0 +1,193 @@
+"""What a person looks at: the flagged images, where the surprise sits, the nearest training images, and why.
+
+gallery.parquet keeps them with the batch, so that the report and the review need neither the source nor the models.
+Rows are ordered by how unusual the images are; when few are flagged, the least usual of the others follow. The first
+SHOWN rows have all columns; the flagged ones beyond them have the picture alone and stand in the batch's order.
+"""
+
+from __future__ import annotations
+
+import heapq
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
+from densitywatch.errors import DataError, ModelError
+
+GALLERY = "gallery.parquet"
+SHOWN = 100
+AT_LEAST = 12
+NEIGHBOURS = 3
+LARGEST = 192
+"""Pictures are scaled down to this many pixels a side: a gallery is looked at, not measured."""
+
+SCHEMA = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("path", pa.string()),
+        ("sha256", pa.string()),
+        ("score", pa.float64()),
+        ("p_value", pa.float64()),
+        ("bits_per_dim", pa.float64()),
+        ("outlier", pa.bool_()),
+        ("reason", pa.string()),
+        ("picture", pa.binary()),
+        ("map", pa.binary()),
+        ("neighbours", pa.list_(pa.binary())),
+        ("why", pa.string()),
+    ]
+)
+_FROM_SCORES = ("path", "sha256", "score", "p_value", "bits_per_dim", "reason")
+
+
+def write_gallery(work: Path, fresh: Path, detector: Any, root: Path) -> None:
+    """fresh/gallery.parquet from the chunks in `work` and the flags in fresh/scores.parquet."""
+    flags = (
+        pq.read_table(fresh / "scores.parquet", columns=["outlier"]).column("outlier").to_numpy(zero_copy_only=False)
+    )
+    candidates = ((row["p_value"], -row["score"], row["row"]) for row in _pictured(work, flags, pixels=False))
+    wanted = max(AT_LEAST, min(SHOWN, int(flags.sum())))
+    chosen = heapq.nsmallest(wanted, candidates)
+    place = {row: i for i, (_, _, row) in enumerate(chosen)}
+    shown: list[dict[str, Any]] = sorted(
+        (row for row in _pictured(work, flags) if row["row"] in place), key=lambda row: place[row["row"]]
+    )
+    shape = (detector.channels, detector.size, detector.size)
+    if shown:
+        images = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in shown])
+        _explain(shown, images, detector, root)
+    with pq.ParquetWriter(fresh / GALLERY, SCHEMA) as writer:
+        for row in shown:
+            row["picture"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape))
+        writer.write_table(_table(shown))
+        rest: list[dict[str, Any]] = []
+        for row in _pictured(work, flags):
+            if row["outlier"] and row["row"] not in place:
+                row["picture"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape))
+                rest.append(row)
+                if len(rest) == SHOWN:
+                    writer.write_table(_table(rest))
+                    rest = []
+        if rest:
+            writer.write_table(_table(rest))
+
+
+def _pictured(work: Path, flags: NDArray[np.bool_], *, pixels: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows whose pixels were kept, in order."""
+    start = 0
+    columns = [*_FROM_SCORES, "pixels"]
+    for part in sorted(work.glob("*.parquet")):
+        table = pq.read_table(part, columns=columns)
+        where = np.flatnonzero(np.asarray(table.column("pixels").is_valid()))
+        kept = table.take(pa.array(where))
+        if not pixels:
+            kept = kept.drop_columns(["pixels"])
+        for i, row in zip(where, kept.to_pylist(), strict=True):
+            yield {**row, "row": start + int(i), "outlier": bool(flags[start + i])}
+        start += table.num_rows
+
+
+def _table(rows: list[dict[str, Any]]) -> pa.Table:
+    return pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
+
+
+def _explain(rows: list[dict[str, Any]], images: NDArray[np.uint8], detector: Any, root: Path) -> None:
+    scores = detector.score(images)
+    try:
+        maps = list(detector.surprise_map(images))
+    except ModelError:  # a detector without an exact density has no maps
+        maps = []
+    beside = nearest(images, root / "data" / "prepared")
+    for i, row in enumerate(rows):
+        row["why"] = detector.explain(scores, i)
+        row["map"] = heat(maps[i]) if maps else None
+        row["neighbours"] = [picture(image) for image in beside[i]] if beside is not None else None
+
+
+def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
+    """The NEIGHBOURS training images (N, K, C, H, W) nearest to each of `images` in pixel values, nearest first.
+
+    Large ones are compared at 32 pixels a side.
+    None when there are no prepared data of the images' shape on this machine.
+    """
+    try:
+        info, train = read_info(data), open_split(data, "train").images
+    except DataError:
+        return None
+    if (info.channels, info.size, info.size) != images.shape[1:] or len(train) == 0:
+        return None
+    size = min(info.size, LARGEST_BY_DEFAULT)
+    small, smaller = at_size(train, size), resized(images, size)
+    flat = smaller.reshape(len(images), -1).astype(np.float32)
+    best = np.full((len(images), NEIGHBOURS), np.inf)
+    index = np.zeros((len(images), NEIGHBOURS), dtype=np.int64)
+    step = max(1, (32 << 20) // (4 * flat.shape[1]))
+    for start in range(0, len(train), step):
+        part = np.asarray(small[start : start + step]).reshape(-1, flat.shape[1]).astype(np.float32)
+        distance = (part**2).sum(1)[None] - 2.0 * flat @ part.T
+        both = np.concatenate([best, distance], axis=1)
+        numbers = np.concatenate([index, np.broadcast_to(np.arange(start, start + len(part)), distance.shape)], axis=1)
+        order = np.argsort(both, axis=1, kind="stable")[:, :NEIGHBOURS]
+        best, index = np.take_along_axis(both, order, 1), np.take_along_axis(numbers, order, 1)
+    found = min(NEIGHBOURS, len(train))
+    return np.asarray(train[index[:, :found].reshape(-1)]).reshape(len(images), found, *images.shape[1:])
+
+
+def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84) -> bytes | None:
+    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there is none."""
+    first = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"]), None)
+    rows = [row for row in first.to_pylist() if row["picture"]] if first is not None else []
+    if not rows:
+        return None
+    cell = side + 12
+    lines = -(-len(rows) // columns)
+    sheet = Image.new("RGB", (min(columns, len(rows)) * cell, lines * cell), "white")
+    for i, row in enumerate(rows):
+        corner = (i % columns * cell, i // columns * cell)
+        if row["outlier"]:
+            sheet.paste("#c62828", (corner[0] + 3, corner[1] + 3, corner[0] + cell - 3, corner[1] + cell - 3))
+        with Image.open(io.BytesIO(row["picture"]), formats=("PNG", "JPEG")) as drawn:
+            shown = ImageOps.contain(drawn.convert("RGB"), (side, side), Image.Resampling.NEAREST)
+        left, top = (side - shown.width) // 2, (side - shown.height) // 2
+        sheet.paste(shown, (corner[0] + 6 + left, corner[1] + 6 + top))
+    file = io.BytesIO()
+    sheet.save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(image: NDArray[np.uint8]) -> bytes:
+    """A (C, H, W) image as PNG, or as JPEG when it is larger than LARGEST."""
+    array = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
+    drawn, file = Image.fromarray(np.ascontiguousarray(array)), io.BytesIO()
+    if max(drawn.size) <= LARGEST:
+        drawn.save(file, "PNG")
+    else:
+        drawn.thumbnail((LARGEST, LARGEST))
+        drawn.save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+# dark to bright, evenly rising in lightness, so that it reads in grey print as well
+_HEAT = np.array([[4, 6, 30], [70, 16, 104], [150, 38, 96], [222, 82, 60], [252, 166, 38], [252, 250, 190]], np.float64)
+
+
+def heat(surprise: NDArray[Any]) -> bytes:
+    """A (H, W) map of nats as a coloured PNG: dark where the image is as expected, bright where it is not.
+
+    Negative values (none for a discrete density) and anything not finite are drawn dark; each map has its own scale.
+    """
+    values = np.nan_to_num(np.asarray(surprise, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
+    top = float(np.quantile(values, 0.995)) or float(values.max()) or 1.0
+    at = (values / top).clip(0.0, 1.0) * (len(_HEAT) - 1)
+    low = np.minimum(at.astype(int), len(_HEAT) - 2)
+    colour = _HEAT[low] + (at - low)[..., None] * (_HEAT[low + 1] - _HEAT[low])
+    return picture(np.rint(colour).astype(np.uint8).transpose(2, 0, 1))

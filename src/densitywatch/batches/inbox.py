@@ -1,0 +1,170 @@
+"""Which batches of the inbox are ready to be scored: one folder, archive or Parquet file a batch.
+
+Only listings are read here, never the images, so that a schedule of every few minutes costs little when nothing is new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from densitywatch.batches.score_batch import read_run, results_folder
+from densitywatch.data.inputs.archives import ARCHIVE
+from densitywatch.data.inputs.left_behind import is_junk
+from densitywatch.data.inputs.source import MARKER, is_local, local_path, without_secrets
+from densitywatch.errors import DataError
+from densitywatch.params import Params
+from densitywatch.text import as_text, one_line
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch as the inbox shows it now."""
+
+    name: str
+    source: str
+    """What `score_source` takes."""
+    state: Literal["ready", "waiting", "done", "stray"]
+    """waiting: may still be written; done: these very files have been scored; stray: a loose file, no batch's part."""
+    files: int
+    listing: str
+    """A fingerprint of names, sizes and times; run.json beside the results keeps it."""
+
+
+@dataclass(frozen=True)
+class _Listed:
+    name: str
+    size: int
+    modified: str
+    changed: float | None
+    """Seconds since 1970 of the last write as far as the store tells; None where it does not."""
+    replaced: str = ""
+    """What no copy keeps: the inode's change time. The inode's number is left out, some network drives change it at
+    every look."""
+
+
+def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
+    """Every batch of `inbox.address`, by name. `now`: seconds since 1970, for the settle time.
+
+    A batch is ready when it holds a file _SUCCESS, or when its newest file is `inbox.settle_seconds` old. An empty
+    folder without the marker waits. Raises DataError when the inbox cannot be reached; a local inbox that does not
+    exist yet is empty.
+    """
+    address = params.inbox.address
+    children = _local(root / local_path(address), params.inbox.follow_links) if is_local(address) else _remote(address)
+    return [_batch(source, name, files, params, root, now) for source, name, files in children]
+
+
+def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, root: Path, now: float) -> Batch:
+    if files is None:
+        return Batch(as_text(name), source, "stray", 1, "")
+    # what a file manager leaves behind when someone looks at a batch must not make it a new one
+    files = [file for file in files if file.name == MARKER or not is_junk(file.name)]
+    listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
+    # as 0.1.0 noted it: what it has scored is not read again for another way to look at it
+    before = _fingerprint([f"{file.name!r} {file.size} {file.modified}" for file in files])
+    inputs = [file for file in files if file.name != MARKER]
+    state: Literal["ready", "waiting", "done"] = "waiting"
+    if any(file.name == MARKER for file in files) or _settled(inputs, now - params.inbox.settle_seconds):
+        known = read_run(results_folder(source, params, root)).get("listing")
+        state = "done" if known in (listing, before) else "ready"
+    return Batch(as_text(name), source, state, len(inputs), listing)
+
+
+def _fingerprint(lines: list[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _settled(files: list[_Listed], before: float) -> bool:
+    return bool(files) and all(file.changed is not None and file.changed <= before for file in files)
+
+
+def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Listed] | None]]:
+    try:
+        children = sorted(inbox.iterdir(), key=lambda path: os.fsencode(path.name))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{as_text(str(inbox))}: the inbox cannot be listed ({error.strerror})") from None
+    for child in children:
+        if child.name.startswith((".", "_")) or is_junk(child.name) or is_junk(f"{child.name}/-"):
+            continue
+        if child.is_symlink() and not follow_links:
+            yield str(child), child.name, None
+        elif child.is_dir():
+            yield str(child), child.name, list(_files_below(child))
+        else:
+            yield str(child), child.name, [_stat(child, child.name)] if ARCHIVE.search(child.name) else None
+
+
+def _files_below(top: Path) -> Iterator[_Listed]:
+    folders = [str(top)]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as found:
+                for child in found:
+                    if child.is_dir(follow_symlinks=False):
+                        folders.append(child.path)
+                    else:
+                        yield _stat(Path(child.path), os.path.relpath(child.path, top))
+        except OSError:
+            continue  # scoring says so in the folder's own row
+
+
+def _stat(path: Path, name: str) -> _Listed:
+    """The inode's change time tells of writing even where a copy keeps the files' old dates."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return _Listed(name, -1, "", None)
+    changed, replaced = status.st_ctime, str(status.st_ctime_ns)
+    if stat.S_ISLNK(status.st_mode):
+        with suppress(OSError):
+            behind = path.stat()
+            changed = max(changed, behind.st_ctime)
+            replaced += f" {behind.st_size} {behind.st_mtime_ns} {behind.st_ctime_ns}"
+    return _Listed(name, status.st_size, str(status.st_mtime_ns), changed, replaced)
+
+
+def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:
+    import fsspec
+
+    try:
+        filesystem, top = fsspec.core.url_to_fs(address)
+        filesystem.invalidate_cache()
+        found: list[dict[str, Any]] = sorted(filesystem.ls(top, detail=True), key=lambda item: str(item["name"]))
+        for item in found:
+            path = str(item["name"]).rstrip("/")
+            name = path.rpartition("/")[2]
+            if path == top.rstrip("/") or name.startswith((".", "_")) or is_junk(name) or is_junk(f"{name}/-"):
+                continue
+            source = filesystem.unstrip_protocol(path)
+            if item["type"] == "directory":
+                below = filesystem.find(path, detail=True)
+                yield source, name, [_seen(below[key], key.removeprefix(path).lstrip("/")) for key in sorted(below)]
+            else:
+                yield source, name, [_seen(item, name)] if ARCHIVE.search(name) else None
+    except FileNotFoundError:
+        raise DataError(f"{without_secrets(address)}: no such inbox; check inbox.address in params.yaml") from None
+    except DataError:
+        raise
+    except Exception as error:  # every file system behind fsspec has its own exceptions
+        raise DataError(f"{without_secrets(address)}: the inbox cannot be reached ({one_line(error)})") from None
+
+
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
+
+
+def _seen(item: dict[str, Any], name: str) -> _Listed:
+    when = next((item[key] for key in _TIMES if item.get(key) is not None), None)
+    seconds = when.timestamp() if isinstance(when, datetime) else float(when) if isinstance(when, int | float) else None
+    tag = item.get("ETag") or item.get("etag") or item.get("md5Hash") or when
+    return _Listed(name, int(item.get("size") or 0), str(tag), seconds)

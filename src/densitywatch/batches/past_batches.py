@@ -1,0 +1,72 @@
+"""A batch beside those before it: has the stream moved, though no single image stands out?"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from densitywatch.batches import results_folder as publishing
+from densitywatch.batches.results import SCORES
+from densitywatch.detector import conformal
+from densitywatch.progress import say
+from densitywatch.text import as_text, one_line
+
+BATCHES = 20
+IMAGES = 2000
+"""At most this many images of a past batch count, evenly taken, so that a large one does not drown the others."""
+
+
+def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
+    """Compare the p-values in `folder` with those of the latest batches beside it that the same detector scored.
+
+    Returns `past_batches`, how many there were, and `drift_from_past_p_value` (two-sample Kolmogorov-Smirnov), None
+    when there is nothing to compare. It depends on what else has been scored, so it is kept out of the batch's results.
+    """
+    past = []
+    for other in _latest_first(folder.parent):
+        if other == folder:
+            continue
+        summary = publishing.read_summary(other)
+        if summary is None or summary["identity"]["detector"] != detector:
+            continue
+        values = _p_values(other)
+        if len(values):
+            past.append(values[:: max(1, len(values) // IMAGES)])
+        if len(past) == BATCHES:
+            break
+    ours = _p_values(folder) if past else np.empty(0)
+    if not len(ours):
+        return {"past_batches": len(past), "drift_from_past_p_value": None}
+    drift = conformal.drift(ours, np.concatenate(past))
+    return {"past_batches": len(past), "drift_from_past_p_value": float(drift.p_value)}
+
+
+def _latest_first(results: Path) -> list[Path]:
+    """The folders that have a summary, however it reads; one that goes away meanwhile is none."""
+    found = []
+    for summary in results.glob("[!.]*/summary.json"):
+        with suppress(OSError):
+            found.append((summary.stat().st_mtime_ns, summary.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
+
+
+def _p_values(folder: Path) -> NDArray[np.float64]:
+    """The p-values in a folder's scores; none where they cannot be read or are no p-values."""
+    try:
+        column = pq.read_table(folder / SCORES, columns=["p_value"]).column("p_value")
+        if not pa.types.is_floating(column.type):  # numpy would take texts for the numbers that they spell
+            raise TypeError(f"p_value is {column.type}, no number")
+        values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
+    except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:
+        say(f"score: {as_text(str(folder / SCORES))}: not readable ({one_line(error)}); not compared with")
+        return np.empty(0)
+    if not ((values > 0) & (values <= 1)).all():
+        say(f"score: {as_text(str(folder / SCORES))}: holds what are no p-values; not compared with")
+        return np.empty(0)
+    return values

@@ -1,0 +1,214 @@
+"""scores.parquet and summary.json of a batch, made of its scored chunks."""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import json
+import math
+import re
+from array import array
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from densitywatch.batches.chunks import RESULTS, is_whole
+from densitywatch.batches.gallery import GALLERY, SCHEMA
+from densitywatch.detector import conformal
+from densitywatch.detector.conformal import Floats
+from densitywatch.files import write_whole
+
+SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
+LABELS = ("label", "label_probability")
+OUTLIER = pa.field("outlier", pa.bool_())
+GROUP = 10_000
+"""Rows of scores.parquet in a row group, in whole chunks: every group costs its writer and each reader some memory."""
+BINS = 40
+REASONS = 50
+
+
+def write_scores(
+    work: Path,
+    fresh: Path,
+    detector: Any,
+    rate: float,
+    identity: dict[str, Any],
+    *,
+    skipped: Counter[str] | None = None,
+) -> dict[str, Any]:
+    """scores.parquet and summary.json from the chunks; the summary is returned.
+
+    `skipped`: files of the source that are no images by their names, and so have no rows.
+    """
+    skipped = Counter() if skipped is None else skipped
+    parts = sorted(work.glob("*.parquet"))
+    calibration = getattr(detector, "calibration", None)
+    p, bars, labelled = _read(parts, calibration)
+    scored = np.isfinite(p)
+    p = p[scored]  # from here on of the scored images alone; a batch may have millions, so it is kept but once
+    outlier = np.zeros(len(scored), dtype=bool)
+    strict = bool(identity["strict"])
+    decisive = conformal.conditional_p_values(p, len(detector.calibration)) if strict else p
+    outlier[scored] = conformal.benjamini_hochberg(decisive, rate)
+
+    names = [name for name in RESULTS.names if name not in LABELS]
+    schema = pa.schema(
+        [*(RESULTS.field(name) for name in names), OUTLIER, *(RESULTS.field(n) for n in LABELS if labelled)]
+    )
+    content, reasons, changed, start = hashlib.sha256(), dict[str, int](), 0, 0
+    with pq.ParquetWriter(fresh / SCORES, schema) as writer:
+        for group in _groups(parts, identity["chunk"]):
+            table = pa.concat_tables([pq.read_table(part, columns=RESULTS.names) for part in group])
+            flags = pa.array(outlier[start : start + table.num_rows])
+            start += table.num_rows
+            for path, digest, status, reason in zip(
+                *(table.column(name).to_pylist() for name in ("path", "sha256", "status", "reason")), strict=True
+            ):
+                content.update(json.dumps([path, digest]).encode())
+                if status == "quarantined":
+                    kind = re.sub(r"\d[\d,.]*", "N", str(reason))
+                    kind = kind if kind in reasons or len(reasons) < REASONS else "other reasons"
+                    reasons[kind] = reasons.get(kind, 0) + 1
+                elif reason is not None:
+                    changed += 1
+            writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
+
+    drift = conformal.drift(p, calibration_size=None if calibration is None else len(calibration))
+    summary = {
+        "batch": identity["source"],
+        "files": len(scored),
+        "scored": int(scored.sum()),
+        "quarantined": int((~scored).sum()),
+        "skipped": skipped.total(),
+        "outliers": int(outlier.sum()),
+        "changed_to_fit": changed,
+        "false_discovery_rate": rate,
+        "false_alarm_rate": detector.false_alarm_rate,
+        "drift_p_value": float(drift.p_value),
+        "median_p_value": float(np.median(p)) if len(p) else None,
+        "promise": promise(rate, strict=strict),
+        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, calibration, strict=strict),
+        "content": content.hexdigest(),
+        "identity": identity,
+        "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
+        "skipped_kinds": dict(sorted(skipped.items(), key=lambda item: (-item[1], item[0]))),
+        "histogram": bars,
+    }
+    write_whole(fresh / SUMMARY, json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return summary
+
+
+def _read(parts: list[Path], calibration: Any) -> tuple[Floats, dict[str, Any] | None, bool]:
+    """Every row's p-value (NaN where there is none), the scores' histogram, and whether any row has a label."""
+    # arrays that grow in place: lists of a chunk's values would be in memory twice while they are joined
+    p, score, labelled = array("d"), array("d"), False
+    for part in parts:
+        table = pq.read_table(part, columns=["p_value", "score", "label"])
+        p.frombytes(_floats(table, "p_value").tobytes())
+        score.frombytes(_floats(table, "score").tobytes())
+        labelled = labelled or table.column("label").null_count < table.num_rows
+    values, scores = np.asarray(p), np.asarray(score)
+    return values, histogram(scores[np.isfinite(values)], calibration), labelled
+
+
+class PublishedChunks:
+    """The chunks of published scores by their number; the row group read last is kept, for the next one lies in it."""
+
+    def __init__(self, folder: Path, chunk: int) -> None:
+        """`chunk`: the files of a chunk. Raises OSError or ArrowException when the scores cannot be read."""
+        self._file, self._chunk = pq.ParquetFile(folder / SCORES), chunk
+        self._number, self._group = -1, RESULTS.empty_table()
+
+    def __call__(self, number: int) -> pa.Table | None:
+        """The rows of a chunk, schema RESULTS; None past the last one."""
+        group, place = divmod(number, _chunks_of_group(self._chunk))
+        if group >= self._file.num_row_groups:
+            return None
+        if group != self._number:
+            self._number, self._group = group, self._read(group)
+        rows = self._group.slice(place * self._chunk, self._chunk)
+        return rows if rows.num_rows else None
+
+    def _read(self, group: int) -> pa.Table:
+        """A row group, or no rows where it is damaged: then its files are scored again."""
+        try:
+            table = self._file.read_row_group(group)
+            for name in LABELS:
+                if name not in table.column_names:
+                    table = table.append_column(RESULTS.field(name), pa.nulls(table.num_rows, RESULTS.field(name).type))
+            table = table.select(RESULTS.names)
+        except (OSError, LookupError, ValueError, pa.ArrowException):
+            return RESULTS.empty_table()
+        return table if is_whole(table) else RESULTS.empty_table()
+
+
+def _chunks_of_group(chunk: int) -> int:
+    return max(1, GROUP // chunk)
+
+
+def _groups(parts: list[Path], chunk: int) -> Iterator[list[Path]]:
+    step = _chunks_of_group(chunk)
+    return (parts[start : start + step] for start in range(0, len(parts), step))
+
+
+def _floats(table: pa.Table, name: str) -> Floats:
+    return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def promise(rate: float, *, strict: bool = False) -> str:
+    """What the flags promise and under which assumption, for someone who knows no statistics."""
+    if strict:
+        return (
+            f"Of all the images that this detector flags over many batches, on average at most {100 * rate:.3g} in 100 "
+            f"are false alarms; that is {conformal.CONFIDENCE:.0%} sure, as long as the normal images that arrive are "
+            "like the ones it was calibrated on."
+        )
+    return (
+        f"Of all the images flagged over many batches, on average at most {100 * rate:.3g} in 100 are false alarms, as "
+        "long as the normal images that arrive are like the ones the detector was calibrated on."
+    )
+
+
+def fewest_to_flag(images: int, rate: float, calibration: Any, *, strict: bool = False) -> int | None:
+    """How many images must be as unusual as can be before Benjamini-Hochberg flags any of a batch of `images`.
+
+    No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
+    """
+    if calibration is None or len(calibration) == 0:
+        return None
+    n = len(calibration)
+    smallest = float(conformal.conditional_p_values(1 / (n + 1), n)) if strict else 1 / (n + 1)
+    return max(1, math.ceil(images * smallest / rate - 1e-9))
+
+
+def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:
+    """Counts of the batch's and the calibration's scores in the same bins; the first and last bin take all beyond."""
+    if calibration is None or len(calibration) == 0:
+        return None
+    low, high = np.quantile(calibration, [0.001, 0.999])
+    span = float(high - low) or 1.0
+    edges = np.linspace(low - 0.25 * span, high + 0.75 * span, BINS + 1)
+    inside = (edges[0] + 1e-9 * span, edges[-1] - 1e-9 * span)
+    return {
+        "edges": [float(edge) for edge in edges],
+        "batch": np.histogram(np.clip(scores, *inside), edges)[0].tolist(),
+        "calibration": np.histogram(np.clip(calibration, *inside), edges)[0].tolist(),
+    }
+
+
+def stand(folder: Path, fresh: Path) -> bool:
+    """Whether the published tables in `folder` are whole: the scores those in `fresh`, the gallery readable."""
+    try:
+        if not filecmp.cmp(folder / SCORES, fresh / SCORES, shallow=False):
+            return False
+        gallery = pq.ParquetFile(folder / GALLERY)
+        for group in range(gallery.num_row_groups):
+            gallery.read_row_group(group)
+    except (OSError, ValueError, pa.ArrowException):
+        return False
+    return bool(gallery.schema_arrow.equals(SCHEMA)) and (folder / "report.html").is_file()

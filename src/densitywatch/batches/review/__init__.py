@@ -1,0 +1,1 @@
+"""`densitywatch review`: a person judges flagged images."""

@@ -1,0 +1,131 @@
+"""The prepared dataset as every later stage reads it: uint8 arrays by split, labels, and what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, NonNegativeInt, PositiveInt
+
+from densitywatch.data.reading import Images, at_size
+from densitywatch.errors import DataError
+from densitywatch.files import MOST_LISTS, read_back
+
+SplitName = Literal["train", "validation", "calibration", "test"]
+SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a stage needs to know about the dataset without opening an array."""
+
+    name: str
+    size: int
+    """Images are `size` x `size` pixels."""
+    channels: int
+    class_names: tuple[str, ...]
+    """Empty when the images have no labels."""
+    digest: str
+    """sha256 over all arrays and labels: two datasets with one digest are the same images in the same order."""
+    counts: dict[SplitName, int]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: the images stay on disk until they are read."""
+
+    images: Images
+    """(N, C, H, W), memory-mapped and read-only, or resized when they are asked for."""
+    labels: npt.NDArray[np.int64]
+    """(N,); -1 where there is no label."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, size: int) -> Split:
+        """The same images at `size` x `size` pixels."""
+        return Split(images=at_size(self.images, size), labels=self.labels)
+
+
+class LeftOut(BaseModel):
+    """A file or an image that is in no split."""
+
+    path: str
+    reason: str
+
+
+class Facts(BaseModel):
+    """dataset.json."""
+
+    name: str
+    size: PositiveInt
+    channels: PositiveInt
+    class_names: list[str]
+    digest: str
+    counts: dict[str, NonNegativeInt]
+    dropped: list[LeftOut] = []
+    rejected: list[LeftOut] = []
+
+
+def read_facts(folder: Path) -> Facts:
+    """All that `folder/dataset.json` says. Raises DataError when it is missing or damaged."""
+    try:
+        facts = Facts.model_validate(read_back(folder / "dataset.json", Facts, MOST_LISTS))
+        if missing := [name for name in SPLITS if name not in facts.counts]:
+            raise DataError(f"no count of {missing[0]}")
+    except FileNotFoundError:
+        raise DataError(f"{folder}: no prepared dataset here; run `dvc repro prepare`") from None
+    except DataError:
+        raise DataError(f"{folder}/dataset.json: not readable; run `dvc repro -f prepare`") from None
+    return facts
+
+
+def read_info(folder: Path) -> DatasetInfo:
+    """What `folder/dataset.json` says of the arrays. Raises DataError when it is missing or damaged."""
+    facts = read_facts(folder)
+    return DatasetInfo(
+        name=facts.name,
+        size=facts.size,
+        channels=facts.channels,
+        class_names=tuple(facts.class_names),
+        digest=facts.digest,
+        counts={name: facts.counts[name] for name in SPLITS},
+    )
+
+
+def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split:
+    """The arrays of one split, at `size` x `size` pixels or as they are stored.
+
+    Raises DataError when they are missing or do not fit together.
+    """
+    if split not in SPLITS:
+        raise DataError(f"{split!r}: no such split; the splits are {', '.join(SPLITS)}")
+    path = folder / f"{split}.npy"
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path}: no prepared images here; run `dvc repro prepare`") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path}: not a whole array; run `dvc repro -f prepare`") from None
+    if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
+        raise DataError(f"{path}: images and labels do not fit together; run `dvc repro -f prepare`")
+    opened = Split(images=images, labels=labels)
+    return opened if size is None else opened.at(size)
+
+
+def batches(
+    split: Split, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
+    """Consecutive (images (B, C, H, W), labels (B,)) in the split's order, at most `limit` images; copies, so writable.
+
+    The order of a split mixes the classes evenly, so that its first images stand for all of them.
+    """
+    count = len(split) if limit is None else min(limit, len(split))
+    for start in range(0, count, batch_size):
+        stop = min(start + batch_size, count)
+        yield np.array(split.images[start:stop]), np.array(split.labels[start:stop])

@@ -1,0 +1,236 @@
+"""Bytes that nobody vouches for -> uint8 (C, H, W) arrays of one size, or a DataError with a short reason.
+
+What is decided here, and shown to users in data/README.md:
+
+* PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF and HEIC are read; nothing else, whatever the file is called.
+* Alpha is composited over black, the value of "nothing" in the built-in dataset.
+* 16 bits are divided by 257 (65535 becomes 255), floats from 0 to 1 multiplied by 255; a picture whose range is not
+  known, such as 12 bits stored in 16, is refused.
+* EXIF rotation is applied. An animation or a multi-page file is refused: one row cannot speak for several pictures.
+  The previews that phones append to a JPEG (MPO) do not count as pages.
+* More than 150 million pixels are refused from the header, before anything is decoded.
+* Decoding happens in a process of its own (guarded.py) with limits on CPU time and memory that grow with the pixels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from densitywatch.data.decoding.depths import GAP, eight_bits
+from densitywatch.data.decoding.file_bytes import prepared, what_it_is
+from densitywatch.data.decoding.guarded import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
+from densitywatch.errors import DataError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+MAX_PIXELS = 150_000_000
+MAX_BYTES = 64 << 20
+"""A file larger than this is not read at all."""
+PIXELS_A_SECOND = 10_000_000
+BYTES_A_PIXEL = 8
+TOGETHER = 64
+TOGETHER_BYTES = 16 << 20
+"""Files that one request to the decoding process holds, and their bytes."""
+
+Resize = Literal["crop", "pad", "stretch"]
+
+
+class Picture(NamedTuple):
+    """One image brought to the dataset's shape, and what it was before."""
+
+    pixels: npt.NDArray[np.uint8]
+    """(C, size, size)."""
+    width: int
+    height: int
+    mode: str
+    """Pillow's name of the original's pixel format: L, RGB, RGBA, P, CMYK, I;16, ..."""
+
+
+def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
+    """The image in `data` as uint8 (channels, size, size); raises DataError with the reason when it is none."""
+    return decode_picture(data, size=size, channels=channels, resize=resize).pixels
+
+
+def decode_picture(data: bytes, *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Like `decode_image`, with the original's width, height (as seen, after EXIF rotation) and mode."""
+    found = decode_images([data], size=size, channels=channels, resize=resize, max_pixels=max_pixels)[0]
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+_turns = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
+
+
+def decode_images(
+    files: Sequence[bytes], *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
+) -> list[Picture | DataError]:
+    """A picture, or the reason why there is none, for each of `files`; many at once cost much less than one by one."""
+    facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels}
+    found: list[Picture | DataError] = []
+    one_by_one_until = 0
+    while len(found) < len(files):
+        start = len(found)
+        count = 1 if start < one_by_one_until else _together(files[start : start + TOGETHER])
+        # what is too large or empty is told from its length alone, and is not sent
+        batch = [data if len(data) <= MAX_BYTES else b"too large" for data in files[start : start + count]]
+        try:
+            with _turns:
+                read = answers("densitywatch.data.decoding.images:decode_each", facts, blobs=batch, together=count > 1)
+                # the answers first: a generator that is asked to its end leaves its process to the next request
+                for answer, data in zip(read, files[start:], strict=False):
+                    found.append(_picture(answer, data, size, channels))
+        except ReaderDied as error:
+            if count > 1:  # of several one is to blame: the rest one by one, until it is met
+                one_by_one_until = start + count
+                continue
+            found.append(DataError(str(error)))
+            one_by_one_until = 0
+    return found
+
+
+def _together(files: Sequence[bytes]) -> int:
+    """How many of `files` go into one request: at least one."""
+    held = 0
+    for count, data in enumerate(files):
+        held += len(data)
+        if count and held > TOGETHER_BYTES:
+            return count
+    return len(files)
+
+
+def _picture(answer: Answer, data: bytes, size: int, channels: int) -> Picture | DataError:
+    if len(data) > MAX_BYTES:
+        return DataError(f"the file is larger than {MAX_BYTES >> 20} MiB")
+    facts = answer.facts
+    if "reason" in facts:
+        return DataError(str(facts["reason"]))
+    pixels = np.frombuffer(answer.data, dtype=np.uint8).reshape(channels, size, size).copy()
+    return Picture(pixels, int(facts["width"]), int(facts["height"]), str(facts["mode"]))
+
+
+def decode_each(request: Request) -> Iterator[Answer]:
+    """The reader: one answer for each blob."""
+    facts = request.facts
+    Image.MAX_IMAGE_PIXELS = None  # the limit is this module's own
+    with contextlib.suppress(ImportError):
+        import pi_heif
+
+        pi_heif.options.DECODE_THREADS = 1
+        pi_heif.register_heif_opener()
+    for data in request.blobs:
+        try:
+            seen = _read(data, facts["size"], facts["channels"], facts["resize"], facts["max_pixels"])
+        except DataError as error:
+            yield Answer({"reason": str(error)})
+        except MemoryError:
+            yield Answer(
+                {"reason": "decoding it takes more memory than its size explains; save it anew or leave it out"}
+            )
+        else:
+            told = {"width": seen.width, "height": seen.height, "mode": seen.mode}
+            yield Answer(told, seen.pixels.tobytes())
+
+
+def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
+    if not data:
+        raise DataError("the file is empty")
+    try:
+        return _decode(data, size, channels, resize, max_pixels)
+    except (DataError, MemoryError):
+        raise
+    except UnidentifiedImageError:
+        raise DataError(what_it_is(data, FORMATS)) from None
+    except Exception as error:  # Pillow's decoders raise a dozen kinds of exception on broken bytes
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise DataError(f"broken or cut short: {reason}") from None
+
+
+def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
+    told = prepared(data)
+    known = tuple(name for name in FORMATS if name != "HEIF" or name in Image.OPEN)
+    with Image.open(io.BytesIO(told.data), formats=known) as image:
+        width, height = image.size
+        if width * height > max_pixels:
+            raise DataError(f"{width} x {height} pixels are more than {max_pixels:,}")
+        if getattr(image, "is_animated", False) and image.format != "MPO":
+            raise DataError("an animation or a file of several pages; save each picture as a file of its own")
+        mode = image.mode
+        if width * height > PIXELS_A_SECOND // 10:
+            allow(SECONDS + width * height / PIXELS_A_SECOND, MEMORY + BYTES_A_PIXEL * width * height)
+        image.draft(None, (GAP * size, GAP * size))  # a JPEG is decoded at a fraction of its size where that is enough
+        image.load()
+        if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, size):
+            raise DataError("broken or cut short: the JPEG ends before its picture does")
+        turned = image.getexif().get(0x0112, 1)
+        if turned in (5, 6, 7, 8):
+            width, height = height, width
+        small = eight_bits(image, "L" if channels == 1 else "RGB", told, size=size)
+        if turned in _TURNS:
+            small = small.transpose(_TURNS[turned])
+        return Picture(fit_image(small, size=size, channels=channels, resize=resize), width, height, mode)
+
+
+def _cut_and_closed(data: bytes, image: Image.Image, size: int) -> bool:
+    """Whether a JPEG was cut and closed with an end marker: then its decoder fills what is missing with middle grey.
+
+    What a whole one has read by then is all it needs: other bytes in the end marker's place change nothing.
+    """
+    last = image.getpixel((image.width - 1, image.height - 1))
+    values = last if isinstance(last, tuple) else (last,)
+    if not all(126 <= float(value or 0) <= 130 for value in values):
+        return False
+    at = data.rfind(b"\xff\xd9")
+    if image.format == "MPO" or at < 0:
+        return False
+    junk = bytes(range(1, 250, 3)) * 8
+    with Image.open(io.BytesIO(data[:at] + junk + b"\xff\xd9"), formats=("JPEG",)) as other:
+        other.draft(None, (GAP * size, GAP * size))
+        other.load()
+        return other.tobytes() != image.tobytes()
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def fit_image(image: Image.Image, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
+    """`image` as uint8 (channels, size, size): colours converted first, then cut, padded with black or stretched.
+
+    An image that already has the size keeps its pixel values as they are.
+    """
+    image = eight_bits(image, "L" if channels == 1 else "RGB")
+    width, height = image.size
+    if (width, height) != (size, size):
+        if resize == "crop":
+            side = min(width, height)
+            left, top = (width - side) / 2, (height - side) / 2
+            image = _scaled(image, size, size, (left, top, left + side, top + side))
+        elif resize == "stretch":
+            image = _scaled(image, size, size, (0, 0, width, height))
+        else:
+            scale = size / max(width, height)
+            inner = _scaled(image, max(1, round(width * scale)), max(1, round(height * scale)), (0, 0, width, height))
+            image = Image.new(image.mode, (size, size))
+            image.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+    array = np.asarray(image, dtype=np.uint8)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def _scaled(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
+    return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)

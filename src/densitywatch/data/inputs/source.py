@@ -1,0 +1,286 @@
+"""Where a batch or a dataset comes from: a folder, a glob, a zip or tar archive, Parquet, or any fsspec address.
+
+A source is a sequence of `Entry`, one an input file, in an order that depends on the files alone. Nothing is extracted
+to disk, nothing outside the source is read, and one entry's bytes are in memory at a time. Zip, tar and Parquet files
+inside a folder are opened as well, one level deep. What cannot be read is an entry whose `read` says why.
+"""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from densitywatch.data.inputs.archives import archive_kind, members
+from densitywatch.data.inputs.entries import Entry, SourceUnreachable, read_limited, refused
+from densitywatch.data.inputs.left_behind import kind_in_dataset, kind_of_junk, split_junk
+from densitywatch.data.inputs.local_tree import LINK_OUT, Tree
+from densitywatch.errors import DataError
+from densitywatch.text import as_text, one_line
+
+MARKER = "_SUCCESS"
+"""The file by which a writer says that a batch is complete; no input, wherever it lies."""
+REMOTE_TRIES = 3
+QUICK = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}
+DATASET_LINK_OUT = (
+    "a symbolic link that leads out of the folder; not followed (data.follow_links: true in params.yaml reads what it "
+    "leads to)"
+)
+_LOCAL = ("file://", "local://")
+_ENDS_AS_A_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|p[bgnp]m)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """How a source is read."""
+
+    follow_links: bool
+    skipped: Counter[str]
+    dataset: bool
+
+    def kind_of(self, name: str) -> str | None:
+        return kind_in_dataset(name) if self.dataset else kind_of_junk(name)
+
+    def kept(self, names: Iterable[str]) -> list[str]:
+        kept, junk = split_junk(names, self.kind_of)
+        self.skipped.update(junk)
+        return kept
+
+    def tree(self, top: Path) -> Tree:
+        return Tree(top, follow_links=self.follow_links, link_out=DATASET_LINK_OUT if self.dataset else LINK_OUT)
+
+
+def entries(
+    source: str, *, follow_links: bool = False, skipped: Counter[str] | None = None, dataset: bool = False
+) -> Iterator[Entry]:
+    """Every input file of `source`, in a fixed order.
+
+    What is no image by its name (left_behind.py) is left out and counted in `skipped` as it is met. `follow_links`
+    reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot. Of a
+    `dataset`, masks are left out too, tables of labels are entries, and rows of Parquet files have labels.
+    Raises DataError, before the first entry, when there is no such source or it cannot be reached.
+    """
+    asked = _Asked(follow_links, Counter() if skipped is None else skipped, dataset)
+    if is_local(source):
+        return _local(local_path(source), asked)
+    return _remote(source, asked)
+
+
+def is_local(source: str) -> bool:
+    return source.startswith(_LOCAL) or not ("://" in source or "::" in source)
+
+
+def local_path(source: str) -> Path:
+    """The path of a local source, with or without `file://` or `local://` before it."""
+    for protocol in _LOCAL:
+        source = source.removeprefix(protocol)
+    return Path(source)
+
+
+def without_secrets(source: str) -> str:
+    """`source` as it may be shown: user, password and query of an address are left out."""
+    if "://" not in source:
+        return source
+    return re.sub(r"\?(?:[^:]|:(?!:))*", "", re.sub(r"(\w+://)[^/@:]*(:[^@/]*)?@", r"\1", source))
+
+
+def _local(path: Path, asked: _Asked) -> Iterator[Entry]:
+    if path.is_dir():
+        tree = asked.tree(path)
+        with tree.scan(""):  # a generator would raise only when first asked: an unreadable source is said at once
+            pass
+        return _walk(tree, asked)
+    if path.is_file():
+        # a link that is named as the source is meant
+        return _file(Tree(path.parent, follow_links=True), path.name, asked, alone=True)
+    if glob.has_magic(str(path)):
+        return _local_glob(path, asked)
+    if path.exists():
+        raise DataError(f"{as_text(str(path))}: neither a folder nor a file; give a folder, an archive or a glob")
+    raise DataError(f"{as_text(str(path))}: no such folder or file; check the source's spelling")
+
+
+def _walk(tree: Tree, asked: _Asked) -> Iterator[Entry]:
+    """Depth first, by a stack: a folder nested a thousand deep must not exhaust the interpreter's own."""
+    folders = [""]
+    while folders:
+        folder = folders.pop()
+        before = f"{folder}/" if folder else ""
+        try:
+            with tree.scan(folder) as found:
+                # names alone: a hundred thousand directory entries would take five times the memory
+                kinds = [(child.name, child.is_dir(follow_symlinks=False)) for child in found]
+        except DataError as error:
+            yield Entry(as_text(folder), refused(str(error)))
+            continue
+        kinds.sort(key=lambda kind: os.fsencode(kind[0]))
+        folders.extend(f"{before}{name}" for name, inside in reversed(kinds) if inside)
+        names = [name for name, inside in kinds if not inside]
+        del kinds
+        if before and (kind := asked.kind_of(f"{before}-")) is not None:
+            asked.skipped[kind] += len(names)
+            continue
+        for name in asked.kept(names):
+            yield from _file(tree, f"{before}{name}", asked)
+
+
+def _local_glob(pattern: Path, asked: _Asked) -> Iterator[Entry]:
+    fixed = []
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed.append(part)
+    base = Path(*fixed)
+    found = sorted(glob.glob(str(pattern), recursive=True), key=os.fsencode)  # noqa: PTH207 (names that are no UTF-8)
+    if not found:
+        raise DataError(f"{as_text(str(pattern))}: matches no file; check the pattern, and quote it for the shell")
+    tree = asked.tree(base)
+    # a recursive pattern lists a folder's files by itself
+    names = asked.kept(
+        os.path.relpath(path, base)
+        for path in found
+        if os.path.islink(path) or not os.path.isdir(path)  # noqa: PTH112, PTH114
+    )
+    return (entry for name in names for entry in _file(tree, name, asked))
+
+
+def _file(tree: Tree, name: str, asked: _Asked, *, alone: bool = False) -> Iterator[Entry]:
+    """A file's own entry, or its members' when it is an archive; `alone`: the file is the whole source."""
+    shown = as_text(name)
+    if archive_kind(name) is None:
+        yield Entry(shown, partial(tree.read, name))
+        return
+    try:
+        file = tree.open(name)
+    except DataError as error:
+        yield Entry(shown, refused(str(error)))
+        return
+    with file:
+        yield from members(file, shown, "" if alone else f"{shown}/", asked.skipped, dataset=asked.dataset)
+
+
+def _remote(source: str, asked: _Asked) -> Iterator[Entry]:
+    import fsspec
+
+    shown = without_secrets(source)
+    try:
+        # an S3 endpoint that does not exist should stop a dataset in seconds, not after minutes of retries
+        quick = asked.dataset and source.split("://")[0] in ("s3", "s3a")
+        filesystem, path = fsspec.core.url_to_fs(source, **({"config_kwargs": QUICK} if quick else {}))
+        plain = _without_query(filesystem, path)
+        if glob.has_magic(plain) and not filesystem.exists(path):  # brackets may stand in a name
+            base = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
+            found = [name for name in filesystem.glob(path) if not filesystem.isdir(name)]
+        elif plain != path or (_is_web(filesystem) and (archive_kind(plain) or _ENDS_AS_A_PICTURE.search(plain))):
+            # a web server has no folders to look into
+            base, found = plain.rpartition("/")[0], [path]
+            if not filesystem.exists(path):
+                raise FileNotFoundError
+        elif filesystem.isdir(path):
+            base, found = path, filesystem.find(path)
+        elif filesystem.isfile(path):
+            base, found = path.rpartition("/")[0], [path]
+        else:
+            raise FileNotFoundError
+        found = sorted(found)
+    except FileNotFoundError:
+        raise DataError(f"{shown}: no such folder or file; check the address") from None
+    except Exception as error:  # every file system behind fsspec has its own exceptions
+        raise DataError(f"{shown}: cannot be reached ({one_line(error)})") from None
+    if alone := found == [path]:
+        return _remote_entries(filesystem, found, base, asked, alone=alone)
+    wanted = set(asked.kept(_below(name, base) for name in found))
+    return _remote_entries(filesystem, [name for name in found if _below(name, base) in wanted], base, asked)
+
+
+def _is_web(filesystem: Any) -> bool:
+    protocols = (filesystem.protocol,) if isinstance(filesystem.protocol, str) else filesystem.protocol
+    return bool({"http", "https"} & set(protocols))
+
+
+def _without_query(filesystem: Any, path: str) -> str:
+    """On the web a question mark begins a query, which is none of the name; elsewhere it is part of a pattern."""
+    return path.partition("?")[0] if _is_web(filesystem) else path
+
+
+def _remote_entries(
+    filesystem: Any, found: list[str], base: str, asked: _Asked, *, alone: bool = False
+) -> Iterator[Entry]:
+    for path in found:
+        name = as_text(_below(_without_query(filesystem, path), base))
+        if archive_kind(name) is None:
+            yield Entry(name, partial(_read_remote, filesystem, path, name))
+            continue
+        try:
+            file = filesystem.open(path, "rb")
+        except FileNotFoundError:
+            yield Entry(name, refused("went away while the batch was read"))
+            continue
+        with file, io.BufferedReader(_Watched(file, name), 1 << 20) as watched:
+            shown = "" if alone else f"{name}/"
+            yield from members(cast(BinaryIO, watched), name, shown, asked.skipped, dataset=asked.dataset)
+
+
+def _below(path: str, base: str) -> str:
+    return path.removeprefix(base).lstrip("/")
+
+
+def _read_remote(filesystem: Any, path: str, name: str) -> bytes:
+    """One file's bytes. A file that is gone or not allowed is that file's trouble; any other failure is the store's."""
+    for attempt in range(1, REMOTE_TRIES + 1):
+        try:
+            with filesystem.open(path, "rb") as file:
+                return read_limited(file)
+        except FileNotFoundError:
+            raise DataError("went away while the batch was read") from None
+        except PermissionError:
+            raise DataError("this user may not read it") from None
+        except DataError:
+            raise
+        except Exception as error:  # every file system behind fsspec has its own exceptions
+            if attempt == REMOTE_TRIES:
+                raise _unreachable(name, error) from None
+    raise AssertionError("the loop returns or raises")
+
+
+class _Watched(io.RawIOBase):
+    """A remote file whose failures are the store's and not the archive's that is read from it."""
+
+    def __init__(self, file: Any, path: str) -> None:
+        super().__init__()
+        self._file, self._path = file, path
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            data = self._file.read(len(buffer))
+        except Exception as error:
+            raise _unreachable(self._path, error) from None
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def _unreachable(path: str, error: Exception) -> SourceUnreachable:
+    unreachable = SourceUnreachable(
+        f"{as_text(path)}: cannot be read any more ({one_line(error)}); run it again to go on from here"
+    )
+    unreachable.why = one_line(error)
+    return unreachable

@@ -1,0 +1,1 @@
+"""The member scores: named functions, higher is more outlying."""

@@ -1,0 +1,188 @@
+"""Sample quality in the feature network's space, never to be mixed up with figures in Inception's space.
+
+Every figure compares generated images with test images, both at the model's size, through the features of
+models/classifier, which looks at both at its own size, but for
+`inception_fid`, the published figure, which is computed where params name Inception's weights. Beside them stands the
+floor, the same distance between half of the training images and the test images: no honest model gets below it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.reading import images_at_once, images_within, size_of
+from densitywatch.errors import ModelError
+from densitywatch.evaluation.measures.context import Context, Figure, Result, spread, takes_labels
+from densitywatch.evaluation.measures.distances import (
+    frechet_distance,
+    kernel_distance,
+    manifold_figures,
+    nearest_distances,
+)
+from densitywatch.evaluation.measures.feature_network import FOLDER, FeatureNetwork, features_of, load_classifier
+from densitywatch.files import write_whole
+from densitywatch.pages import pictures
+from densitywatch.params import Params
+
+SHOWN, NEIGHBOURS_SHOWN = 8, 3
+MANY_TRAINING_IMAGES = 60_000
+"""So many training images at most are searched for neighbours."""
+
+
+def sample_quality(context: Context) -> Result | None:
+    """FID, KID, precision, recall, density and coverage of samples against test images, and the floor of the FID.
+
+    Model: `sample(n, labels, generator) -> uint8 (n, C, H, W)`. A conditional model is asked for labels as frequent as
+    in the training data. The samples stay in `context.shared["generated"]` as (images, labels or None).
+    """
+    if not hasattr(context.model, "sample"):
+        return None
+    if context.classifier is None:
+        return Result(
+            {}, notes=["sample quality was left out: there is no feature network; run `dvc repro train_classifier`"]
+        )
+    settings = context.params.evaluate.quality
+    network = feature_network(context)
+    images, _ = generated(context)
+    real, _ = context.pick("test", context.params.evaluate.test_images)
+    half, _ = context.pick("train", max(2, context.info.counts["train"] // 2))
+    test_features, fake_features = features_of(network, real), features_of(network, images)
+    half_features = features_of(network, half)
+    few = settings.neighbour_images
+    torch.manual_seed(context.params.seed)
+    metrics: dict[str, float | int | str] = {
+        "fid": frechet_distance(test_features, fake_features),
+        "fid_floor": frechet_distance(test_features, half_features),
+        "kid": kernel_distance(test_features, fake_features),
+        **manifold_figures(test_features[:few], fake_features[:few], settings.neighbours),
+        "quality_images": len(images),
+    }
+    if settings.inception_weights is not None:
+        from densitywatch.evaluation.measures.inception import inception_fid
+
+        metrics["inception_fid"] = inception_fid(Path(settings.inception_weights), real, images, context.device)
+    neighbour_metrics, figure = training_neighbours(context, network, images, fake_features, test_features)
+    space = "labels" if not network.rotations else "rotations, for lack of labels"
+    note = (
+        f"FID, KID, precision, recall, density and coverage are of {len(images):,} samples and {len(real):,} test"
+        f" images in the feature space of this project's own network (trained on {space}); they do not compare with"
+        f" Inception figures. The FID's floor is the distance of {len(half_features):,} training images from the same"
+        " test images."
+    )
+    return Result(metrics | neighbour_metrics, [figure], [note])
+
+
+def generated(context: Context) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples (N, C, H, W) of the model and the labels they were asked for; drawn once for all evaluators."""
+    if "generated" not in context.shared:
+        settings = context.params.evaluate.quality
+        n = settings.slow_images if hasattr(context.model, "log_prob_map") else settings.images
+        n = images_within(n, context.dimensions)
+        labels = training_labels(context, n) if takes_labels(context.model) else None
+        parts = draw(context.model, n, labels, context.generator(), context.batch_size)
+        context.shared["generated"] = (np.concatenate(list(parts)), labels)
+    images, labels = context.shared["generated"]
+    return images, labels
+
+
+def training_labels(context: Context, n: int) -> np.ndarray:
+    """Labels of n training images drawn at random, for samples that are to have the same shares."""
+    _, known = context.pick("train")
+    order = np.random.default_rng(context.params.seed).integers(0, len(known), n)
+    return np.asarray(known[order])
+
+
+def draw(
+    model: nn.Module, n: int, labels: np.ndarray | None, generator: torch.Generator, batch_size: int
+) -> Iterator[np.ndarray]:
+    """n samples of `model`, a batch at a time, uint8 (B, C, H, W)."""
+    sampler: Any = model
+    device = next(model.parameters()).device
+    for start in range(0, n, batch_size):
+        count = min(batch_size, n - start)
+        asked = None if labels is None else torch.from_numpy(labels[start : start + count]).to(device)
+        images: Tensor = sampler.sample(count, labels=asked, generator=generator)
+        yield images.cpu().numpy()
+
+
+def feature_network(context: Context) -> FeatureNetwork:
+    """The classifier of the context, loaded once for all evaluators."""
+    if context.classifier is None:
+        raise ModelError("models/classifier: there is no feature network; run `dvc repro train_classifier`")
+    if "classifier" not in context.shared:
+        network = load_classifier(context.classifier, context.device)
+        if network.channels != context.info.channels:
+            raise ModelError("models/classifier: made for images of other colours; run `dvc repro train_classifier`")
+        context.shared["classifier"] = network
+    loaded: FeatureNetwork = context.shared["classifier"]
+    return loaded
+
+
+def training_neighbours(
+    context: Context, network: FeatureNetwork, images: np.ndarray, fake_features: Tensor, test_features: Tensor
+) -> tuple[dict[str, float | int | str], Figure]:
+    """The training images nearest to some samples, by pixels and by features, so that memorising shows.
+
+    `neighbour_ratio`: the median distance of a sample to its nearest training image in feature space, over that of a
+    test image. Near 1 samples are as new as test images, near 0 they are copies.
+    """
+    train, _ = context.pick("train", MANY_TRAINING_IMAGES)
+    features = features_of(network, train)
+    few = context.params.evaluate.quality.neighbour_images
+    from_fake, fake_indices = nearest_distances(fake_features[:few], features, NEIGHBOURS_SHOWN)
+    from_test, _ = nearest_distances(test_features[:few], features, 1)
+    ratio = float(from_fake[:, 0].median() / from_test[:, 0].median().clamp(min=1e-12))
+    shown = spread(len(from_fake), SHOWN)
+    pixels = torch.from_numpy(images[shown]).flatten(1).float()
+    step = images_within(5000, 4 * pixels.shape[1], 256 << 20)
+    chunks = (torch.from_numpy(train[i : i + step]).flatten(1).float() for i in range(0, len(train), step))
+    distances = torch.cat([torch.cdist(pixels, chunk) for chunk in chunks], 1)
+    in_pixels = distances.topk(from_fake.shape[1], largest=False).indices
+    rows = [
+        np.concatenate([images[i : i + 1], train[in_pixels[j].numpy()], train[fake_indices[i].numpy()]])
+        for j, i in enumerate(shown)
+    ]
+    columns = len(rows[0])
+    write_whole(context.out / "neighbours.png", pictures.grid(np.concatenate(rows), columns))
+    near = (columns - 1) // 2
+    figure = Figure(
+        "neighbours.png",
+        "Nearest training images",
+        f"First column: samples. Then the {near} nearest of {len(train):,} training images by pixels, then the"
+        f" {near} nearest by features. A sample's nearest training image lies {ratio:.2f} times as far as a test"
+        " image's (median, in features).",
+    )
+    return {"neighbour_ratio": ratio}, figure
+
+
+@torch.no_grad()
+def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
+    """The promotion gate's figure for models without a likelihood: FID in the feature network's space, lower is better.
+
+    `params.gate.images` samples with the seed of params against as many validation images, so two models compared now
+    are compared on the same footing.
+
+    Raises ModelError when there is no feature network, or the model offers no samples.
+    """
+    if not hasattr(model, "sample"):
+        raise ModelError("this model draws no samples, so it has no quality figure")
+    network = load_classifier(root / FOLDER)
+    prepared = root / "data" / "prepared"
+    info = read_info(prepared)
+    size = size_of(model, info.size)
+    split = open_split(prepared, "validation", size)
+    images, labels = np.array(split.images[: params.gate.images]), None
+    if takes_labels(model) and info.class_names:
+        labels = np.array(split.labels[: len(images)])
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(params.seed)
+    batch_size = images_at_once(params.evaluate.batch_size, size)
+    parts = draw(model.eval(), len(images), labels, generator, batch_size)
+    return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))

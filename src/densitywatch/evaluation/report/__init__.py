@@ -1,0 +1,1 @@
+"""reports/index.html: all models on one page."""

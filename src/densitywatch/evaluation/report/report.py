@@ -1,0 +1,200 @@
+"""reports/index.html: everything that was measured, on one page that needs no server, no script and no network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import json
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from densitywatch.data.dataset import read_info
+from densitywatch.errors import DataError
+from densitywatch.evaluation.report.comparison import compare
+from densitywatch.files import write_whole
+from densitywatch.pages.words import duration, flat, number, readable
+from densitywatch.params import Params
+
+TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
+TABLE_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure as the template shows it: an image as a data URI, or a table."""
+
+    file: str
+    title: str
+    caption: str
+    alt: str
+    rows: tuple[str, ...]
+    source: str = ""
+    header: list[str] = field(default_factory=list)
+    body: list[list[str]] = field(default_factory=list)
+    left_out: int = 0
+
+
+@dataclass(frozen=True)
+class Section:
+    """One model's part of the page."""
+
+    name: str
+    kind: str
+    metrics: dict[str, Any]
+    settings: list[tuple[str, Any]]
+    warnings: list[str]
+    notes: list[str]
+    figures: list[Shown]
+
+    @property
+    def facts(self) -> list[tuple[str, str]]:
+        """Every metric as people read it: standard errors beside their means, seconds in the unit that suits them."""
+        return [
+            (name.removesuffix("_seconds") + " time" * name.endswith("_seconds"), self._fact(name))
+            for name in sorted(self.metrics)
+            if not name.endswith("_stderr")
+        ]
+
+    def _fact(self, name: str) -> str:
+        value, error = self.metrics[name], self.metrics.get(f"{name}_stderr")
+        shown = duration(value) if name.endswith("_seconds") else number(value)
+        return shown if error is None else f"{shown} ± {error:.2g}"
+
+    def figure(self, file: str) -> Shown | None:
+        """The figure of that file name, where the model has one."""
+        return next((figure for figure in self.figures if figure.file == file), None)
+
+
+def write_report(params: Params, root: Path) -> Path:
+    """Write reports/index.html about the models of `params`, the data and the outlier benchmark; returns its path.
+
+    Reads data/prepared/dataset.json, metrics/*.json, reports/models/*/ and reports/outliers/. What was not measured yet
+    is said on the page. The same files give the same bytes.
+
+    Raises DataError when a file is missing that another one promises, or is not readable.
+    """
+    sections = [read_section(name, params, root) for name in params.models]
+    outliers = read_json(root / "metrics" / "outliers.json")
+    network = read_json(root / "metrics" / "classifier.json") or {}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"number": number, "readable": readable}
+    page = environment.get_template("report.html.j2").render(
+        info=read_info(root / "data" / "prepared"),
+        checks=flat(read_json(root / "metrics" / "data.json") or {}),
+        sections=sections,
+        network=network,
+        floor=next((section.metrics["fid_floor"] for section in sections if "fid_floor" in section.metrics), None),
+        raw_pixels=raw_pixel_probe(network),
+        table=compare({section.name: section.metrics for section in sections}),
+        panel=as_table(outliers or {}),
+        outlier_figures=read_figures(root / "reports" / "outliers"),
+        test_images=params.evaluate.test_images,
+        importance_samples=params.evaluate.importance_samples,
+    )
+    target = root / "reports" / "index.html"
+    write_whole(target, page)
+    return target
+
+
+def read_section(name: str, params: Params, root: Path) -> Section:
+    """What evaluation wrote about one model; empty parts where it has not run yet."""
+    folder = root / "reports" / "models" / name
+    about = read_json(folder / "about.json") or {}
+    return Section(
+        name=name,
+        kind=params.models[name].kind,
+        metrics=read_json(root / "metrics" / f"{name}.json") or {},
+        settings=flat(about.get("settings", {})),
+        warnings=about.get("warnings", []),
+        notes=about.get("notes", []),
+        figures=read_figures(folder),
+    )
+
+
+def read_figures(folder: Path) -> list[Shown]:
+    """What figures.json in `folder` names, ready to show; nothing when there is no such file."""
+    listed = read_json(folder / "figures.json")
+    if listed is None:
+        return []
+    if not isinstance(listed, list):
+        raise DataError(f"{folder / 'figures.json'}: expected a list of figures; run the stage that writes it again")
+    return [show(folder, entry) for entry in listed]
+
+
+def show(folder: Path, entry: dict[str, Any]) -> Shown:
+    """One entry of a figures.json: file, title, caption and, where wanted, alt and rows."""
+    file = str(entry.get("file", ""))
+    path = folder / file
+    if Path(file).name != file or path.suffix not in {*TYPES, ".csv"}:
+        raise DataError(f"{folder / 'figures.json'}: {file!r} is no png, svg or csv file of this folder")
+    title, caption = str(entry.get("title", file)), str(entry.get("caption", ""))
+    shown = Shown(
+        file=file,
+        title=title,
+        caption=caption,
+        alt=str(entry.get("alt") or f"{title}: {caption}"),
+        rows=tuple(str(row) for row in entry.get("rows", ())),
+    )
+    try:
+        if path.suffix == ".csv":
+            header, body, left_out = read_table(path)
+            return replace(shown, header=header, body=body, left_out=left_out)
+        encoded = base64.b64encode(path.read_bytes()).decode()
+    except FileNotFoundError:
+        raise DataError(f"{path}: named in figures.json but missing; run the stage that writes it again") from None
+    return replace(shown, source=f"data:{TYPES[path.suffix]};base64,{encoded}")
+
+
+def read_table(path: Path) -> tuple[list[str], list[list[str]], int]:
+    """Header, the first rows, and how many rows were left out of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        reader = csv.reader(file)
+        header = [readable(name) for name in next(reader, [])]
+        body = [[shorter(value) for value in row] for row in islice(reader, TABLE_ROWS)]
+        return header, body, sum(1 for _ in reader)
+
+
+def shorter(value: str) -> str:
+    """A number in a CSV cell in four digits; other text as it is."""
+    try:
+        return value if value.lstrip("-").isdecimal() else number(float(value))
+    except ValueError:
+        return value
+
+
+def raw_pixel_probe(network: dict[str, Any]) -> float | None:
+    """The linear probe's accuracy on raw pixels with the most labels, of metrics/classifier.json."""
+    prefix = "raw_pixel_probe_"
+    curve = {int(name.removeprefix(prefix)): value for name, value in network.items() if name.startswith(prefix)}
+    return curve[max(curve)] if curve else None
+
+
+def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]], list[tuple[str, Any]]]:
+    """metrics/outliers.json as (panel members and last the worst of them, a row a figure, what fits no table)."""
+    nested = {name: value for name, value in figures.items() if isinstance(value, dict)}
+    members = [m for m in dict.fromkeys(m for value in nested.values() for m in value) if m not in ("min", "max")]
+    rows = [
+        (name, [*(value.get(member) for member in members), value.get("min", value.get("max"))])
+        for name, value in nested.items()
+    ]
+    return [*members, "worst"], rows, flat({name: value for name, value in figures.items() if name not in nested})
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; None when there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); run the stage that writes it again") from None

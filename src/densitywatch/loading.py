@@ -1,0 +1,33 @@
+"""What `import densitywatch` offers. torch and MLflow are imported when a function needs them: they take seconds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def load_model(where: str) -> nn.Module:
+    """The model at `where`, in eval mode on the CPU.
+
+    `where` is a folder (`models/pixelcnn`) or a registry address (`models:/densitywatch-pixelcnn@champion`).
+    What it offers is what it has: `log_prob`, `log_prob_map`, `sample`, `encode`, `reconstruct`, `decode`.
+
+    Raises ModelError or RegistryError when there is no such model or its file is not whole.
+    """
+    if where.startswith("models:/"):
+        from densitywatch.registry.versions import download_model
+
+        where = str(download_model(where))
+    from densitywatch.models.storage import load_model_folder
+
+    return load_model_folder(where)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "MODELS":  # the dict of models imports torch, so it is made when first asked for
+        from densitywatch.models.storage import find_models
+
+        return find_models()
+    raise AttributeError(f"module 'densitywatch' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""What several models share: pixel distributions, GAN losses, sampling pixel by pixel."""

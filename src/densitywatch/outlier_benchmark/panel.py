@@ -1,0 +1,57 @@
+"""The outlier panel: images that do not belong. Only the stage `benchmark` imports this file; a test proves it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from densitywatch.data.dataset import DatasetInfo
+from densitywatch.data.reading import resized
+from densitywatch.errors import DataError
+
+Images = NDArray[np.uint8]
+
+
+def panel_sets(test: Images, foreign: Images | None, seed: int) -> dict[str, Images]:
+    """The panel by name, each uint8 (N, C, H, W) with N = len(test); `foreign` becomes its member `mnist`."""
+    rng = np.random.default_rng(seed)
+    n, shape = len(test), test.shape[1:]
+    sets = {} if foreign is None else {"mnist": foreign[:n]}
+    sets |= {
+        "hflip": test[..., ::-1],
+        "vflip": test[..., ::-1, :],
+        "rot90": np.rot90(test, 1, (-2, -1)),
+        "invert": 255 - test,
+        "uniform_noise": rng.integers(0, 256, test.shape, dtype=np.uint8),
+        "constant": np.broadcast_to(rng.integers(0, 256, (n, 1, 1, 1), dtype=np.uint8), (n, *shape)),
+    }
+    return {name: np.ascontiguousarray(images) for name, images in sets.items()}
+
+
+def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Images | None:
+    """At most `limit` MNIST images in the dataset's size and colours; None where the dataset itself is MNIST.
+
+    Raises DataError when data/panel is missing or not whole.
+    """
+    if info.name == "mnist":
+        return None
+    path = root / "data" / "panel" / "mnist.npy"
+    try:
+        digits = np.load(path, mmap_mode="r", allow_pickle=False)[:limit]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no foreign images here; run `dvc repro fetch_panel`") from None
+    except (ValueError, EOFError):
+        raise DataError(f"{path}: not a whole array; run `dvc repro -f fetch_panel`") from None
+    return fitted_to(np.array(digits), info.size, info.channels)
+
+
+def fitted_to(images: Images, size: int, channels: int) -> Images:
+    """Images (N, C, H, W) resized to `size` and turned to grey or RGB."""
+    images = resized(images, size)
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, 1)
+    return np.asarray(images.mean(1, keepdims=True).round(), dtype=np.uint8)

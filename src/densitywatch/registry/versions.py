@@ -1,0 +1,343 @@
+"""The registry: versions of `densitywatch-<model>` and `densitywatch-detector`, aliases champion and challenger.
+
+One promotion runs at a time, under a lock. Who is champion, and who was before, is champions.py's.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from densitywatch.errors import RegistryError
+from densitywatch.models.storage import WEIGHTS, load_model_folder
+from densitywatch.params import Params, load_params
+from densitywatch.progress import say
+from densitywatch.registry.champions import (
+    CHALLENGER,
+    CHAMPION,
+    REGISTERED,
+    ROLLED_BACK,
+    Standing,
+    Trail,
+    all_versions,
+    fetch,
+    find,
+    move,
+    newest_verified,
+    standing,
+)
+from densitywatch.registry.gate import Verdict, gate
+from densitywatch.registry.service import answers_of
+from densitywatch.registry.version_files import WEIGHTS_TAG, pack_detector, pack_model
+from densitywatch.tracking.addresses import CONTENT, PACKED, follow_move
+from densitywatch.tracking.runs import open_client, prepare_store, run_exists, store_errors
+from densitywatch.tracking.store import check_reachable, store_lock, tracking_uri
+from densitywatch.training.bookkeeping import training_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
+
+DESCRIPTION = """\
+Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
+
+Ask it: POST /invocations with `{{"inputs": [...]}}`, a list of images as nested arrays of 0 to 255, (C, H, W) each, or
+as image files in base64; or `{{"inputs": {{"samples": 4, "seed": 1}}}}` where the model draws samples.
+"""
+REQUIREMENTS = ("densitywatch", "mlflow", "numpy", "pillow", "pydantic", "pyyaml", "safetensors", "scipy", "torch")
+
+
+def register(name: str, params: Params, root: Path) -> int:
+    """Put models/<name> into the registry as a version of densitywatch-<name>, alias challenger; returns its number.
+
+    A density takes along what its p-values need, and the detector (name `detector`) the weights of its models; see
+    packing.py. Registering the same bytes again returns the version that has them, as long as its files are there.
+
+    Raises ModelError when there is nothing whole to register, RegistryError when the store does not take it.
+    """
+    experiment = prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    registered = REGISTERED + name
+
+    def version_of(model: str, weights: str) -> int | None:
+        with store_errors(uri, RegistryError):
+            found = all_versions(client, REGISTERED + model)
+        return next((int(version.version) for version in found if version.tags.get(WEIGHTS_TAG) == weights), None)
+
+    with tempfile.TemporaryDirectory() as scratch, store_lock(uri, root, f"register-{name}"):
+        packed = Path(scratch) / PACKED
+        packed.mkdir()
+        tags = pack_detector(root, packed, version_of) if name == "detector" else pack_model(name, root, packed)
+        with store_errors(uri, RegistryError):
+            same = [v for v in all_versions(client, registered) if v.tags.get(CONTENT) == tags[CONTENT]]
+            whole, _, _ = newest_verified(client, uri, registered, [str(v.version) for v in same])
+            version = None if whole is None else int(whole)
+            if version is None:
+                run_id = _training_run(client, name, root)
+                version = _log_version(client, uri, experiment, registered, packed, params, run_id, tags)
+            client.set_registered_model_alias(registered, CHALLENGER, str(version))
+    return version
+
+
+def _training_run(client: MlflowClient, name: str, root: Path) -> str | None:
+    """The MLflow run that trained the model, where this machine noted one that this store knows."""
+    weights = root / "models" / name / WEIGHTS
+    run_id = training_of(weights, name, root).get("mlflow_run_id") if weights.is_file() else None
+    return run_id if run_id and run_exists(client, run_id) else None
+
+
+def _log_version(
+    client: MlflowClient,
+    uri: str,
+    experiment: str,
+    registered: str,
+    packed: Path,
+    params: Params,
+    run_id: str | None,
+    tags: dict[str, str],
+) -> int:
+    """Log the packed folder by the models-from-code route, and make it a version once it has answered a question."""
+    import mlflow
+    from mlflow.entities import LoggedModelOutput
+    from mlflow.exceptions import MlflowException
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, Schema
+
+    model: Any = None if registered == REGISTERED + "detector" else load_model_folder(packed)
+    judges = model is None or any(hasattr(model, offer) for offer in ("log_prob", "elbo", "reconstruct"))
+    images = np.zeros((1, params.data.channels, params.data.size, params.data.size), dtype=np.uint8)
+    example = images if judges else {"samples": 1}
+    logged = client.create_logged_model(experiment, name=registered, source_run_id=run_id, tags=tags)
+    with _current_store(uri), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # of MLflow's own types, at its import
+        # what comes in is an array or a file in base64, which MLflow's schemas cannot say: serving.py checks it itself
+        info = mlflow.pyfunc.log_model(
+            model_id=logged.model_id,
+            python_model=str(Path(__file__).with_name("serving.py")),
+            artifacts={PACKED: str(packed)},
+            signature=ModelSignature(outputs=Schema([ColSpec(kind, key) for key, kind in answers_of(model).items()])),
+            input_example=example,
+            model_config={"resize": params.data.resize},
+            pip_requirements=[f"{package}=={installed(package)}" for package in REQUIREMENTS],
+        )
+        mlflow.pyfunc.load_model(info.model_uri).predict(example)
+        with suppress(MlflowException):  # it exists already from the second version on
+            client.create_registered_model(registered, description=DESCRIPTION.format(registered=registered))
+        version = client.create_model_version(
+            registered, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
+        )
+    if run_id is not None:
+        client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    return int(version.version)
+
+
+@contextmanager
+def _current_store(uri: str) -> Iterator[None]:
+    """MLflow's fluent calls, which logging a model needs, speak to this store; the environment stays as it was."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None unsets, as MLflow's own code does it
+
+
+def promote(
+    name: str,
+    params: Params,
+    root: Path,
+    version: int | None = None,
+    *,
+    automatic: bool = False,
+    afresh: bool = False,
+) -> Verdict:
+    """Make the challenger, or `version`, champion if it passes the gate; the champion before it is kept for `rollback`.
+
+    Where the alias or the champion's files are gone, the newest champion of before that can be verified is compared
+    with. A version that was rolled back is not promoted again unless it is named by its number. The verdict is noted
+    among the version's tags. `automatic`: a champion that a person chose in MLflow stays; a promotion that a person
+    asks for, whatever the gate says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
+
+    Raises RegistryError when there is no such version or the store does not answer.
+    """
+    prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    registered = REGISTERED + name
+    with store_lock(uri, root, f"promote-{name}"):
+        with store_errors(uri, RegistryError):
+            wanted = f"models:/{registered}" + (f"/{version}" if version is not None else f"@{CHALLENGER}")
+            candidate = find(client, wanted)
+            number = str(candidate.version)
+            seen = standing(client, registered)
+            if automatic and seen.by_hand and number != seen.alias:
+                return Verdict(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
+            if number == seen.alias:
+                fetch(client, uri, candidate)
+                if not automatic and (seen.by_hand or candidate.tags.get(ROLLED_BACK)):
+                    _settle(client, seen, candidate)
+                return Verdict(True, f"version {number} is the champion already")
+            if version is None and candidate.tags.get(ROLLED_BACK):
+                why = f"was rolled back; `densitywatch promote {name} --version {number}` would insist"
+                return Verdict(False, f"rejected: version {number} {why}")
+            ours = fetch(client, uri, candidate)
+            order = [] if afresh else seen.newest_first
+            beside, theirs, reasons = newest_verified(client, uri, registered, order)
+        verdict = gate(name, ours, theirs, params, root)
+        told = "" if afresh else _fallen_back(seen, beside, reasons)
+        verdict = replace(verdict, reason=f"version {number} {verdict.reason}{told}")
+        with store_errors(uri, RegistryError):
+            client.set_model_version_tag(registered, number, "gate", verdict.reason[:5000])
+            if verdict.passed:
+                _settle(client, seen, candidate)
+            elif not automatic and seen.by_hand:
+                move(client, seen, seen.alias, seen.after(str(seen.alias)))
+                verdict = replace(verdict, reason=f"{verdict.reason}; automatic promotion goes on from here")
+    return verdict
+
+
+def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:
+    """Make the candidate champion, unless the alias has moved since it was looked at."""
+    move(client, seen, str(candidate.version), seen.after(str(candidate.version)))
+    if candidate.tags.get(ROLLED_BACK):
+        client.delete_model_version_tag(candidate.name, candidate.version, ROLLED_BACK)
+
+
+def _go_on(name: str) -> str:
+    return f"`densitywatch promote {name}` lets automatic promotion go on"
+
+
+def _fallen_back(seen: Standing, used: str | None, reasons: list[str]) -> str:
+    """What is to be said where the version that is used is not the one that the alias champion names."""
+    said = []
+    if seen.alias is None and seen.trail:
+        said.append("the alias champion is gone")
+    said += reasons
+    if not said:
+        return ""
+    taken = (
+        f"version {used}, the newest champion that can be verified, stood in" if used else "no other can be verified"
+    )
+    return f"; {'; '.join(said)}; {taken}"
+
+
+def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
+    """Make the champion before the present one champion again; returns its version.
+
+    Versions whose files are gone or altered are passed over, and it is said. Where the alias is gone, the last champion
+    gets it back. Where there is none to go back to, `to_none` leaves the model without a champion and returns None.
+    Raises RegistryError when there is none otherwise.
+    """
+    prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    registered = REGISTERED + name
+    with store_lock(uri, root, f"promote-{name}"), store_errors(uri, RegistryError):
+        seen = standing(client, registered)
+        present = seen.alias
+        earlier = seen.newest_first if present is None else seen.newest_first[1:]
+        found, _, reasons = newest_verified(client, uri, registered, earlier)
+        for reason in reasons:
+            say(f"{name}: passed over: {reason}")
+        if found is None and not (to_none and present):
+            raise RegistryError(_nowhere_to_go(registered, present, reasons))
+        kept = seen.trail[: _place(seen.trail, found) + 1 if found is not None else _place(seen.trail, present)]
+        if present is not None:
+            left = {*seen.trail[len(kept) :], present} - {found}
+            for version in all_versions(client, registered):
+                if str(version.version) in left:
+                    client.set_model_version_tag(registered, version.version, ROLLED_BACK, "true")
+                elif str(version.version) == found and version.tags.get(ROLLED_BACK):
+                    client.delete_model_version_tag(registered, version.version, ROLLED_BACK)
+        move(client, seen, found, kept)
+    return None if found is None else int(found)
+
+
+def _place(trail: Trail, number: str | None) -> int:
+    """Where `number` stands last in the trail; its end where it does not."""
+    return len(trail) - 1 - trail[::-1].index(number) if number is not None and number in trail else len(trail)
+
+
+def _nowhere_to_go(registered: str, present: str | None, reasons: list[str]) -> str:
+    name = registered.removeprefix(REGISTERED)
+    if present is None and not reasons:
+        return f"{registered}: there is no champion, and none before; run `densitywatch promote {name}`"
+    what = (
+        "has no champion before it to go back to" if not reasons else "has no champion before it that can be verified"
+    )
+    where = f"version {present}" if present is not None else "the registry"
+    return f"{registered}: {where} {what}; `densitywatch promote {name} --version N` makes another one champion"
+
+
+def download_model(
+    address: str, params: Params | None = None, root: Path | None = None, *, stand_in: bool = True
+) -> Path:
+    """The local folder with model.safetensors, or the detector, of `models:/NAME@alias` or `models:/NAME/version`.
+
+    Without `params` the store is MLFLOW_TRACKING_URI's, or that of params.yaml in the present folder. Files of a remote
+    store are kept under ~/.cache/densitywatch. A champion whose alias or files are gone is stood in for by the newest
+    one before it that can be verified, and it is said, unless `stand_in` is False. Raises RegistryError when there is
+    no such model, version or alias, the store does not answer, or the files are not those that were registered.
+    """
+    project = root or Path.cwd()
+    if params is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        params = load_params(project / "params.yaml")
+    if params is not None:
+        uri, root = tracking_uri(params, project), project
+    else:
+        uri, root = os.environ["MLFLOW_TRACKING_URI"], None
+    check_reachable(uri, create=False)
+    follow_move(uri, root)
+    client = open_client(uri)
+    with store_errors(uri, RegistryError):
+        if not stand_in or not address.endswith(f"@{CHAMPION}"):
+            return fetch(client, uri, find(client, address))
+        folder, told = _champion_folder(client, uri, address)
+    if told:
+        say(told)
+    return folder
+
+
+def stand_in(name: str, params: Params, root: Path) -> str | None:
+    """What is to be said of another version that users of the champion get; None where they get the champion.
+
+    Raises RegistryError when there is none to stand in.
+    """
+    uri = tracking_uri(params, root)
+    check_reachable(uri, create=False)
+    follow_move(uri, root)
+    with store_errors(uri, RegistryError):
+        return _champion_folder(open_client(uri), uri, f"models:/{REGISTERED}{name}@{CHAMPION}")[1] or None
+
+
+def _champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
+    """The files of the champion, or of the newest one before it that can be verified and a sentence about it."""
+    registered = address.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
+    try:
+        return fetch(client, uri, find(client, address)), ""
+    except RegistryError as error:
+        failure = error
+    try:
+        seen = standing(client, registered)
+    except RegistryError:
+        raise failure from None
+    if not seen.newest_first:
+        raise failure
+    used, folder, reasons = newest_verified(client, uri, registered, seen.newest_first)
+    if folder is None:
+        raise RegistryError(f"{registered}: no champion can be verified: {'; '.join(reasons)}")
+    return folder, f"{registered}: {_fallen_back(seen, used, reasons).removeprefix('; ')}"

@@ -1,0 +1,134 @@
+"""What the addresses in a sqlite store mean after its checkout was moved, copied or restored; no MLflow needed.
+
+MLflow writes whole paths into its tables. The files lie below the checkout that the database belongs to, so a checkout
+that finds itself elsewhere rewrites the part that changed, once, before anything is read or written by the old one
+(docs/decisions/0020-the-registry-belongs-to-its-checkout.md).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from densitywatch.errors import DensitywatchError
+from densitywatch.files import content_digest
+from densitywatch.progress import say
+from densitywatch.tracking.store import REACH_SECONDS, sqlite_path
+
+ARTIFACTS = "mlartifacts"
+"""The folder of a checkout that holds the files of its runs and versions."""
+PACKED = "model"
+"""The folder among a version's artifacts that holds what `load_model` reads."""
+CONTENT = "content_sha256"
+COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+
+
+def follow_move(uri: str, root: Path | None = None) -> None:
+    """Let the addresses of a sqlite store lead into the checkout that it lies in now; nothing for other stores.
+
+    `root` is the project's folder; without it the database's own place says which checkout is meant. Hold the store's
+    lock. Raises DensitywatchError when the database cannot be written.
+    """
+    database = sqlite_path(uri)
+    if database is None or not database.is_file():
+        return
+    database = database.resolve()
+    try:
+        with closing(sqlite3.connect(database, timeout=REACH_SECONDS)) as store:
+            for old in _homes(store):
+                new = _home(database, old, root)
+                if new is not None:
+                    _rewrite(store, old, new)
+                    say(f"MLflow's store was written in {old}; its addresses lead into {new} now")
+    except sqlite3.Error as error:
+        raise DensitywatchError(
+            f"{database}: its addresses could not be read, or not rewritten after a move ({error});"
+            " stop what else uses it and run the same command again"
+        ) from None
+
+
+def local_path(address: str) -> Path | None:
+    """The path that a `file:` address or a plain path means; None for an address elsewhere."""
+    if address.startswith("/"):
+        return Path(address)
+    return Path(unquote(urlsplit(address).path)) if address.startswith("file:/") else None
+
+
+def lost_champions(uri: str) -> list[str]:
+    """The registered names whose champion's files are gone or altered, as far as a sqlite store tells.
+
+    The tables are read directly: MLflow takes seconds to import, and `make run` with nothing to do takes one.
+    """
+    database = sqlite_path(uri)
+    if database is None or not database.is_file():
+        return []
+    query = (
+        "SELECT alias.name, version.storage_location, tag.value FROM registered_model_aliases AS alias"
+        " LEFT JOIN model_versions AS version ON version.name = alias.name AND version.version = alias.version"
+        " LEFT JOIN model_version_tags AS tag ON tag.name = alias.name AND tag.version = alias.version AND tag.key = ?"
+        " WHERE alias.alias = 'champion'"
+    )
+    with closing(sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", REACH_SECONDS, uri=True)) as store:
+        if not _columns(store, "registered_model_aliases"):
+            return []
+        champions = store.execute(query, (CONTENT,)).fetchall()
+    return sorted(name for name, address, content in champions if content and not _stands(address, content))
+
+
+def _stands(address: str | None, content: str) -> bool:
+    folder = local_path(address or "")
+    if folder is None:
+        return address is not None  # elsewhere: found out when it is asked for
+    folder = folder / "artifacts" / PACKED
+    return folder.is_dir() and content_digest(folder) == content
+
+
+def _homes(store: sqlite3.Connection) -> list[Path]:
+    """The checkouts in which this project's experiments were made."""
+    if not _columns(store, "experiments"):
+        return []
+    found = {
+        local_path(address) for (address,) in store.execute("SELECT artifact_location FROM experiments") if address
+    }
+    return sorted(path.parent for path in found if path is not None and path.name == ARTIFACTS)
+
+
+def _home(database: Path, old: Path, root: Path | None) -> Path | None:
+    """The checkout that took the place of `old`; None where nothing moved, or it cannot be said."""
+    given = None if root is None else root.resolve()
+    if given is not None and database.is_relative_to(given):
+        new = given
+    else:
+        near = [folder for folder in database.parents if (folder / ARTIFACTS).is_dir()]
+        new = near[0] if near else given or old
+        if database.is_relative_to(old) and old.is_relative_to(new):
+            return None  # a folder above that has the name by chance
+        if not database.is_relative_to(new) and (old / ARTIFACTS).is_dir():
+            return None  # a database that several checkouts share
+    moved = new != old and ((new / ARTIFACTS).is_dir() or not (old / ARTIFACTS).is_dir())
+    return new if moved else None
+
+
+def _rewrite(store: sqlite3.Connection, old: Path, new: Path) -> None:
+    """All in one transaction: a process that is killed leaves the old addresses or the new ones."""
+    with store:
+        for table, column in COLUMNS:
+            if column not in _columns(store, table):
+                continue
+            for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
+                store.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608 fixed names
+                    (after, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
+
+
+def _columns(store: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in store.execute(f"PRAGMA table_info({table})")}

@@ -1,0 +1,318 @@
+"""What happened in a run: MLflow's store opened safely, and one run for each training stage."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from densitywatch.environment import settle
+from densitywatch.errors import DensitywatchError, ModelError
+from densitywatch.models.storage import model_settings
+from densitywatch.params import Params
+from densitywatch.tracking.addresses import ARTIFACTS, follow_move
+from densitywatch.tracking.store import check_reachable, is_database, plain, store_lock, tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+FLUSH_SECONDS = 5.0
+FLUSH_VALUES = 500
+BATCH_TAG = "densitywatch.batch"
+BATCH_LIMIT = 1000  # values that MLflow takes in one log_batch
+QUIET = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+__all__ = [
+    "Run",
+    "log_batch",
+    "log_evaluation",
+    "open_client",
+    "prepare_store",
+    "store_errors",
+    "tracking_uri",
+    "training_run",
+]
+
+log = logging.getLogger(__name__)
+
+
+def open_client(uri: str) -> MlflowClient:
+    """MLflow's client for one store: no telemetry, no pickles, and it gives up within seconds rather than minutes."""
+    settle(os.environ)
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchError) -> Iterator[None]:
+    """Turn what MLflow, its database or the network raise into one sentence that names the store."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError) as error:
+        reason = " ".join(plain(str(error)).split())[:300]
+        raise error_type(f"MLflow's store {plain(uri)} did not do what was asked: {reason}") from error
+
+
+def prepare_store(params: Params, root: Path) -> str:
+    """Bring the store into being where it is new, and return the id of the experiment params.mlflow.experiment.
+
+    Safe against parallel starters: a fresh database that several processes open at once breaks all but one of them, so
+    the first opening happens under a lock. Artifacts of a database go under `root`/mlartifacts; a server's go where the
+    server says. Raises DensitywatchError when the store cannot be reached.
+    """
+    uri = tracking_uri(params, root)
+    name = params.mlflow.experiment
+    with store_lock(uri, root, "open"):
+        check_reachable(uri)
+        follow_move(uri, root)
+        client = open_client(uri)
+        with store_errors(uri):
+            experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
+            if experiment is None:
+                location = (root / ARTIFACTS).resolve().as_uri() if is_database(uri) else None
+                # so that MLflow's pages show it as training, not as an application of language models
+                tags = {"mlflow.experimentKind": "custom_model_development"}
+                return str(client.create_experiment(name, artifact_location=location, tags=tags))
+    if experiment.lifecycle_stage != "active":
+        raise DensitywatchError(
+            f"MLflow's experiment '{name}' was deleted; restore it or choose another mlflow.experiment"
+        )
+    return str(experiment.experiment_id)
+
+
+class Run:
+    """One MLflow run; values are kept and sent together, so that a training loop does not wait for each.
+
+    A store that fails while the body runs does not stop it: values are kept and sent later, at the latest at the end.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+        self.run_id = run_id
+        self._client, self._uri = client, uri
+        self._pending: list[Metric] = []
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+        self._warned = False
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the metrics of one step; returns at once but for a few milliseconds every FLUSH_SECONDS."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        if time.monotonic() >= self._flush_at or (len(self._pending) >= FLUSH_VALUES and not self._warned):
+            try:
+                self.flush()
+            except DensitywatchError as error:
+                self._flush_at = time.monotonic() + 60
+                if not self._warned:
+                    log.warning("%s; the run goes on and its values are sent later", error)
+                    self._warned = True
+
+    def flush(self) -> None:
+        """Send what is kept. Raises DensitywatchError, with everything still kept, when the store does not answer."""
+        check_reachable(self._uri, create=False)  # MLflow would try for a quarter of a minute, in which nothing trains
+        with store_errors(self._uri):
+            while self._pending:
+                self._client.log_batch(self.run_id, metrics=self._pending[:BATCH_LIMIT])
+                del self._pending[:BATCH_LIMIT]
+        self._flush_at = time.monotonic() + FLUSH_SECONDS
+
+    def log_artifacts(self, folder: Path, to: str) -> None:
+        """Copy the files of `folder` to the run's artifacts under `to`."""
+        with store_errors(self._uri):
+            self._client.log_artifacts(self.run_id, str(folder), artifact_path=to)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        with store_errors(self._uri):
+            for key, value in tags.items():
+                self._client.set_tag(self.run_id, key, value)
+
+
+@contextmanager
+def training_run(
+    name: str,
+    params: Params,
+    root: Path,
+    *,
+    dataset_name: str,
+    dataset_digest: str,
+    stage: str,
+    resume_run_id: str | None = None,
+) -> Iterator[Run]:
+    """The run of one model's training: params, git commit, DVC stage and dataset are noted at its start.
+
+    `resume_run_id` continues that run, or starts a new one where the store does not know it. The run ends as FINISHED,
+    as FAILED when the body raises, as KILLED when it is interrupted; a process killed outright leaves it RUNNING for
+    whoever resumes it. Raises DensitywatchError when the store cannot be reached at the start or at the end.
+    """
+    experiment = prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    with store_errors(uri):
+        run_id = _reopen(client, resume_run_id) if resume_run_id else None
+        if run_id is None:
+            run_id = client.create_run(experiment, run_name=name).info.run_id
+            _describe(client, run_id, name, params, root, dataset_name, dataset_digest, stage)
+    run = Run(client, uri, run_id)
+    try:
+        yield run
+    except BaseException as failure:
+        with suppress(DensitywatchError), store_errors(uri):  # what failed in the body is what must be heard of
+            client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
+            run.flush()
+        raise
+    run.flush()
+    with store_errors(uri):
+        client.set_terminated(run_id)
+
+
+def _reopen(client: MlflowClient, run_id: str) -> str | None:
+    """The run as one that goes on; None where this store has no such run."""
+    if not run_exists(client, run_id):
+        return None
+    client.update_run(run_id, status="RUNNING")
+    return run_id
+
+
+def run_exists(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return False
+        raise
+
+
+def _describe(
+    client: MlflowClient, run_id: str, name: str, params: Params, root: Path, dataset: str, digest: str, stage: str
+) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag, Param, RunTag
+
+    tags = {
+        "mlflow.source.name": f"densitywatch train {name}",
+        "model": name,
+        "dvc_stage": stage,
+        "dataset_name": dataset,
+        "dataset_digest": digest,
+        "densitywatch_version": version("densitywatch"),
+        **git_tags(root),
+    }
+    client.log_batch(
+        run_id,
+        params=[Param(key, value) for key, value in flat_params(name, params).items()],
+        tags=[RunTag(key, value) for key, value in tags.items()],
+    )
+    source = json.dumps({"uri": "data/prepared"})
+    # MLflow takes 36 characters of a digest; the whole one is among the tags
+    data = Dataset(name=dataset, digest=digest[:36], source_type="local", source=source)
+    client.log_inputs(run_id, [DatasetInput(data, tags=[InputTag("mlflow.data.context", "training")])])
+
+
+def flat_params(name: str, params: Params) -> dict[str, str]:
+    """What decides this model's training, one flat key each; settings left out of params.yaml show their defaults."""
+    if name not in params.models:
+        raise ModelError(f"models.{name}: no such block in params.yaml; it has {', '.join(sorted(params.models))}")
+    block = params.models[name]
+    groups: dict[str, BaseModel] = {
+        "data": params.data,
+        "device": params.device,
+        "settings": model_settings(block),
+        "training": block.training,
+    }
+    values: dict[str, Any] = {"model": name, "kind": block.kind, "seed": params.seed}
+    for group, content in groups.items():
+        values |= {f"{group}.{key}": value for key, value in content.model_dump(mode="json").items()}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+
+
+def git_tags(root: Path) -> dict[str, str]:
+    """The commit that `root` stands on and whether files differ from it; nothing where there is no repository."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()  # noqa: S603 fixed arguments
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no") != ""
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git_changes": str(changed).lower()}
+    except (OSError, subprocess.SubprocessError):
+        return {}
+
+
+def log_evaluation(
+    run_id: str, metrics: Mapping[str, float], figures_folder: Path | None, params: Params, root: Path
+) -> bool:
+    """Add test figures and pictures to the run that trained the model; pictures go to its artifacts under `evaluation`.
+
+    Returns False, having written nothing, when this store does not know the run: the model came from another machine.
+    """
+    prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    with store_errors(uri):
+        if not run_exists(client, run_id):
+            log.warning(
+                "run %s is not in %s (trained on another machine?); its evaluation is not logged", run_id, plain(uri)
+            )
+            return False
+        run = Run(client, uri, run_id)
+        run.log(0, metrics)
+        run.flush()
+        if figures_folder is not None and figures_folder.is_dir():
+            run.log_artifacts(figures_folder, "evaluation")
+    return True
+
+
+def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
+    """The run of one scored batch: its figures, what it was scored with, report.html and summary.json. Returns its id.
+
+    `summary` is what `score_source` returns. The same results have one run, however often they are logged.
+    """
+    from mlflow.entities import Param, RunTag
+
+    experiment = prepare_store(params, root)
+    uri = tracking_uri(params, root)
+    client = open_client(uri)
+    key = hashlib.sha256(
+        json.dumps([summary[part] for part in ("content", "identity", "false_discovery_rate")], sort_keys=True).encode()
+    ).hexdigest()
+    name = re.sub(r"[^\w ./:+-]", "?", str(summary["batch"]))[-200:]
+    with store_lock(uri, root, "batches"), store_errors(uri):  # two jobs with the same results make one run
+        known = client.search_runs([experiment], f"tags.`{BATCH_TAG}` = '{key}' and attributes.status = 'FINISHED'")
+        if known:
+            return str(known[0].info.run_id)
+        run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
+        tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
+        client.log_batch(run_id, params=[Param("batch", name)], tags=tags)
+        run = Run(client, uri, run_id)
+        run.log(0, {key: float(value) for key, value in summary.items() if isinstance(value, int | float)})
+        run.flush()
+        for file in ("report.html", "summary.json"):
+            client.log_artifact(run_id, str(Path(summary["folder"]) / file), "batch")
+        client.set_terminated(run_id)
+    return run_id

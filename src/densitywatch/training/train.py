@@ -1,0 +1,146 @@
+"""Training a model of params.yaml: `densitywatch train NAME`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.reading import reading_size
+from densitywatch.devices import say_if_eager, should_compile, start_fabric, usable_precision
+from densitywatch.errors import ParamsError
+from densitywatch.files import whole_folder
+from densitywatch.models.storage import WEIGHTS, build_model, save_model
+from densitywatch.params import ModelBlock, Params
+from densitywatch.progress import say
+from densitywatch.training.bookkeeping import note_training
+from densitywatch.training.checkpoint import Progress, load_state
+from densitywatch.training.identity import identity_of
+from densitywatch.training.loop import train
+from densitywatch.training.sharing import check_share
+
+
+def train_model(name: str, params: Params, root: Path) -> Path:
+    """Train models.<name> on data/prepared and write models/<name>/{model.safetensors, history.json, training.json}.
+
+    The run is logged to MLflow; how long it took stands in bookkeeping.py's file. Interrupted, it goes on from
+    checkpoints/<name> when started again with the same params, data and source, and ends with the same weights. On
+    several devices the first process alone writes and logs.
+
+    Raises ParamsError for a name that is not in params.yaml, TrainingDiverged when the loss is no longer a number.
+    """
+    from densitywatch.tracking.runs import training_run
+
+    if name not in params.models:
+        raise ParamsError(f"models.{name}: no such model in params.yaml; it has {', '.join(params.models)}")
+    block = params.models[name]
+    prepared = root / "data" / "prepared"
+    info = read_info(prepared)
+    size = reading_size(block.size, info.size)
+    images, validation = open_split(prepared, "train", size), open_split(prepared, "validation", size)
+
+    fabric = start_fabric(params.device, block.training.precision)
+    check_share(f"models.{name}", block.training.batch_size, fabric)
+    torch.manual_seed(params.seed)
+    try:
+        model: Any = build_model(block, channels=info.channels, size=size, classes=len(info.class_names))
+    except ValueError as error:
+        raise ParamsError(f"models.{name}.settings: {error}") from None
+    model.data_size = info.size
+    if params.device.channels_last:
+        model = model.to(memory_format=torch.channels_last)
+
+    compiled = block.training.compile and should_compile(params.device)
+    if block.training.compile and fabric.is_global_zero:
+        say_if_eager(params.device)
+    identity = identity_of(
+        block.model_dump(),
+        params,
+        model,
+        fabric,
+        data_digest=info.digest,
+        precision=usable_precision(block.training.precision or params.device.precision, params.device),
+        compiled=compiled,
+    )
+    folder = root / "checkpoints" / name
+    earlier = load_state(folder, identity)
+    run_id = earlier[1].run_id if earlier else None
+    logs = fabric.is_global_zero
+    with contextlib.ExitStack() as stack:
+        run = (
+            stack.enter_context(
+                training_run(
+                    name,
+                    params,
+                    root,
+                    dataset_name=info.name,
+                    dataset_digest=info.digest,
+                    stage=f"train@{name}",
+                    resume_run_id=run_id,
+                )
+            )
+            if logs
+            else None
+        )
+        best, progress = train(
+            fabric,
+            model,
+            images,
+            validation,
+            block.training,
+            name=name,
+            seed=params.seed,
+            folder=folder,
+            identity=identity,
+            compiled=compiled,
+            log=run.log if run else None,
+            progress=Progress(run_id=run.run_id if run else None),
+        )
+        out = root / "models" / name
+        if run is not None:
+            for warning in progress.warnings:
+                say(f"{name}: warning: {warning}")
+            write_model(out, best, block, info.class_names, info.digest, progress)
+            visits = block.training.steps * block.training.batch_size
+            took = {
+                "train_seconds": round(progress.seconds, 3),
+                "images_per_second": round(visits / max(progress.seconds, 1e-9), 1),
+                "mlflow_run_id": progress.run_id,
+            }
+            note_training(out / WEIGHTS, name, root, took)
+            run.log_artifacts(out, "model")
+            shutil.rmtree(folder, ignore_errors=True)
+            say(f"{name}: best of {progress.best_step} of {block.training.steps} steps -> {out}")
+    fabric.barrier()  # no process is done before the folder stands
+    return out
+
+
+def write_model(
+    out: Path,
+    model: nn.Module,
+    block: ModelBlock,
+    class_names: tuple[str, ...],
+    digest: str,
+    progress: Progress,
+) -> None:
+    """The folder of a trained model, whole or not at all. What depends on the clock is not in it (bookkeeping.py)."""
+    about = {"data_digest": digest, "best_step": progress.best_step, "best_validation": progress.best_validation}
+    summary = {
+        "steps": block.training.steps,
+        "best_step": progress.best_step,
+        "best_validation": progress.best_validation,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "warnings": progress.warnings,
+    }
+    with whole_folder(out) as beside:
+        save_model(model, beside, kind=block.kind, class_names=class_names, about=about)
+        columns = list(dict.fromkeys(column for row in progress.history for column in row))
+        history = {"columns": columns, "rows": progress.history}
+        (beside / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+        (beside / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

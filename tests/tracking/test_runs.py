@@ -1,0 +1,260 @@
+"""The store opened by many at once, and what a training stage leaves behind in it."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from densitywatch.errors import DensitywatchError, ParamsError
+from densitywatch.params import Params, load_params
+from densitywatch.tracking import runs as tracking
+from densitywatch.tracking.store import check_reachable, plain, store_lock
+
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return load_params(PARAMS)
+
+
+@pytest.fixture(autouse=True)
+def _no_address_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder whose store the tests of this file share: making one takes seconds."""
+    return tmp_path_factory.mktemp("project")
+
+
+@pytest.fixture
+def start(params: Params, root: Path):
+    def start(**more: str):
+        return tracking.training_run(
+            "pixelcnn",
+            params,
+            root,
+            dataset_name="fashion_mnist",
+            dataset_digest="d" * 64,
+            stage="train@pixelcnn",
+            **more,
+        )
+
+    return start
+
+
+def read_run(params: Params, root: Path, run_id: str):
+    return tracking.open_client(tracking.tracking_uri(params, root)).get_run(run_id)
+
+
+def with_store(params: Params, uri: str) -> Params:
+    return params.model_copy(update={"mlflow": params.mlflow.model_copy(update={"tracking_uri": uri})})
+
+
+def test_a_relative_sqlite_path_counts_from_the_projects_folder(params: Params, tmp_path: Path) -> None:
+    assert tracking.tracking_uri(params, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
+    assert tracking.tracking_uri(with_store(params, "sqlite:///./a/b.db?timeout=5"), tmp_path) == (
+        f"sqlite:///{tmp_path}/a/b.db?timeout=5"
+    )
+
+
+def test_the_environments_address_goes_before_params(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    assert tracking.tracking_uri(params, tmp_path) == "http://127.0.0.1:5000"
+
+
+@pytest.mark.parametrize("address", ["mlruns", "file:///somewhere", "ftp://host/x"])
+def test_an_address_that_mlflow_does_not_serve_is_named(params: Params, tmp_path: Path, address: str) -> None:
+    with pytest.raises(ParamsError, match=r"mlflow\.tracking_uri: .* is no store"):
+        tracking.tracking_uri(with_store(params, address), tmp_path)
+
+
+def test_a_password_in_the_address_is_not_shown() -> None:
+    assert plain("postgresql://me:secret@host/db") == "postgresql://host/db"
+    with pytest.raises(DensitywatchError) as caught:
+        check_reachable("postgresql://me:secret@127.0.0.1:9/db")
+    assert "secret" not in str(caught.value)
+
+
+def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
+    program = (
+        "from pathlib import Path; from densitywatch import tracking; from densitywatch.params import load_params;"
+        f"params = load_params({str(PARAMS)!r}); root = Path({str(tmp_path)!r});"
+        "print(tracking.prepare_store(params, root))"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        )
+        for _ in range(4)
+    ]
+    answers = [(starter.communicate(timeout=120), starter.returncode) for starter in starters]
+    assert [code for _, code in answers] == [0] * 4, answers
+    assert len({out for (out, _), _ in answers}) == 1
+
+
+def test_a_run_notes_params_commit_stage_and_dataset(start, params: Params, root: Path) -> None:
+    repository = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@example.org"]
+    subprocess.run([*repository, "init", "-q"], check=True)
+    subprocess.run([*repository, "commit", "-q", "--allow-empty", "-m", "first"], check=True)
+    commit = subprocess.run(
+        [*repository, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    with start() as run:
+        run.set_tags({"best_step": "4"})
+    noted = read_run(params, root, run.run_id)
+    assert noted.info.status == "FINISHED"
+    assert noted.data.params["training.learning_rate"] == "0.003"
+    assert noted.data.params["settings.channels"] == "32"  # a default, not written in params.yaml
+    assert noted.data.tags["mlflow.source.git.commit"] == commit
+    assert noted.data.tags["dvc_stage"] == "train@pixelcnn"
+    assert noted.data.tags["dataset_digest"] == "d" * 64
+    assert noted.data.tags["best_step"] == "4"
+    dataset = noted.inputs.dataset_inputs[0].dataset
+    assert (dataset.name, dataset.digest) == ("fashion_mnist", "d" * 36)
+
+
+def test_every_value_arrives_by_step_in_few_requests(
+    start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    sizes = []
+    with start() as run:
+        send = run._client.log_batch
+        monkeypatch.setattr(
+            run._client,
+            "log_batch",
+            lambda run_id, metrics: (sizes.append(len(metrics)), send(run_id, metrics=metrics)),
+        )
+        for step in range(700):
+            run.log(step, {"train_bits_per_dim": 8.0 - step / 100, "gradient_norm": math.nan if step == 3 else 1.0})
+    history = sorted(client.get_metric_history(run.run_id, "train_bits_per_dim"), key=lambda value: value.step)
+    assert [value.step for value in history] == list(range(700))
+    assert history[100].value == 7.0
+    assert sum(sizes) == 1400
+    assert len(sizes) <= 6
+
+
+def test_a_body_that_raises_leaves_a_failed_run_with_its_values(start, params: Params, root: Path) -> None:
+    with pytest.raises(ZeroDivisionError), start() as run:  # noqa: PT012 the body is what is tested
+        run.log(0, {"loss": 1.0})
+        _ = 1 / 0
+    failed = read_run(params, root, run.run_id)
+    assert failed.info.status == "FAILED"
+    assert failed.data.metrics == {"loss": 1.0}
+    with pytest.raises(KeyboardInterrupt), start() as run:
+        raise KeyboardInterrupt
+    assert read_run(params, root, run.run_id).info.status == "KILLED"
+
+
+def test_a_resumed_training_continues_its_run_and_an_unknown_run_starts_anew(start, params: Params, root: Path) -> None:
+    with pytest.raises(RuntimeError), start() as first:  # noqa: PT012 the body is what is tested
+        first.log(0, {"loss": 2.0})
+        raise RuntimeError
+    with start(resume_run_id=first.run_id) as second:
+        assert read_run(params, root, second.run_id).info.status == "RUNNING"
+        second.log(1, {"loss": 1.0})
+    assert second.run_id == first.run_id
+    assert read_run(params, root, first.run_id).info.status == "FINISHED"
+    with start(resume_run_id="0" * 32) as other:
+        pass
+    assert other.run_id != first.run_id
+
+
+def test_a_server_that_does_not_answer_is_one_sentence_within_seconds(params: Params, tmp_path: Path) -> None:
+    began = time.monotonic()
+    with pytest.raises(DensitywatchError, match=r"http://127\.0\.0\.1:9 cannot be opened .*make up"):
+        tracking.prepare_store(with_store(params, "http://127.0.0.1:9"), tmp_path)
+    assert time.monotonic() - began < 10
+
+
+def test_a_file_that_is_no_database_is_one_sentence(params: Params, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("these are not the rows you are looking for" * 100)
+    with pytest.raises(DensitywatchError, match=r"cannot be opened \(file is not a database\)"):
+        tracking.prepare_store(params, tmp_path)
+    with pytest.raises(DensitywatchError, match="cannot be written"):
+        tracking.prepare_store(with_store(params, "sqlite:///mlflow.db/x.db"), tmp_path)
+
+
+def test_a_store_that_fails_in_the_middle_loses_no_value(
+    start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracking, "FLUSH_VALUES", 2)
+    with caplog.at_level(logging.WARNING), start() as run:
+        send = run._client.log_batch
+        monkeypatch.setattr(run._client, "log_batch", refuse)
+        for step in range(5):
+            run.log(step, {"loss": 1.0})
+        monkeypatch.setattr(run._client, "log_batch", send)
+    assert read_run(params, root, run.run_id).data.metrics == {"loss": 1.0}
+    assert len(run._client.get_metric_history(run.run_id, "loss")) == 5
+    assert len([record for record in caplog.records if "the run goes on" in record.message]) == 1
+
+
+def refuse(*_: object, **__: object) -> None:
+    raise ConnectionError("gone")
+
+
+def test_a_store_that_never_comes_back_is_heard_of_at_the_end(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DensitywatchError, match="gone"), start() as run:  # noqa: PT012 the body is what is tested
+        monkeypatch.setattr(run._client, "log_batch", refuse)
+        run.log(0, {"loss": 1.0})
+
+
+def test_an_evaluation_joins_the_run_that_trained_the_model(start, params: Params, root: Path, tmp_path: Path) -> None:
+    with start() as run:
+        pass
+    (tmp_path / "samples.png").write_bytes(b"picture")
+    assert tracking.log_evaluation(run.run_id, {"bits_per_dim": 2.9}, tmp_path, params, root)
+    noted = read_run(params, root, run.run_id)
+    assert noted.info.status == "FINISHED"
+    assert noted.data.metrics == {"bits_per_dim": 2.9}
+    assert (root / "mlartifacts" / run.run_id / "artifacts" / "evaluation" / "samples.png").read_bytes() == b"picture"
+
+
+def test_the_evaluation_of_a_run_from_another_machine_is_left_out(params: Params, root: Path) -> None:
+    assert not tracking.log_evaluation("f" * 32, {"bits_per_dim": 2.9}, None, params, root)
+
+
+def test_a_deleted_experiment_is_named(params: Params, root: Path) -> None:
+    gone = params.model_copy(update={"mlflow": params.mlflow.model_copy(update={"experiment": "gone"})})
+    identity = tracking.prepare_store(gone, root)
+    tracking.open_client(tracking.tracking_uri(gone, root)).delete_experiment(identity)
+    with pytest.raises(DensitywatchError, match="'gone' was deleted"):
+        tracking.prepare_store(gone, root)
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    program = (
+        "import time; from pathlib import Path; from densitywatch.tracking.store import store_lock\n"
+        f"with store_lock('sqlite:///{tmp_path}/m.db', Path({str(tmp_path)!r}), 'promote'):\n"
+        "    print('held', flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    yield process
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+
+
+def test_the_lock_of_a_killed_process_is_free_again(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "held\n"
+    holder.kill()
+    with store_lock(f"sqlite:///{tmp_path}/m.db", tmp_path, "promote"):
+        pass
