@@ -62,8 +62,8 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
     ],
 )
 def test_what_does_not_fit_is_one_sentence_naming_the_key(key: str, value: Any, message: str, tmp_path: Path) -> None:
+    path = params_with(tmp_path, key, value)
     with pytest.raises(ParamsError) as caught:
-        path = params_with(tmp_path, key, value)
         check_settings(load_params(path), path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
