@@ -39,6 +39,7 @@ PLUMBING = {
     "densitywatch.data.dataset",
     "densitywatch.loading",
     "densitywatch.models.header",
+    "densitywatch.models.offers",
     "densitywatch.models.storage",
     "densitywatch.tracking.addresses",
     "densitywatch.tracking.runs",
