@@ -47,7 +47,7 @@ PLUMBING = {
     "densitywatch.training.bookkeeping",
 }
 MODEL_KINDS = ("autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelrnn", "vae")
-IMPORTLIB_HOMES = ("data/decoding/guarded_child.py", "models/storage.py")
+IMPORTLIB_HOMES = ("data/decoding/sandbox_child.py", "models/storage.py")
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
