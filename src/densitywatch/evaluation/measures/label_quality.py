@@ -65,7 +65,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
     The checkpoint of least loss on the validation images is the one returned.
     """
     from densitywatch.devices import start_fabric
-    from densitywatch.training.loop import train
+    from densitywatch.training.loop import Run, train
 
     params = context.params
     # a slot's share of the threads and no more: two stages with all of them wait for each other most of the time
@@ -94,10 +94,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             split,
             context.split("validation").at(size),
             training,
-            name="classifier on samples",
-            seed=params.seed,
-            folder=Path(folder),
-            identity="",
+            Run(name="classifier on samples", seed=params.seed, folder=Path(folder), identity=""),
         )
     assert isinstance(network, FeatureNetwork)
     return network.to(context.device).eval()
