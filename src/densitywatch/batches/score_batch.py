@@ -30,7 +30,7 @@ from densitywatch.batches.report import write_report
 from densitywatch.batches.results import RUN, PublishedChunks, stand, write_scores
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.inputs.archives import ARCHIVE
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, read_json, write_whole

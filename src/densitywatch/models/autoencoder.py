@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import halvings, scale_images, unscale_images
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):

@@ -21,16 +21,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from densitywatch.models.common.layers import (
-    FULL_MAP,
+from densitywatch.models.common.gan_losses import (
     discriminator_game_loss,
+    discriminator_hinge_loss,
     game_logs,
     generator_game_loss,
-    halvings,
-    scale_images,
-    standard_normal,
-    unscale_images,
+    generator_hinge_loss,
 )
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import FULL_MAP, halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):
@@ -159,14 +159,16 @@ class ConditionalGAN(nn.Module):
         real, fake = self.discriminator(torch.cat([images, generated]), labels.repeat(2)).chunk(2)
         logs = game_logs(images, generated, real, fake)
         if self.settings.loss == "hinge":
-            return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), logs
+            return discriminator_hinge_loss(real, fake), logs
         return discriminator_game_loss(real, fake), logs
 
     def generator_loss(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss over n generated images, for the generator to minimise."""
         labels = self.labels_of(n, labels)
         fake = self.discriminator(self.generate(self.latents(n, labels)), labels)
-        return -fake.mean() if self.settings.loss == "hinge" else generator_game_loss(fake, self.settings.loss), {}
+        if self.settings.loss == "hinge":
+            return generator_hinge_loss(fake), {}
+        return generator_game_loss(fake, self.settings.loss), {}
 
     def labels_of(self, n: int, labels: Tensor | None) -> Tensor:
         """The labels of a batch; drawn evenly where none are given, all alike in a dataset without labels."""

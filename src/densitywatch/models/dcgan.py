@@ -15,16 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import (
-    GeneratorLoss,
-    discriminator_game_loss,
-    game_logs,
-    generator_game_loss,
-    halvings,
-    scale_images,
-    standard_normal,
-    unscale_images,
-)
+from densitywatch.models.common.gan_losses import GeneratorLoss, discriminator_game_loss, game_logs, generator_game_loss
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):

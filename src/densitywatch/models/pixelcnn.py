@@ -10,7 +10,7 @@ What differs from the paper:
   computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
 * beside it enters what the rows above show as a whole, seen at half the resolution (RowContext);
 * a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
-* the head takes the colours in sequence in one place (layers.PixelHead): 256-way softmax or logistic mixture.
+* the head takes the colours in sequence in one place (pixel_head.PixelHead): 256-way softmax or logistic mixture.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.autoregressive import PixelDensity
-from densitywatch.models.common.layers import (
-    FULL_MAP,
-    PixelHead,
-    bits_per_dim,
-    position_map,
-    positions,
-    require_labels,
-    scale_images,
-)
+from densitywatch.models.common.autoregressive import PixelDensity, require_labels
+from densitywatch.models.common.map_sizes import FULL_MAP
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim, scale_images
+from densitywatch.models.common.positions import position_map, positions
 from densitywatch.models.common.sampling import bias_of, taps
 
 

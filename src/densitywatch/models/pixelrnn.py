@@ -13,7 +13,7 @@ What differs from the paper:
 * since its states move down a row, the pass from the right may see its own pixel: without that, the last pixel of a row
   would be hidden from most of the next row;
 * only the pixels of a diagonal that lie in the image are computed, half of the skewed map;
-* the colours meet in sequence in the head alone (layers.PixelHead), which keeps the masks in one place; it is the
+* the colours meet in sequence in the head alone (pixel_head.PixelHead), which keeps the masks in one place; it is the
   paper's 256-way softmax, or a logistic mixture as a setting, which learns faster;
 * label conditioning as a setting (from the gated PixelCNN).
 """
@@ -27,9 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.autoregressive import PixelDensity
-from densitywatch.models.common.layers import PixelHead, position_map, positions, require_labels, scale_images
+from densitywatch.models.common.autoregressive import PixelDensity, require_labels
 from densitywatch.models.common.lstm_scan import lstm_scan
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import scale_images
+from densitywatch.models.common.positions import position_map, positions
 from densitywatch.models.common.sampling import bias_of, taps
 
 

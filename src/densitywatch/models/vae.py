@@ -4,7 +4,7 @@
     log p(x) >= log mean_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x)    the importance-weighted bound (Burda et al. 2016)
 
 What differs from the paper: a convolutional encoder and decoder, and p(x|z) is a discrete distribution over 0..255 for
-every sub-pixel (layers.PixelHead), so its bounds stand in one table with the exact densities.
+every sub-pixel (pixel_head.PixelHead), so its bounds stand in one table with the exact densities.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import FULL_MAP, PixelHead, bits_per_dim, halvings, scale_images, standard_normal
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import FULL_MAP, halvings
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim, scale_images
 
 
 class Settings(BaseModel):

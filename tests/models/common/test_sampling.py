@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
 from densitywatch.models import pixelcnn, pixelrnn
-from densitywatch.models.common.layers import draw_from_table
+from densitywatch.models.common.pixel_head import draw_from_table
 from densitywatch.models.common.sampling import walk
 
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {

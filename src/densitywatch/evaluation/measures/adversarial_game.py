@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from densitywatch.data.reading import Images
 from densitywatch.evaluation.measures.context import Context, Figure, Result
 from densitywatch.files import write_whole
-from densitywatch.models.common.layers import discriminator_game_loss, generator_game_loss
+from densitywatch.models.common.gan_losses import discriminator_game_loss, generator_game_loss
 from densitywatch.models.gan import GAN, Settings
 from densitywatch.pages import charts
 

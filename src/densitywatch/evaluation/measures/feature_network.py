@@ -25,7 +25,8 @@ from densitywatch.devices import start_fabric, usable_precision
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, LabelledFeatures, probe_curve
 from densitywatch.files import whole_folder, write_whole
-from densitywatch.models.common.layers import halvings, scale_images
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images
 from densitywatch.models.storage import WEIGHTS, load_network, read_header, save_model
 from densitywatch.params import ClassifierSettings, Params
 from densitywatch.progress import say

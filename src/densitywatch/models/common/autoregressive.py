@@ -13,8 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import PixelHead, bits_per_dim
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim
 from densitywatch.models.common.sampling import Steps, sample_pixels
+
+
+def require_labels(labels: Tensor | None, classes: int) -> Tensor:
+    """The labels, where a model that was made with `classes` labels cannot do without them."""
+    if labels is None:
+        raise ValueError(f"this model is conditional on {classes} labels: pass labels")
+    return labels
 
 
 class PixelDensity(nn.Module, ABC):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.errors import ModelError
-from densitywatch.models.common.layers import PixelHead, scale_images
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import scale_images
 
 Choose = Callable[[Tensor], Tensor]
 """Cumulated probabilities (B, 255) of the next sub-pixel's values 0..254 -> the values that it takes, int64 (B,)."""
@@ -137,7 +138,7 @@ def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tenso
 
 
 class HeadSteps:
-    """layers.PixelHead for one pixel at a time: the cumulated distribution of each colour in sequence."""
+    """pixel_head.PixelHead for one pixel at a time: the cumulated distribution of each colour in sequence."""
 
     def __init__(self, head: PixelHead, n: int) -> None:
         channels, mixture = head.channels, head.kind == "logistic_mixture"

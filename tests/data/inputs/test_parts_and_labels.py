@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from densitywatch.data.inputs.arrangement import Arrangement, arrange, strays_of
+from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange, strays_of
 from densitywatch.errors import DataError
 
 FAMILY = "👨\u200d👩\u200d👧"

@@ -45,7 +45,7 @@ MASKS = frozenset(["ground_truth", "ground-truth", "groundtruth"])
 """Folders of masks, which say where the defects of the other pictures are, as in MVTec AD."""
 
 
-def kind_of_junk(name: str) -> str | None:
+def kind_of_clutter(name: str) -> str | None:
     """What `name`, a path below the source, is by its name alone: `.DS_Store`, `._*`, `@eaDir/`; None for the rest."""
     *folders, file = re.split(r"[/\\]", name)
     for folder in folders:
@@ -65,15 +65,15 @@ def kind_in_dataset(name: str) -> str | None:
     for piece in folder.split("/"):
         if piece.lower() in MASKS:
             return f"masks in {piece}/"
-    return kind_of_junk(f"{folder}/-" if folder else "-") if is_label_table(name) else kind_of_junk(name)
+    return kind_of_clutter(f"{folder}/-" if folder else "-") if is_label_table(name) else kind_of_clutter(name)
 
 
-def is_junk(name: str) -> bool:
+def is_clutter(name: str) -> bool:
     """Whether the file `name`, a path below the source, is left behind by a tool, whatever lies next to it."""
-    return kind_of_junk(name) is not None
+    return kind_of_clutter(name) is not None
 
 
-def is_beside(name: str) -> bool:
+def is_side_car(name: str) -> bool:
     """Whether `name` ends as a side-car does; it is one when a picture has the same `sample_key`."""
     return name.rpartition(".")[2].lower() in BESIDE and "." in name.rpartition("/")[2]
 
@@ -84,10 +84,10 @@ def sample_key(name: str) -> str:
     return folder + slash + file.partition(".")[0]
 
 
-def split_junk(
-    names: Iterable[str], kind_of: Callable[[str], str | None] = kind_of_junk
+def split_clutter(
+    names: Iterable[str], kind_of: Callable[[str], str | None] = kind_of_clutter
 ) -> tuple[list[str], Counter[str]]:
-    """`names` without junk and side-cars, in their order, and how many were left aside of each kind."""
+    """`names` without clutter and side-cars, in their order, and how many were left aside of each kind."""
     skipped: Counter[str] = Counter()
     rest = []
     for name in names:
@@ -96,10 +96,10 @@ def split_junk(
             rest.append(name)
         else:
             skipped[kind] += 1
-    pictures = {sample_key(name) for name in rest if not is_beside(name)}
+    pictures = {sample_key(name) for name in rest if not is_side_car(name)}
     kept = []
     for name in rest:
-        if is_beside(name) and sample_key(name) in pictures:
+        if is_side_car(name) and sample_key(name) in pictures:
             skipped[f"*.{name.rpartition('.')[2].lower()} next to a picture"] += 1
         else:
             kept.append(name)

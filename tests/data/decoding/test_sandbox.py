@@ -14,14 +14,14 @@ from typing import Any
 import psutil
 import pytest
 
-from densitywatch.data.decoding import guarded
-from densitywatch.data.decoding.guarded import Answer, ReaderDied, answers
+from densitywatch.data.decoding import sandbox
+from densitywatch.data.decoding.sandbox import Answer, ReaderDied, answers
 from densitywatch.errors import DataError
 
 READERS = """
 import os, signal, time
 from densitywatch.errors import DataError
-from densitywatch.data.decoding.guarded import Answer, allow
+from densitywatch.data.decoding.sandbox import Answer, allow
 
 def numbers(request):
     for number in range(request.facts["count"]):
@@ -78,9 +78,9 @@ def sleep(request):
 def readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (tmp_path / "readers.py").write_text(READERS, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    guarded.close()  # those that run do not know the path
+    sandbox.close()  # those that run do not know the path
     yield
-    guarded.close()
+    sandbox.close()
 
 
 def ask(name: str, facts: dict[str, Any] | None = None, **options: Any) -> list[Answer]:
@@ -89,7 +89,7 @@ def ask(name: str, facts: dict[str, Any] | None = None, **options: Any) -> list[
 
 def children() -> list[psutil.Process]:
     return [
-        child for child in psutil.Process().children() if "densitywatch.data.decoding.guarded_child" in child.cmdline()
+        child for child in psutil.Process().children() if "densitywatch.data.decoding.sandbox_child" in child.cmdline()
     ]
 
 
@@ -176,7 +176,7 @@ def test_streams_stand_open_beside_each_other() -> None:
     streams = [answers("readers:numbers", {"count": 3}) for _ in range(6)]
     assert [[next(stream).facts["number"] for stream in streams] for _ in range(3)] == [[n] * 6 for n in range(3)]
     assert [list(stream) for stream in streams] == [[]] * 6
-    assert len(children()) == guarded.KEPT
+    assert len(children()) == sandbox.KEPT
 
 
 def test_the_child_sees_no_secrets_and_prints_nothing(
@@ -189,7 +189,7 @@ def test_the_child_sees_no_secrets_and_prints_nothing(
 
 def test_children_end_with_a_parent_that_is_killed() -> None:
     code = (
-        "from densitywatch.data.decoding.guarded import answers\n"
+        "from densitywatch.data.decoding.sandbox import answers\n"
         "print(next(answers('readers:sleep', {})).facts['pid'], flush=True)\n"
         "input()"
     )
@@ -211,7 +211,7 @@ def test_children_end_with_a_parent_that_is_killed() -> None:
 def test_nothing_is_left_open() -> None:
     before = len(psutil.Process().open_files()) + psutil.Process().num_fds()
     ask("blobs", blobs=[b"ab"])
-    guarded.close()
+    sandbox.close()
     gc.collect()
     assert len(psutil.Process().open_files()) + psutil.Process().num_fds() == before
     assert children() == []

@@ -73,7 +73,7 @@ class ReaderDied(DataError):
     """The child reached a limit or crashed: the answer that was next is lost."""
 
 
-class GuardFailed(DensitywatchError):
+class SandboxFailed(DensitywatchError):
     """No child can be started on this machine; no file is to blame."""
 
 
@@ -155,7 +155,7 @@ class _Child:
         self.seconds, self.memory = SECONDS, MEMORY
         try:
             with theirs:
-                command = [sys.executable, "-P", "-m", "densitywatch.data.decoding.guarded_child", str(theirs.fileno())]
+                command = [sys.executable, "-P", "-m", "densitywatch.data.decoding.sandbox_child", str(theirs.fileno())]
                 self.process = subprocess.Popen(  # noqa: S603 (this interpreter and a module of this package)
                     command,
                     stdin=subprocess.DEVNULL,
@@ -166,7 +166,7 @@ class _Child:
                 )
         except OSError as error:
             ours.close()
-            raise GuardFailed(
+            raise SandboxFailed(
                 f"no process to read files in can be started ({error}); free memory or processes"
             ) from None
         self.stream = ours.makefile("rb", buffering=1 << 16)
@@ -176,7 +176,7 @@ class _Child:
         except (OSError, EOFError, ValueError) as error:
             why = self.reason(error)
             self.end()
-            raise GuardFailed(
+            raise SandboxFailed(
                 f"the process to read files in ended as it started ({why}); run `densitywatch doctor`"
             ) from None
 

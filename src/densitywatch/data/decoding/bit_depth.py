@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densitywatch.data.decoding.file_bytes import Prepared
+from densitywatch.data.decoding.file_headers import Prepared
 from densitywatch.errors import DataError
 
 LARGE = 16_000_000

@@ -1,4 +1,4 @@
-"""The child of guarded.py: `python -m densitywatch.data.decoding.guarded_child DESCRIPTOR`; the descriptor is a socket.
+"""The child of sandbox.py: `python -m densitywatch.data.decoding.sandbox_child DESCRIPTOR`; the descriptor is a socket.
 
 It imports a reader when it is first asked for, serves one request after the other, and ends with its parent. The kernel
 keeps the limits: a timer of CPU time whose signal ends the process, and an address space that cannot grow beyond.
@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
-from densitywatch.data.decoding import guarded
-from densitywatch.data.decoding.guarded import Answer, Request, frame, receive
+from densitywatch.data.decoding import sandbox
+from densitywatch.data.decoding.sandbox import Answer, Request, frame, receive
 from densitywatch.errors import DataError
 
 LOOKS = 0.25
@@ -155,7 +155,7 @@ def _file(line: Line, kind: str | None) -> Iterator[BinaryIO | None]:
         yield io.BufferedReader(ParentsFile(line), 1 << 18)
 
 
-_now: dict[str, int] = {"memory": guarded.MEMORY, "held": 0}
+_now: dict[str, int] = {"memory": sandbox.MEMORY, "held": 0}
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def _limited(line: Line, seconds: float, memory: int) -> Iterator[None]:
         _clock(seconds)
 
     _now.update(memory=memory, held=_held())
-    guarded.allowed = allowed
+    sandbox.allowed = allowed
     try:
         _space(memory)
         _clock(seconds)
@@ -175,7 +175,7 @@ def _limited(line: Line, seconds: float, memory: int) -> Iterator[None]:
     finally:
         _clock(0)
         _space(None)
-        guarded.allowed = None
+        sandbox.allowed = None
 
 
 def _clock(seconds: float) -> None:
@@ -208,7 +208,7 @@ def _peak() -> int:
 def _watch(parent: int) -> None:
     while os.getppid() == parent:
         if sys.platform == "darwin" and _peak() > _now["held"] + _now["memory"]:
-            os._exit(guarded.TOO_MUCH_MEMORY)
+            os._exit(sandbox.TOO_MUCH_MEMORY)
         time.sleep(LOOKS)
     os._exit(0)
 

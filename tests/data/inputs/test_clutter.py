@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from densitywatch.data.inputs.left_behind import is_junk, kind_of_junk, sample_key, skipped_line, split_junk
+from densitywatch.data.inputs.clutter import is_clutter, kind_of_clutter, sample_key, skipped_line, split_clutter
 
 
 @pytest.mark.parametrize(
@@ -29,8 +29,8 @@ from densitywatch.data.inputs.left_behind import is_junk, kind_of_junk, sample_k
     ],
 )
 def test_what_tools_leave_behind_is_told_by_its_name(name: str, kind: str) -> None:
-    assert kind_of_junk(name) == kind
-    assert is_junk(name)
+    assert kind_of_clutter(name) == kind
+    assert is_clutter(name)
 
 
 @pytest.mark.parametrize(
@@ -46,13 +46,13 @@ def test_what_tools_leave_behind_is_told_by_its_name(name: str, kind: str) -> No
         "DS_Store/1.png",
     ],
 )
-def test_pictures_and_what_nobody_knows_are_no_junk(name: str) -> None:
-    assert not is_junk(name)
+def test_pictures_and_what_nobody_knows_are_no_clutter(name: str) -> None:
+    assert not is_clutter(name)
 
 
 def test_a_side_car_is_skipped_next_to_its_picture_and_nowhere_else() -> None:
     names = ["a/0.cls", "a/0.json", "a/0.png", "a/0.TXT", "a/1.seg.json", "a/1.jpg", "b/0.json", "notes.txt", "c/x.txt"]
-    kept, skipped = split_junk(names)
+    kept, skipped = split_clutter(names)
     assert kept == ["a/0.png", "a/1.jpg", "b/0.json", "notes.txt", "c/x.txt"]
     assert skipped == {
         "*.cls next to a picture": 1, "*.json next to a picture": 2, "*.txt next to a picture": 1

@@ -1,43 +1,14 @@
-"""What the models share: scaling of images and the distribution of one 8-bit pixel."""
+"""The distribution of one 8-bit pixel: 256 free probabilities, or a mixture of discretised logistics."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOG_2 = math.log(2.0)
-
-
-def scale_images(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """uint8 images to floats in [-1, 1]."""
-    return x.to(dtype) / 127.5 - 1.0
-
-
-def unscale_images(x: Tensor) -> Tensor:
-    """Floats in [-1, 1] to uint8 images; what lies outside is clipped."""
-    return ((x.clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
-
-
-def standard_normal(*shape: int, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """Standard normal numbers on `device`, drawn where the generator is: one on the CPU gives every device the same."""
-    drawn_on = device if generator is None else generator.device
-    return torch.randn(*shape, generator=generator, device=drawn_on).to(device)
-
-
-def bits_per_dim(log_prob: Tensor, dimensions: int) -> Tensor:
-    """Nats per image to bits per sub-pixel; `dimensions` is C * H * W."""
-    return -log_prob / (LOG_2 * dimensions)
-
-
-def require_labels(labels: Tensor | None, classes: int) -> Tensor:
-    """The labels, where a model that was made with `classes` labels cannot do without them."""
-    if labels is None:
-        raise ValueError(f"this model is conditional on {classes} labels: pass labels")
-    return labels
+from densitywatch.models.common.pixel_values import scale_images
 
 
 def logistic_mixture_log_prob(x: Tensor, parameters: Tensor) -> Tensor:
@@ -165,64 +136,3 @@ def draw_from_table(log_probs: Tensor, uniform: Tensor) -> Tensor:
     """
     cumulated = log_probs.exp().cumsum(1)
     return (cumulated <= uniform.unsqueeze(1) * cumulated[:, -1:]).sum(1).clamp(max=255).to(torch.uint8)
-
-
-def halvings(size: int) -> int:
-    """How many factors of two lie between an image's size and the about 4 to 8 pixels of a network's smallest map."""
-    return max(1, math.ceil(math.log2(size / 8)))
-
-
-FULL_MAP = 32
-"""Up to this many pixels a side every position has its own numbers; larger maps are sums over rows and columns."""
-
-
-class AxialPositions(nn.Module):
-    """A learned map of positions (1, width, size, size) as the sum of one for rows and one for columns."""
-
-    def __init__(self, width: int, size: int) -> None:
-        super().__init__()
-        self.rows = nn.Parameter(torch.zeros(1, width, size, 1))
-        self.columns = nn.Parameter(torch.zeros(1, width, 1, size))
-
-    def forward(self) -> Tensor:
-        return self.rows + self.columns
-
-
-def positions(width: int, size: int) -> nn.Parameter | AxialPositions:
-    """A learned map of positions that starts at zero; its parameters grow with the side, not the area, beyond 32."""
-    return nn.Parameter(torch.zeros(1, width, size, size)) if size <= FULL_MAP else AxialPositions(width, size)
-
-
-def position_map(found: Tensor | AxialPositions) -> Tensor:
-    """The map (1, width, size, size) of what `positions` made."""
-    if isinstance(found, AxialPositions):
-        summed: Tensor = found()
-        return summed
-    return found
-
-
-GeneratorLoss = Literal["minimax", "non_saturating"]
-
-
-def discriminator_game_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Minus the value of the game of Goodfellow et al. 2014, E[log D(x)] + E[log(1 - D(G(z)))], D = sigmoid(logit).
-
-    Its least value is log 4, where the discriminator cannot tell the two apart.
-    """
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-def generator_game_loss(fake: Tensor, kind: GeneratorLoss) -> Tensor:
-    """What the generator minimises: `minimax` E[log(1 - D)], the game itself; `non_saturating` -E[log D]."""
-    return -F.softplus(fake).mean() if kind == "minimax" else F.softplus(-fake).mean()
-
-
-@torch.no_grad()
-def game_logs(x: Tensor, generated: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """How the game stands: the share of images that the discriminator (logits, 0 is undecided) calls rightly, and the
-    spread of the generated images beside that of the real ones (mean standard deviation of a pixel; near 0: all look
-    alike)."""
-    return {
-        "discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean()),
-        "spread_ratio": generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6),
-    }

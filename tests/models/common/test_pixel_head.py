@@ -10,14 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from densitywatch.models.common.layers import (
-    PixelHead,
-    bits_per_dim,
-    draw_from_table,
-    logistic_mixture_log_prob,
-    scale_images,
-    unscale_images,
-)
+from densitywatch.models.common.pixel_head import PixelHead, draw_from_table, logistic_mixture_log_prob
 
 HEADS = ("softmax", "logistic_mixture")
 ORDERS = ("rgb", "rbg", "grb", "gbr", "brg", "bgr")
@@ -128,13 +121,3 @@ def test_a_draw_never_takes_a_value_without_probability_even_at_the_ends() -> No
     log_probs = torch.full((2, 256), -math.inf)
     log_probs[:, 7] = 0.0
     assert draw_from_table(log_probs, torch.tensor([0.0, 1 - 2**-24])).tolist() == [7, 7]
-
-
-def test_scaling_to_floats_and_back_keeps_every_value() -> None:
-    x = torch.arange(256, dtype=torch.uint8)
-    assert torch.equal(unscale_images(scale_images(x)), x)
-
-
-def test_bits_per_dim_of_a_uniform_image_is_eight() -> None:
-    log_prob = torch.tensor([-math.log(256.0) * 3 * 16])
-    assert bits_per_dim(log_prob, 3 * 16).item() == pytest.approx(8.0)
