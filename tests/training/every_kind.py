@@ -113,10 +113,10 @@ def main(root: Path) -> None:
             written.append(path)
 
     sys.addaudithook(watch)
-    import densitywatch.training
     from densitywatch.evaluation.measures.feature_network import train_classifier
     from densitywatch.params import load_params
     from densitywatch.training import loop
+    from densitywatch.training import train as training
 
     digests: dict[str, str] = {}
     train = loop.train
@@ -126,13 +126,13 @@ def main(root: Path) -> None:
         digests[name] = digest_of(best)
         return best, progress
 
-    loop.train = densitywatch.training.train = noted  # type: ignore[assignment]
+    loop.train = training.train = noted
     params = load_params(root / "params.yaml")
     for name in NAMES:
         if name == "classifier":
             train_classifier(params, root)
         else:
-            densitywatch.training.train_model(name, params, root)
+            training.train_model(name, params, root)
     (root / f"rank{rank}.json").write_text(json.dumps({"digests": digests, "written": written}))
 
 

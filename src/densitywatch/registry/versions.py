@@ -62,7 +62,7 @@ def register(name: str, params: Params, root: Path) -> int:
     """Put models/<name> into the registry as a version of densitywatch-<name>, alias challenger; returns its number.
 
     A density takes along what its p-values need, and the detector (name `detector`) the weights of its models; see
-    packing.py. Registering the same bytes again returns the version that has them, as long as its files are there.
+    version_files.py. Registering the same bytes again returns the version that has them, as long as its files are there.
 
     Raises ModelError when there is nothing whole to register, RegistryError when the store does not take it.
     """
