@@ -22,7 +22,7 @@ import psutil
 
 from densitywatch.errors import DataError, ParamsError
 from densitywatch.files import read_json, write_whole
-from pipelines import home
+from pipelines import prefect_home
 from pipelines.server import HOST, START_SECONDS, ServiceFailed
 
 STOP_SECONDS = 15.0
@@ -80,7 +80,7 @@ def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) 
     """
     entry = next(entry for entry in noted(root) if entry["name"] == name)
     until = time.monotonic() + START_SECONDS
-    while not home.answers(address):
+    while not prefect_home.answers(address):
         if find(entry) is None:
             raise ServiceFailed(f"{name} ended as it started: {_last_words(Path(entry['log']))}; see {entry['log']}")
         if time.monotonic() > until:

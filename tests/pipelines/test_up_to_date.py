@@ -16,7 +16,7 @@ import pytest
 from densitywatch.data.look import look
 from densitywatch.params import load_params
 from pipelines import __main__ as entry
-from pipelines import dag, fresh, home
+from pipelines import dvc_commands, prefect_home, run_lock, up_to_date
 
 PROJECT = Path(__file__).parents[2]
 
@@ -30,8 +30,8 @@ def done(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "dvc.lock").write_text("schema: '2.0'\n")
     (tmp_path / "mlflow.db").touch()
     look(load_params(tmp_path / "params.yaml"), tmp_path)
-    fresh.note_fresh(tmp_path)
-    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    up_to_date.note_up_to_date(tmp_path)
+    monkeypatch.setattr(dvc_commands, "stale_stages", lambda root: set())
     return tmp_path
 
 
@@ -46,33 +46,33 @@ def test_with_nothing_changed_the_second_run_ends_before_prefect_is_imported(
 
 @pytest.mark.parametrize("lost", ["var/fresh.json", "mlflow.db"])
 def test_without_its_receipt_or_its_registry_a_run_is_not_done(done: Path, lost: str) -> None:
-    assert fresh.is_fresh(done)
+    assert up_to_date.is_up_to_date(done)
     (done / lost).unlink()
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
 
 
 @pytest.mark.parametrize("file", ["params.yaml", "dvc.lock"])
 def test_an_edit_of_what_the_last_run_was_about_is_seen(done: Path, file: str) -> None:
     with (done / file).open("a") as text:
         text.write("# an edit\n")
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
 
 
 def test_a_stale_stage_or_a_complete_batch_in_the_inbox_is_work(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dag, "stale_stages", lambda root: {"train@vae"})
-    assert not fresh.is_fresh(done)
-    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    monkeypatch.setattr(dvc_commands, "stale_stages", lambda root: {"train@vae"})
+    assert not up_to_date.is_up_to_date(done)
+    monkeypatch.setattr(dvc_commands, "stale_stages", lambda root: set())
     batch = done / "data" / "inbox" / "monday"
     batch.mkdir(parents=True)
     (batch / "a.png").write_bytes(b"not looked at here")
-    assert fresh.is_fresh(done), "the batch may still be written"
+    assert up_to_date.is_up_to_date(done), "the batch may still be written"
     (batch / "_SUCCESS").touch()
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
 
 
 def test_a_receipt_that_is_no_json_counts_as_none(done: Path) -> None:
     (done / "var" / "fresh.json").write_text("{")
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
 
 
 def test_a_second_run_of_the_same_checkout_is_refused_in_one_line(
@@ -90,21 +90,21 @@ def test_who_may_wait_for_another_run_says_so_once_and_has_its_turn(done: Path) 
     said: list[str] = []
     with holding_the_lock(done) as other:
         threading.Timer(1.5, other.kill).start()
-        with home.one_run_at_a_time(done, say=said.append):
+        with run_lock.one_run_at_a_time(done, say=said.append):
             assert other.wait() == -signal.SIGKILL
     assert said == [f"another run (process {other.pid}) is going on in {done}; waiting for it to end"]
 
 
 def test_a_run_inside_a_run_is_the_same_run_and_the_lock_goes_with_the_outer_one(done: Path) -> None:
-    with home.one_run_at_a_time(done):
-        with home.one_run_at_a_time(done):
+    with run_lock.one_run_at_a_time(done):
+        with run_lock.one_run_at_a_time(done):
             pass
         assert holds(done)
     assert not holds(done)
 
 
-HOLD = """import sys; from pathlib import Path; from pipelines import home
-with home.one_run_at_a_time(Path(sys.argv[1])):
+HOLD = """import sys; from pathlib import Path; from pipelines import run_lock
+with run_lock.one_run_at_a_time(Path(sys.argv[1])):
 """
 
 
@@ -156,9 +156,9 @@ def test_flows_talk_to_the_server_of_make_up_only_while_it_answers(
 ) -> None:
     def settle(answering: bool) -> str | None:
         environment: dict[str, str] = {}
-        monkeypatch.setattr(home.os, "environ", environment)
-        monkeypatch.setattr(home, "answers", lambda address: answering)
-        found: Any = home.settle(tmp_path)
+        monkeypatch.setattr(prefect_home.os, "environ", environment)
+        monkeypatch.setattr(prefect_home, "answers", lambda address: answering)
+        found: Any = prefect_home.settle(tmp_path)
         assert environment["PREFECT_HOME"] == str(tmp_path / "var" / "prefect")
         return found
 

@@ -15,13 +15,13 @@ from densitywatch.files import read_json, write_whole
 from densitywatch.params import load_params
 from densitywatch.tracking.addresses import follow_move, lost_champions
 from densitywatch.tracking.store import sqlite_path, tracking_uri
-from pipelines import dag
+from pipelines import dvc_commands
 
 RECEIPT = Path("var") / "fresh.json"
 FILES = ("dvc.lock", "params.yaml")
 
 
-def is_fresh(root: Path) -> bool:
+def is_up_to_date(root: Path) -> bool:
     """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits, and
     every champion's files are there.
 
@@ -35,12 +35,12 @@ def is_fresh(root: Path) -> bool:
         and (database is None or database.is_file())
         and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
         and _champions_stand(uri, root)
-        and not dag.stale_stages(root)
+        and not dvc_commands.stale_stages(root)
         and not is_changed(params, root)
     )
 
 
-def note_fresh(root: Path) -> None:
+def note_up_to_date(root: Path) -> None:
     """Leave the receipt of a run that got to its end."""
     write_whole(root / RECEIPT, json.dumps(_digests(root)) + "\n")
 

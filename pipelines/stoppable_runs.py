@@ -18,7 +18,7 @@ from pathlib import Path
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
-from pipelines import dag, dvc_files, home, run_processes, server
+from pipelines import dvc_commands, dvc_files, run_lock, run_processes, server
 
 LATEST = 4.7
 """Seconds after which a process that was told to stop is gone, whatever Prefect still wants to tell its server."""
@@ -32,7 +32,7 @@ def one_run(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator
 
     say: wait for another run to end, and tell this why; by default DensitywatchError is raised.
     """
-    with home.one_run_at_a_time(root, say=say):
+    with run_lock.one_run_at_a_time(root, say=say):
         dvc_files.settle(root)
         yield
 
@@ -84,7 +84,7 @@ def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
     since, stderr = time.monotonic(), sys.stderr
     logging.disable()  # nobody asked what Prefect says of its own end
     sys.stderr = io.StringIO()
-    dag.interrupt_waiting()
+    dvc_commands.interrupt_waiting()
     gone = run_processes.end(partial(run_processes.of_run, mark))
     if (
         "PREFECT_API_URL" in os.environ and not server.is_temporary()
@@ -99,7 +99,7 @@ def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
 def _end_flow(number: int, mark: str, unwound: threading.Event) -> None:
     """End all that the flow has started; Prefect has the rest of the time to tell its server, and ends the process."""
     since = time.monotonic()
-    dag.interrupt_waiting()
+    dvc_commands.interrupt_waiting()
     run_processes.end(partial(run_processes.of_run, mark))
     if "PREFECT__FLOW_RUN_ID" in os.environ:  # nothing but this run lives in the process
         time.sleep(max(0.0, since + LATEST - time.monotonic()))

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pipelines.timing import Step, save, table, timed, work_seconds
+from pipelines.run_times import Step, save, table, timed, work_seconds
 
 
 def test_work_that_ran_side_by_side_counts_once_and_skipped_work_not_at_all() -> None:

@@ -190,7 +190,7 @@ def deployed_run(root: Path) -> dict[str, str]:
 def test_a_deployments_run_ends_with_its_stages_when_it_is_cancelled_and_gives_its_slots_back(tmp_path: Path) -> None:
     from prefect.client.orchestration import get_client
 
-    from pipelines.stages import DEVICE_LIMIT, ensure_device_limit
+    from pipelines.device_slots import DEVICE_LIMIT, ensure_device_limit
 
     ensure_device_limit()
     project = Project(tmp_path / "project")

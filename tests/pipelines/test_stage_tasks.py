@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 
 from densitywatch.registry.gate import Figure, Verdict
-from pipelines import dag, retrain, server, stages
-from pipelines.timing import Step
+from pipelines import device_slots, dvc_commands, dvc_graph, retrain, server, stage_tasks
+from pipelines.run_times import Step
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 
 
-def run(root: Path, graph: list[dag.Stage], stale: set[str], **options: Any) -> tuple[list[Step], dict[str, str]]:
+def run(root: Path, graph: list[dvc_graph.Stage], stale: set[str], **options: Any) -> tuple[list[Step], dict[str, str]]:
     """The steps of one run of the graph, and the name of each task run's last state in Prefect."""
     from prefect import flow
     from prefect.client.orchestration import get_client
@@ -31,12 +31,12 @@ def run(root: Path, graph: list[dag.Stage], stale: set[str], **options: Any) -> 
     @flow
     def graph_alone() -> list[Step]:
         found["id"] = flow_run.get_id()
-        stages.ensure_device_limit()
-        return stages.run_graph(root, graph, stale, **options)
+        device_slots.ensure_device_limit()
+        return stage_tasks.run_graph(root, graph, stale, **options)
 
     try:
         steps = graph_alone()
-    except dag.StageFailed as error:
+    except dvc_commands.StageFailed as error:
         steps, found["error"] = [], str(error)
     until = time.monotonic() + 30
     with get_client(sync_client=True) as client:
@@ -52,11 +52,11 @@ def run(root: Path, graph: list[dag.Stage], stale: set[str], **options: Any) -> 
 
 
 GRAPH = [
-    dag.Stage("fetch", (), False),
-    dag.Stage("train@a", ("fetch",), True),
-    dag.Stage("train@b", ("fetch",), True),
-    dag.Stage("evaluate@a", ("train@a",), True),
-    dag.Stage("evaluate@b", ("train@b",), True),
+    dvc_graph.Stage("fetch", (), False),
+    dvc_graph.Stage("train@a", ("fetch",), True),
+    dvc_graph.Stage("train@b", ("fetch",), True),
+    dvc_graph.Stage("evaluate@a", ("train@a",), True),
+    dvc_graph.Stage("evaluate@b", ("train@b",), True),
 ]
 
 
@@ -65,11 +65,11 @@ def test_one_task_a_stage_named_after_it_and_only_what_is_stale_or_after_it_asks
 ) -> None:
     asked: list[str] = []
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         asked.append(name)
         return "ran"
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
     steps, states = run(tmp_path, GRAPH, {"train@a"})
     assert asked == ["train@a", "evaluate@a"]
     assert [step.name for step in steps] == [stage.name for stage in GRAPH]
@@ -88,18 +88,18 @@ def test_a_look_is_taken_every_time_and_the_fetch_after_it_is_tried_again(
     asked: list[str] = []
     fails_once = ["fetch"]
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         asked.append(name)
         if name in fails_once:
             fails_once.remove(name)
-            raise dag.StageFailed(f"stage {name}: no answer")
+            raise dvc_commands.StageFailed(f"stage {name}: no answer")
         return "ran" if name == "look" else "skipped"
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
     graph = [
-        dag.Stage("look", (), False, always=True),
-        dag.Stage("fetch", ("look",), False),
-        dag.Stage("train@a", ("fetch",), True),
+        dvc_graph.Stage("look", (), False, always=True),
+        dvc_graph.Stage("fetch", ("look",), False),
+        dvc_graph.Stage("train@a", ("fetch",), True),
     ]
     steps, _ = run(tmp_path, graph, set())
     assert asked == ["look", "fetch", "fetch"]
@@ -115,7 +115,7 @@ def test_a_look_is_taken_every_time_and_the_fetch_after_it_is_tried_again(
 def lasting(seconds: float) -> Any:
     """A stage that does nothing for so long."""
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         time.sleep(seconds)
         return "ran"
 
@@ -125,7 +125,7 @@ def lasting(seconds: float) -> Any:
 def test_two_stages_that_use_the_device_never_run_at_the_same_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dag, "run_stage", lasting(0.3))
+    monkeypatch.setattr(dvc_commands, "run_stage", lasting(0.3))
     steps, _ = run(tmp_path, GRAPH, {"train@a", "train@b"})
     using = sorted((step for step in steps if step.name != "fetch"), key=lambda step: step.started)
     assert all(first.ended <= second.started + 0.05 for first, second in itertools.pairwise(using))
@@ -139,14 +139,16 @@ def test_with_two_slots_two_stages_run_beside_each_other_and_no_third(
 
     def set_slots(slots: int) -> None:
         with get_client(sync_client=True) as client:
-            client.update_global_concurrency_limit(stages.DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots))
+            client.update_global_concurrency_limit(device_slots.DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots))
 
-    monkeypatch.setattr(dag, "run_stage", lasting(1.5))
-    stages.ensure_device_limit()
+    monkeypatch.setattr(dvc_commands, "run_stage", lasting(1.5))
+    device_slots.ensure_device_limit()
     set_slots(2)
     try:
         steps, _ = run(
-            tmp_path, [dag.Stage(f"train@{name}", (), True) for name in "abcd"], set(map("train@{}".format, "abcd"))
+            tmp_path,
+            [dvc_graph.Stage(f"train@{name}", (), True) for name in "abcd"],
+            set(map("train@{}".format, "abcd")),
         )
     finally:
         set_slots(1)
@@ -157,7 +159,7 @@ def test_with_two_slots_two_stages_run_beside_each_other_and_no_third(
 def test_what_is_wanted_first_runs_before_all_else_and_is_put_to_use_while_the_others_wait(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dag, "run_stage", lasting(0.3))
+    monkeypatch.setattr(dvc_commands, "run_stage", lasting(0.3))
     used: list[float] = []
 
     def then() -> None:
@@ -166,7 +168,7 @@ def test_what_is_wanted_first_runs_before_all_else_and_is_put_to_use_while_the_o
         used.append(time.time())
 
     # b's training is ready as soon as a's, and would keep a's evaluation waiting
-    first = dag.with_ancestors(GRAPH, {"evaluate@b"})
+    first = dvc_graph.with_ancestors(GRAPH, {"evaluate@b"})
     assert first == {"fetch", "train@b", "evaluate@b"}
     steps, _ = run(tmp_path, GRAPH, {stage.name for stage in GRAPH}, first=first, then=then)
     ended = {step.name: step.ended for step in steps}
@@ -179,14 +181,14 @@ def test_what_fails_when_the_first_are_put_to_use_is_raised_when_the_others_are_
 ) -> None:
     asked: list[str] = []
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         asked.append(name)
         return "ran"
 
     def then() -> None:
-        raise dag.StageFailed("the gate cannot be asked")
+        raise dvc_commands.StageFailed("the gate cannot be asked")
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
     _, states = run(tmp_path, GRAPH, {stage.name for stage in GRAPH}, first={"fetch"}, then=then)
     assert states["error"] == "the gate cannot be asked"
     assert len(asked) == len(GRAPH)
@@ -195,12 +197,12 @@ def test_what_fails_when_the_first_are_put_to_use_is_raised_when_the_others_are_
 def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         if name == "train@a":
-            raise dag.StageFailed("stage train@a: the loss is NaN at step 3")
+            raise dvc_commands.StageFailed("stage train@a: the loss is NaN at step 3")
         return "ran"
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
     _, states = run(tmp_path, GRAPH, {"train@a", "train@b"})
     assert states["error"] == "stage train@a: the loss is NaN at step 3"
     assert states["train@a"] == "Failed"
@@ -211,10 +213,10 @@ def test_a_failed_stage_stops_what_depends_on_it_and_nothing_else(
 def test_a_source_that_fails_once_is_tried_again_and_the_flow_goes_on(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "AGAIN_AFTER", [0.1, 0.1])
+    monkeypatch.setattr(stage_tasks, "AGAIN_AFTER", [0.1, 0.1])
     text = (toy / "dvc.yaml").read_text()
     (toy / "dvc.yaml").write_text(text.replace("cmd: mkdir", "cmd: test -e tried || ! touch tried && mkdir", 1))
-    graph = [stage for stage in dag.read_graph(toy) if stage.name in ("fetch", "train@a")]
+    graph = [stage for stage in dvc_graph.read_graph(toy) if stage.name in ("fetch", "train@a")]
     steps, states = run(toy, graph, {"fetch", "train@a"})
     assert (toy / "tried").is_file()
     assert [(step.name, step.outcome) for step in steps] == [("fetch", "ran"), ("train@a", "ran")], states
@@ -224,17 +226,21 @@ def test_a_source_that_fails_once_is_tried_again_and_the_flow_goes_on(
 def test_a_source_that_fails_for_good_is_asked_three_times_and_a_training_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stages, "AGAIN_AFTER", [0.1, 0.1])
+    monkeypatch.setattr(stage_tasks, "AGAIN_AFTER", [0.1, 0.1])
     asked: list[str] = []
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         asked.append(name)
         if name in ("fetch", "train@a"):
-            raise dag.StageFailed(f"stage {name}: it failed")
+            raise dvc_commands.StageFailed(f"stage {name}: it failed")
         return "ran"
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
-    graph = [dag.Stage("fetch", (), False), dag.Stage("prepare", (), False), dag.Stage("train@a", ("prepare",), True)]
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
+    graph = [
+        dvc_graph.Stage("fetch", (), False),
+        dvc_graph.Stage("prepare", (), False),
+        dvc_graph.Stage("train@a", ("prepare",), True),
+    ]
     _, states = run(tmp_path, graph, {stage.name for stage in graph})
     assert states["error"] == "stage fetch: it failed"
     assert sorted(asked) == ["fetch"] * 3 + ["prepare", "train@a"]
@@ -248,7 +254,7 @@ def test_a_push_that_fails_once_is_tried_again_and_another_checkout_takes_all_fr
     monkeypatch.setattr(retrain.push, "retry_delay_seconds", [0.1, 0.1])
     store = tmp_path / "store"
     store.write_text("a disk that is not there yet")
-    run_dvc = dag.run_dvc
+    run_dvc = dvc_commands.run_dvc
     run_dvc(toy, "remote", "add", "-d", "there", str(store))
     run_dvc(toy, "repro", "-q", "fetch")
     failures: list[str] = []
@@ -256,12 +262,12 @@ def test_a_push_that_fails_once_is_tried_again_and_another_checkout_takes_all_fr
     def run_and_mend(root: Path, *arguments: str) -> str:
         try:
             return run_dvc(root, *arguments)
-        except dag.StageFailed as error:
+        except dvc_commands.StageFailed as error:
             failures.append(str(error))
             store.unlink()
             raise
 
-    monkeypatch.setattr(dag, "run_dvc", run_and_mend)
+    monkeypatch.setattr(dvc_commands, "run_dvc", run_and_mend)
 
     @flow
     def there_and_back() -> list[str]:
@@ -274,7 +280,7 @@ def test_a_push_that_fails_once_is_tried_again_and_another_checkout_takes_all_fr
     assert len(failures) == 1
     assert failures[0].startswith("dvc push: ")
     assert (toy / "data" / "raw").read_text() == "raw\n"
-    assert "fetch" not in dag.stale_stages(toy)
+    assert "fetch" not in dvc_commands.stale_stages(toy)
 
 
 class Registry:
@@ -309,7 +315,7 @@ def release(verdict: Verdict, monkeypatch: pytest.MonkeyPatch, *, healthy: bool 
 
     @flow
     def release_alone() -> Any:
-        stages.ensure_device_limit()
+        device_slots.ensure_device_limit()
         return retrain.release("vae", None, Path())  # type: ignore[arg-type]  # only the registry looks at params
 
     try:
@@ -349,15 +355,15 @@ def test_what_comes_later_is_called_as_soon_as_its_own_stages_are_done_and_not_a
         called.append(name)
         released.set()
 
-    def run_stage(name: str, root: Path, say: Any) -> dag.Outcome:
+    def run_stage(name: str, root: Path, say: Any) -> dvc_commands.Outcome:
         if name == "train@a":
-            raise dag.StageFailed("stage train@a: the loss is NaN at step 3")
+            raise dvc_commands.StageFailed("stage train@a: the loss is NaN at step 3")
         if name == "train@c" and not released.wait(240):  # a lease that was not given back lasts 90 s
-            raise dag.StageFailed("what came later was not called while a stage computed")
+            raise dvc_commands.StageFailed("what came later was not called while a stage computed")
         return "ran"
 
-    monkeypatch.setattr(dag, "run_stage", run_stage)
-    graph = [*GRAPH, dag.Stage("train@c", (), False)]
+    monkeypatch.setattr(dvc_commands, "run_stage", run_stage)
+    graph = [*GRAPH, dvc_graph.Stage("train@c", (), False)]
     later = [({f"evaluate@{name}"}, partial(release, name)) for name in "ab"]
     _, states = run(tmp_path, graph, {stage.name for stage in graph}, later=later)
     assert states["error"] == "stage train@a: the loss is NaN at step 3"
@@ -368,8 +374,11 @@ def test_what_comes_later_is_called_as_soon_as_its_own_stages_are_done_and_not_a
 def test_stages_that_wait_together_start_in_the_order_that_was_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dag, "run_stage", lasting(0.2))
-    graph = [dag.Stage("prepare", (), False), *(dag.Stage(f"train@{name}", ("prepare",), True) for name in "abcd")]
+    monkeypatch.setattr(dvc_commands, "run_stage", lasting(0.2))
+    graph = [
+        dvc_graph.Stage("prepare", (), False),
+        *(dvc_graph.Stage(f"train@{name}", ("prepare",), True) for name in "abcd"),
+    ]
     order = [f"train@{name}" for name in "dbca"]
     steps, _ = run(tmp_path, graph, {stage.name for stage in graph}, order=order)
     started = sorted((step.started, step.name) for step in steps if step.name != "prepare")
@@ -381,13 +390,13 @@ def test_a_flow_within_another_leaves_the_slots_that_are_in_use(monkeypatch: pyt
 
     def in_use() -> int:
         with get_client(sync_client=True) as client:
-            return int(client.read_global_concurrency_limit_by_name(stages.DEVICE_LIMIT).active_slots)
+            return int(client.read_global_concurrency_limit_by_name(device_slots.DEVICE_LIMIT).active_slots)
 
     monkeypatch.setattr(server, "is_temporary", lambda: True)  # its slots are set free when a run starts
-    stages.ensure_device_limit()
-    with stages.device_slot():
+    device_slots.ensure_device_limit()
+    with device_slots.device_slot():
         assert in_use() == 1
-        stages.ensure_device_limit()
+        device_slots.ensure_device_limit()
         assert in_use() == 1
-    stages.ensure_device_limit()
+    device_slots.ensure_device_limit()
     assert in_use() == 0

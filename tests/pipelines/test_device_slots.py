@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import home, server
+from pipelines import prefect_home, server
 from tests.pipelines.checkout import own_environment
 
 PROJECT = Path(__file__).parents[2]
@@ -26,15 +26,15 @@ HOLDER = """
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from pipelines import home
-home.settle(Path())
-from pipelines import stages
-stages.RENEWED_EVERY = 0.5
+from pipelines import prefect_home
+prefect_home.settle(Path())
+from pipelines import device_slots
+device_slots.RENEWED_EVERY = 0.5
 if sys.argv[2:]:
-    stages.ensure_device_limit(int(sys.argv[2]))
+    device_slots.ensure_device_limit(int(sys.argv[2]))
 with ExitStack() as slots:
     for number in range(int(sys.argv[1])):
-        slots.enter_context(stages.device_slot())
+        slots.enter_context(device_slots.device_slot())
         print("held", number + 1, flush=True)
     sys.stdin.read()
 """
@@ -59,7 +59,7 @@ class Site:
         """A server as `make up` starts it, killed at the end."""
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(os, "environ", dict(self.environment))
-            home.settle(self.root)
+            prefect_home.settle(self.root)
             # looks for leases that have run out every second, where it takes 15 by default
             variables = {"PREFECT_SERVER_SERVICES_REPOSSESSOR_LOOP_SECONDS": "1", "PREFECT_UI_ENABLED": "false"}
             environment = os.environ | server.variables(self.root, self.port) | variables
@@ -67,7 +67,7 @@ class Site:
             server.command(self.port), cwd=self.root, env=environment, stderr=subprocess.DEVNULL
         ) as process:
             try:
-                until(lambda: process.poll() is not None or home.answers(f"{self.address}/health"))
+                until(lambda: process.poll() is not None or prefect_home.answers(f"{self.address}/health"))
                 assert process.poll() is None
                 yield process
             finally:
