@@ -7,7 +7,7 @@ What differs from the paper:
 * a learned map of positions is added to the first features, since images are centred and of one size (beyond 32 pixels
   a side the sum of a map of rows and one of columns);
 * a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
-  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
+  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0012);
 * beside it enters what the rows above show as a whole, seen at half the resolution (RowContext);
 * a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
 * the head takes the colours in sequence in one place (pixel_head.PixelHead): 256-way softmax or logistic mixture.
