@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from densitywatch.batches.score_batch import score_source
 from densitywatch.data.demo_batch import make_demo_batch
 from densitywatch.detector.detector import calibrate
 from densitywatch.models.storage import build_model, save_model
@@ -41,14 +41,8 @@ def finished(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
             save_model(model, root / "models" / name, kind=block.kind, class_names=LABELS, about={})
     calibrate(params, root)
     make_demo_batch(params, root)
+    score_source("data/inbox/demo", params, root)
     for name in ("pixelcnn", "detector"):
         register(name, params, root)
         assert promote(name, params, root).passed
     return root
-
-
-@pytest.fixture(scope="session")
-def environment(project_root: Path) -> dict[str, str]:
-    """For programs that are started in the project: this checkout's source, and no store that the machine has set."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "PREFECT_"))}
-    return kept | {"PYTHONPATH": str(project_root / "src")}
