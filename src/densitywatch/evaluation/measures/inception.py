@@ -2,8 +2,8 @@
 
 Every published FID uses a network that TensorFlow trained (Heusel et al. 2017; ported by Seitzer's pytorch-fid). It is
 torchvision's Inception v3 with two changes: average pools leave padding out, and the last block has a max pool. Its
-weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/how-to/published-fid.md says how to convert it.
-Nothing is downloaded.
+weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/how-to/published-fid.md says how to
+convert it. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from densitywatch.batches import gallery, report
+from densitywatch.batches import batch_report, gallery
 from densitywatch.batches.gallery import heat, nearest, picture
 from densitywatch.batches.results import fewest_to_flag, histogram
 from densitywatch.batches.score_batch import score_source
@@ -96,7 +96,7 @@ def test_the_gallery_holds_every_flagged_image_the_least_usual_first(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "SHOWN", 15)
-    monkeypatch.setattr(report, "SHOWN", 15)
+    monkeypatch.setattr(batch_report, "SHOWN", 15)
     fill(tmp_path / "batch", 20, bright=40)
     score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
     rows = pq.read_table(tmp_path / "out" / "gallery.parquet").to_pylist()

@@ -33,7 +33,7 @@ QUARANTINE_SHOWN = 1000
 WIDTH, HEIGHT = 640.0, 180.0
 
 
-def write_report(folder: Path) -> Path:
+def write_batch_report(folder: Path) -> Path:
     """Write folder/report.html from the summary, scores, gallery and verdicts in `folder`.
 
     Raises DataError when one of them is missing or damaged.
