@@ -1,4 +1,4 @@
-"""Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/plots.
+"""Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/lab/plots.
 
     python benchmarks/sizes.py
 
@@ -35,7 +35,7 @@ ENOUGH = 0.2
 """Seconds after which a measurement is not repeated."""
 LONG = 1.0
 """A first call that took this long needs no warm-up before it."""
-PLOTS = Path("docs/plots")
+PLOTS = Path("docs/lab/plots")
 
 Row = dict[str, Any]
 

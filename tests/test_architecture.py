@@ -27,13 +27,24 @@ WINGS = (
     "batches",
 )
 """From the bottom to the top: a wing imports from those before it and never from one after it."""
-GROUND = ("devices", "environment", "errors", "files", "params", "profiles", "progress", "stopping", "text")
+GROUND = (
+    "devices",
+    "environment",
+    "errors",
+    "files",
+    "params",
+    "profiles",
+    "progress",
+    "stopping",
+    "templates",
+    "text",
+)
 """Files below all wings."""
 ENTRIES = ("densitywatch", "__main__", "answers", "cli", "doctor", "loading", "sample")
 """Files above all wings: what people and programs call."""
 PLUMBING = {
     # what these do is the same whatever the figures are: a change in them need not train a model again
-    *(f"densitywatch.{name}" for name in GROUND if name not in ("devices", "text")),
+    *(f"densitywatch.{name}" for name in GROUND if name not in ("devices", "templates", "text")),
     "densitywatch",
     "densitywatch.cli",
     "densitywatch.data.dataset",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from densitywatch.data.decoding.images import decode_image
 from densitywatch.data.reading import resized, stored_size
 from densitywatch.errors import DataError, ModelError, ParamsError
-from densitywatch.evaluation.measures.context import takes_labels
 from densitywatch.files import write_whole
 from densitywatch.loading import load_model
+from densitywatch.models.offers import takes_labels
 from densitywatch.pages import pictures
 from densitywatch.progress import track
 

@@ -113,7 +113,7 @@ def main(root: Path) -> None:
             written.append(path)
 
     sys.addaudithook(watch)
-    from densitywatch.evaluation.measures.feature_network import train_classifier
+    from densitywatch.evaluation.measures import feature_network
     from densitywatch.params import load_params
     from densitywatch.training import loop
     from densitywatch.training import train as stage
@@ -126,11 +126,11 @@ def main(root: Path) -> None:
         digests[arguments[-1].name] = digest_of(best)
         return best, progress
 
-    loop.train = stage.train = noted  # type: ignore[assignment]
+    loop.train = stage.train = feature_network.train = noted  # type: ignore[assignment]
     params = load_params(root / "params.yaml")
     for name in NAMES:
         if name == "classifier":
-            train_classifier(params, root)
+            feature_network.train_classifier(params, root)
         else:
             stage.train_model(name, params, root)
     (root / f"rank{rank}.json").write_text(json.dumps({"digests": digests, "written": written}))

@@ -41,8 +41,9 @@ def evaluate_model(name: str, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.data.dataset import read_info
     from densitywatch.devices import choose_device, compiled_for_batches, say_if_eager, should_compile
     from densitywatch.evaluation.evaluators import EVALUATORS
-    from densitywatch.evaluation.measures.context import Context, takes_labels
+    from densitywatch.evaluation.measures.context import Context
     from densitywatch.evaluation.measures.training_curves import loss_csv
+    from densitywatch.models.offers import takes_labels
     from densitywatch.models.storage import WEIGHTS, load_model_folder
 
     model: Any = load_model_folder(root / "models" / name)

@@ -7,7 +7,7 @@ What differs from the paper:
 * a learned map of positions is added to the first features, since images are centred and of one size (beyond 32 pixels
   a side the sum of a map of rows and one of columns);
 * a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
-  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
+  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0012);
 * next to the label enters what the rows above show as a whole, seen at half the resolution (RowContext);
 * a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
 * the head takes the colours in sequence in one place (pixel_head.PixelHead): 256-way softmax or logistic mixture.
@@ -186,7 +186,7 @@ class PixelCNN(PixelDensity):
         return self.with_label(self.before_label(x), None if labels is None else labels.unsqueeze(1))
 
     def before_label(self, x: Tensor) -> Tensor:
-        """What all labels share: the features, (B, F, H, W), and behind them each label layer's share of the context."""
+        """What all labels share: the features, (B, F, H, W), then each label layer's share of the context."""
         scaled = scale_images(x, self.first_vertical.weight.dtype)
         image = F.pad(scaled, (0, 0, 0, 0, 0, 1), value=1.0).contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1

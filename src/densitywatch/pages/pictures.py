@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
+from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
 
 GAP = 2
@@ -45,7 +43,7 @@ def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None 
         enlarged = np.broadcast_to(image, (3, *image.shape[1:])).repeat(factor, 1).repeat(factor, 2)
         sheet[top : top + height, left : left + across, :3] = enlarged.transpose(1, 2, 0)
         sheet[top : top + height, left : left + across, 3] = 255
-    return png(sheet)
+    return png(sheet.transpose(2, 0, 1), optimize=True)
 
 
 def heat(maps: np.ndarray, top: float) -> np.ndarray:
@@ -58,10 +56,3 @@ def heat(maps: np.ndarray, top: float) -> np.ndarray:
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey or colour images (n, C, H, W) with three channels."""
     return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W, 4) uint8 as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.reading import images_at_once, images_within, size_of
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.context import Context, Figure, Result, spread, takes_labels
+from densitywatch.evaluation.measures.context import Context, Figure, Result, spread
 from densitywatch.evaluation.measures.distances import (
     frechet_distance,
     kernel_distance,
@@ -28,6 +28,7 @@ from densitywatch.evaluation.measures.distances import (
 )
 from densitywatch.evaluation.measures.feature_network import FOLDER, FeatureNetwork, features_of, load_classifier
 from densitywatch.files import write_whole
+from densitywatch.models.offers import takes_labels
 from densitywatch.pages import pictures
 from densitywatch.params import Params
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from dataclasses import dataclass, field, replace
@@ -10,14 +9,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from densitywatch.data.dataset import read_info
 from densitywatch.errors import DataError
 from densitywatch.evaluation.report.comparison import compare
 from densitywatch.files import write_whole
 from densitywatch.pages.words import duration, flat, number, readable
 from densitywatch.params import Params
+from densitywatch.templates import data_uri, page_templates
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 TABLE_ROWS = 40
@@ -80,15 +78,8 @@ def write_report(params: Params, root: Path) -> Path:
     sections = [read_section(name, params, root) for name in params.models]
     outliers = read_json(root / "metrics" / "outliers.json")
     network = read_json(root / "metrics" / "classifier.json") or {}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "readable": readable}
-    page = environment.get_template("report.html.j2").render(
+    templates = page_templates(Path(__file__).parent, number=number, readable=readable)
+    page = templates.get_template("report.html.j2").render(
         info=read_info(root / "data" / "prepared"),
         checks=flat(read_json(root / "metrics" / "data.json") or {}),
         sections=sections,
@@ -149,10 +140,9 @@ def show(folder: Path, entry: dict[str, Any]) -> Shown:
         if path.suffix == ".csv":
             header, body, left_out = read_table(path)
             return replace(shown, header=header, body=body, left_out=left_out)
-        encoded = base64.b64encode(path.read_bytes()).decode()
+        return replace(shown, source=data_uri(path.read_bytes(), TYPES[path.suffix]))
     except FileNotFoundError:
         raise DataError(f"{path}: named in figures.json but missing; run the stage that writes it again") from None
-    return replace(shown, source=f"data:{TYPES[path.suffix]};base64,{encoded}")
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[str]], int]:
