@@ -1,7 +1,7 @@
 """Prefect's server as this project runs it, for its own page and its own programs: `python -m pipelines.server PORT`.
 
 Prefect has a login (prefect_home.login). This adds two checks that Prefect lacks: a request that names another host
-than this machine, or comes from another site's page, is refused (docs/decisions/0018-a-login-for-prefect.md).
+than this machine, or comes from another site's page, is refused (docs/decisions/0014-a-login-for-prefect.md).
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ PROJECT = Path(__file__).parents[2]
 
 
 def promote(*_: Any, **__: Any) -> Any:
-    from densitywatch.registry.gate import Verdict
+    from densitywatch.registry.gate import Decision
 
-    return Verdict(True, "version 1 is the champion already")
+    return Decision(True, "version 1 is the champion already")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from densitywatch.registry.gate import Figure, Verdict
+from densitywatch.registry.gate import Decision, Measurement
 from pipelines import device_slots, dvc_commands, dvc_graph, retrain, server, stage_tasks
 from pipelines.run_times import Step
 
@@ -286,7 +286,7 @@ def test_a_push_that_fails_once_is_tried_again_and_another_checkout_takes_all_fr
 class Registry:
     """Stands in for the registry: one verdict, and what was asked of it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Verdict, *, healthy: bool = True) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Decision, *, healthy: bool = True) -> None:
         from densitywatch.errors import RegistryError
         from densitywatch.registry import versions as registry
 
@@ -308,7 +308,7 @@ class Registry:
         monkeypatch.setattr(registry, "download_model", call("load", Path() if healthy else broken))
 
 
-def release(verdict: Verdict, monkeypatch: pytest.MonkeyPatch, *, healthy: bool = True) -> tuple[Any, list[str]]:
+def release(verdict: Decision, monkeypatch: pytest.MonkeyPatch, *, healthy: bool = True) -> tuple[Any, list[str]]:
     from prefect import flow
 
     registry = Registry(monkeypatch, verdict, healthy=healthy)
@@ -324,17 +324,17 @@ def release(verdict: Verdict, monkeypatch: pytest.MonkeyPatch, *, healthy: bool 
         return error, registry.calls
 
 
-PASSED = Verdict(True, "version 3 passed: bits/dim 2.9", Figure("bits/dim", 2.9))
+PASSED = Decision(True, "version 3 passed: bits/dim 2.9", Measurement("bits/dim", 2.9))
 
 
 def test_a_rejected_candidate_is_shown_and_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, calls = release(Verdict(False, "version 3 rejected: its bits/dim is nan"), monkeypatch)
+    shown, calls = release(Decision(False, "version 3 rejected: its bits/dim is nan"), monkeypatch)
     assert (shown["outcome"], shown["gate"]) == ("rejected", "version 3 rejected: its bits/dim is nan")
     assert calls == ["register", "promote"]
 
 
 def test_a_version_that_is_champion_already_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown, calls = release(Verdict(True, "version 3 is the champion already"), monkeypatch)
+    shown, calls = release(Decision(True, "version 3 is the champion already"), monkeypatch)
     assert shown["outcome"] == "unchanged"
     assert calls == ["register", "promote"]
 
