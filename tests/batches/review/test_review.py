@@ -21,6 +21,7 @@ from densitywatch.batches.verdicts import precision, read_verdicts
 from densitywatch.errors import DataError
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png
+from tests.marks import marks
 
 BASE = "http://127.0.0.1"
 
@@ -35,6 +36,7 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+@marks("server")
 def address(scored: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -191,6 +193,7 @@ def test_precision_comes_with_an_interval() -> None:
 
 
 @pytest.fixture
+@marks("browser")
 def page() -> Iterator[Page]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])

@@ -27,6 +27,7 @@ from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.errors import DataError
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill
+from tests.marks import marks
 
 
 @pytest.fixture
@@ -38,6 +39,7 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+@marks("server")
 def port(scored: Path) -> Iterator[int]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -212,6 +214,7 @@ def test_a_report_that_cannot_be_renewed_costs_no_verdict_and_is_named_with_the_
     assert sorted(read_verdicts(scored).values()) == ["fine", "outlier"]
 
 
+@pytest.mark.browser
 def test_the_page_tells_the_person_which_verdict_was_not_saved(port: int, scored: Path, tmp_path: Path) -> None:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
