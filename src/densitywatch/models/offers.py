@@ -10,7 +10,7 @@ does not from Python 3.12 on. `Players` and `Model` are for annotations.
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -181,6 +181,11 @@ class Players(Game, Protocol):
 
     generator: nn.Module
     discriminator: nn.Module
+
+
+def is_game(model: object) -> TypeGuard[Players]:
+    """Whether two players train this model, `model.generator` and `model.discriminator`."""
+    return isinstance(model, Game)
 
 
 def takes_labels(model: object) -> bool:

@@ -33,7 +33,7 @@ from densitywatch.progress import say
 from densitywatch.training.bookkeeping import note_training
 from densitywatch.training.checkpoint import Progress
 from densitywatch.training.identity import identity_of
-from densitywatch.training.loop import train, validate
+from densitywatch.training.loop import Run, train, validate
 from densitywatch.training.sharing import check_share
 
 FOLDER = Path("models/classifier")
@@ -122,17 +122,8 @@ def train_classifier(params: Params, root: Path) -> Path:
         compiled=False,
     )
     folder = root / "checkpoints" / KIND
-    best, progress = train(
-        fabric,
-        network,
-        train_split,
-        validation,
-        training,
-        name=KIND,
-        seed=params.seed,
-        folder=folder,
-        identity=identity,
-    )
+    run = Run(name=KIND, seed=params.seed, folder=folder, identity=identity)
+    best, progress = train(fabric, network, train_split, validation, training, run)
     limit = {"validation_images": params.evaluate.test_images}
     on_device = fabric.to_device(best)
     accuracy = validate(on_device, test, training.model_copy(update=limit), params.seed, fabric)["accuracy"]

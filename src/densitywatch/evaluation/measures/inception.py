@@ -2,8 +2,8 @@
 
 Every published FID uses a network that TensorFlow trained (Heusel et al. 2017; ported by Seitzer's pytorch-fid). It is
 torchvision's Inception v3 with two changes: average pools leave padding out, and the last block has a max pool. Its
-weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/inception.md says how to convert it.
-Nothing is downloaded.
+weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/how-to/published-fid.md says how to
+convert it. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Modu
     except (safetensors.SafetensorError, RuntimeError, OSError, ModelError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{weights}: not Inception's weights as safetensors ({reason}); see docs/inception.md"
+            f"{weights}: not Inception's weights as safetensors ({reason}); see docs/how-to/published-fid.md"
         ) from None
     network.dropout, network.fc = nn.Identity(), nn.Identity()
     return network.to(device).eval()

@@ -17,7 +17,7 @@ from densitywatch.evaluation.measures.feature_network import FeatureNetwork, cla
 from densitywatch.evaluation.measures.sample_quality import draw, feature_network, generated, training_labels
 from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.params import TrainingParams
-from densitywatch.training.loop import train
+from densitywatch.training.loop import Run, train
 
 CHECKPOINTS = 10
 """How often the student classifier is validated; the best one is kept."""
@@ -94,10 +94,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             split,
             context.split("validation").at(size),
             training,
-            name="classifier on samples",
-            seed=params.seed,
-            folder=Path(folder),
-            identity="",
+            Run(name="classifier on samples", seed=params.seed, folder=Path(folder), identity=""),
         )
     assert isinstance(network, FeatureNetwork)
     return network.to(context.device).eval()

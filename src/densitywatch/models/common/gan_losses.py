@@ -14,13 +14,18 @@ GeneratorLoss = Literal["minimax", "non_saturating"]
 def discriminator_game_loss(real: Tensor, fake: Tensor) -> Tensor:
     """Minus the value of the game of Goodfellow et al. 2014, E[log D(x)] + E[log(1 - D(G(z)))], D = sigmoid(logit).
 
-    Its least value is log 4, where the discriminator cannot tell the two apart.
+    Where the discriminator cannot tell the two apart (D = 1/2), the loss is log 4.
     """
+    # -log sigmoid(l) = softplus(-l), and 1 - sigmoid(l) = sigmoid(-l)
     return F.softplus(-real).mean() + F.softplus(fake).mean()
 
 
 def generator_game_loss(fake: Tensor, kind: GeneratorLoss) -> Tensor:
-    """What the generator minimises: `minimax` E[log(1 - D)], the game itself; `non_saturating` -E[log D]."""
+    """What the generator minimises: `minimax` E[log(1 - D)], the game itself; `non_saturating` -E[log D].
+
+    Where D is near 0, so where the discriminator wins, the first has a gradient near 0 in the logit and the second one
+    near -1.
+    """
     return -F.softplus(fake).mean() if kind == "minimax" else F.softplus(-fake).mean()
 
 
@@ -39,9 +44,12 @@ def generator_hinge_loss(fake: Tensor) -> Tensor:
 
 @torch.no_grad()
 def game_logs(x: Tensor, generated: Tensor, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """How the game stands: the share of images that the discriminator (logits, 0 is undecided) calls rightly, and the
-    spread of the generated images beside that of the real ones (mean standard deviation of a pixel; near 0: all look
-    alike)."""
+    """Figures that show how the game is going.
+
+    `discriminator_accuracy`: the share of images that the discriminator takes for what they are (logit 0 is undecided).
+    `spread_ratio`: the spread of the generated images over that of the real ones, as the mean standard deviation of a
+    pixel. Near 0 all generated images look alike.
+    """
     return {
         "discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean()),
         "spread_ratio": generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6),

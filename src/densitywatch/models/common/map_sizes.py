@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 FULL_MAP = 32
-"""Up to this many pixels a side every position has its own numbers; larger maps are sums over rows and columns."""
+"""Up to this many pixels a side a network has weights for every position; beyond, fewer ones."""
 
 
 def halvings(size: int) -> int:
-    """How many factors of two lie between an image's size and the about 4 to 8 pixels of a network's smallest map."""
+    """Number of halvings from the image size to a feature map of 4 to 8 pixels a side."""
     return max(1, math.ceil(math.log2(size / 8)))

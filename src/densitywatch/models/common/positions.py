@@ -21,7 +21,11 @@ class AxialPositions(nn.Module):
 
 
 def positions(width: int, size: int) -> nn.Parameter | AxialPositions:
-    """A learned map of positions that starts at zero; its parameters grow with the side, not the area, beyond 32."""
+    """A learned map of positions that starts at zero.
+
+    Beyond 32 pixels a side it is a sum of one for rows and one for columns, so that the parameters grow with the side
+    and not with the area.
+    """
     return nn.Parameter(torch.zeros(1, width, size, size)) if size <= FULL_MAP else AxialPositions(width, size)
 
 
