@@ -41,8 +41,8 @@ def keep_freed_memory() -> None:
     """Let this process keep what large tensors leave behind for the next ones; does nothing but under glibc.
 
     By default glibc gives blocks of 32 MiB and more back to the system and takes them again, zeroed page by page: more
-    than half of PixelRNN's time on batches of 250 images, a third of PixelCNN's (docs/performance.md). The price is a
-    peak that stays, so it is for stages, which end, and not for scoring, whose memory is to stay flat.
+    than half of PixelRNN's time on batches of 250 images, a third of PixelCNN's (docs/lab/performance.md). The price is
+    a peak that stays, so it is for stages, which end, and not for scoring, whose memory is to stay flat.
     """
     most_blocks_of_their_own, trim_threshold = -4, -1  # M_MMAP_MAX, M_TRIM_THRESHOLD of malloc.h
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "gnu_get_libc_version"):

@@ -110,7 +110,7 @@ class TrainingParams(Block):
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: inner weights by Muon, the rest by AdamW (docs/decisions/0013); adversarial models always take adamw."""
+    """muon: inner weights by Muon, the rest by AdamW (docs/decisions/0009); adversarial models always take adamw."""
     learning_rate: float = Field(gt=0, lt=10)
     matrix_learning_rate: float = Field(default=0.02, gt=0, lt=10)
     """Muon's."""

@@ -20,9 +20,9 @@ if __name__ == "__main__":
     registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote, stand_in=lambda *_: None)
     sys.modules["densitywatch.registry.versions"] = registry
     if sys.argv[1:] == ["flow"]:
-        from pipelines import home
+        from pipelines import prefect_home
 
-        home.settle(Path.cwd())
+        prefect_home.settle(Path.cwd())
         from prefect.flow_engine import _main
 
         sys.exit(_main([f"{PROJECT / 'pipelines' / 'retrain.py'}:retrain"]))

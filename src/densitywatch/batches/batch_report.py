@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from densitywatch.batches.gallery import SHOWN
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, read_summary
 from densitywatch.batches.verdicts import precision, read_verdicts
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.errors import DataError
 from densitywatch.files import write_whole
 from densitywatch.templates import data_uri, page_templates

@@ -29,7 +29,7 @@ from densitywatch.batches.results import PublishedChunks, are_same, write_scores
 from densitywatch.batches.results_folder import behind_link, note_run, read_summary, results_folder, shown_source
 from densitywatch.batches.scorer import Scorer, load_scorer
 from densitywatch.batches.verdicts import read_verdicts
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.params import Params

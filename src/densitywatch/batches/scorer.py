@@ -18,9 +18,9 @@ from densitywatch.data.reading import Pixels, stored_size
 from densitywatch.detector.conformal import Floats
 from densitywatch.detector.detector import load
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.context import takes_labels
 from densitywatch.evaluation.measures.labels import by_bayes, nats_by_label
 from densitywatch.files import file_digest
+from densitywatch.models.offers import LabelDensity, takes_labels
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.registry.download import model_folder
@@ -84,7 +84,7 @@ class WithLabels:
     """
 
     def __init__(self, detector: Scorer, model: Any, where: str) -> None:
-        if not hasattr(model, "log_prob_by_label") or not takes_labels(model):
+        if not isinstance(model, LabelDensity) or not takes_labels(model):
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
         stored = stored_size(model)
         if (model.channels, stored) != (detector.channels, detector.size):

@@ -61,8 +61,8 @@ REQUIREMENTS = ("densitywatch", "mlflow", "numpy", "pillow", "pydantic", "pyyaml
 def register(name: str, params: Params, root: Path) -> int:
     """Put models/<name> into the registry as a version of densitywatch-<name>, alias challenger; returns its number.
 
-    A density takes along what its p-values need, and the detector (name `detector`) the weights of its models; see
-    packing.py. Registering the same bytes again returns the version that has them, as long as its files are there.
+    A density takes along what its p-values need, and the detector (name `detector`) the weights of its models: see
+    version_files.py. Registering the same bytes again returns the version that has them, if its files are still there.
 
     Raises ModelError when there is nothing whole to register, RegistryError when the store does not take it.
     """
