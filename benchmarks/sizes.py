@@ -24,7 +24,8 @@ from densitywatch.models.storage import build_model
 from densitywatch.pages import charts
 from densitywatch.params import DeviceParams, Params, load_params
 from densitywatch.training.adversarial import adversarial_step
-from densitywatch.training.steps import likelihood_step, make_optimizers
+from densitywatch.training.optimizers import make_optimizers
+from densitywatch.training.steps import likelihood_step
 
 MODELS = ("pixelcnn", "pixelrnn", "vae", "autoencoder", "gan", "dcgan", "conditional_gan")
 POINTS = {"batch": [1, 4, 16, 64, 256], "size": [16, 28, 32, 64], "channels": [1, 3]}

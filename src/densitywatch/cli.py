@@ -316,10 +316,10 @@ def promote(
     params, root = _load_for(context, model, "detector")
     from densitywatch.registry import versions as registry
 
-    verdict = registry.promote(model, params, root, version, afresh=afresh)
-    if not verdict.passed:
-        raise GateRejected(f"{model}: {verdict.reason}")
-    tell(f"{model}: {verdict.reason}")
+    decision = registry.promote(model, params, root, version, afresh=afresh)
+    if not decision.passed:
+        raise GateRejected(f"{model}: {decision.reason}")
+    tell(f"{model}: {decision.reason}")
 
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.inbox import find_batches
-from densitywatch.batches.report import write_report
 from densitywatch.batches.review.review import batch_folder, give_verdicts
 from densitywatch.batches.score_batch import note_run, score_source
 from densitywatch.batches.verdicts import read_verdicts, write_verdicts
@@ -182,7 +182,7 @@ def test_damaged_scores_are_made_anew_and_cost_no_other_batch(params: Params, tm
     assert score_source("two", params, tmp_path, None, Brightness())["past_batches"] == 0
     if what in ("cut off", "text", "gone"):
         with pytest.raises(DataError, match="score the batch again"):
-            write_report(one)
+            write_batch_report(one)
     score_source("one", params, tmp_path, None, Brightness())
     assert bytes_of(one) == before
 

@@ -38,7 +38,8 @@ def train(name: str) -> None:
     loop.likelihood_step = slow_step
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
     state = Path("checkpoints") / name
-    best, progress = loop.train(fabric, model, split, split, training, name=name, seed=5, folder=state, identity=name)
+    run = loop.Run(name=name, seed=5, folder=state, identity=name)
+    best, progress = loop.train(fabric, model, split, split, training, run)
     Path("models").mkdir(exist_ok=True)
     folder = Path("models") / name
     folder.mkdir(exist_ok=True)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from densitywatch.data.reading import stored_size
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.context import takes_labels
 from densitywatch.evaluation.measures.labels import by_bayes, nats_by_label
+from densitywatch.models.offers import takes_labels
 
 
 class WithLabels:

@@ -23,14 +23,14 @@ from typing import Any
 import pyarrow as pa
 
 from densitywatch.batches import results_folder as publishing
+from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.chunks import score_in_chunks
 from densitywatch.batches.gallery import write_gallery
 from densitywatch.batches.past_batches import drift_from_past
-from densitywatch.batches.report import write_report
 from densitywatch.batches.results import RUN, PublishedChunks, stand, write_scores
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.inputs.archives import ARCHIVE
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.files import file_digest, full_disk_as_error, read_json, write_whole
@@ -131,7 +131,7 @@ def score_source(
                 scored_now=sum(scored for _, scored in chunks),
             )
             publishing.keep_verdicts(folder, fresh)
-            write_report(fresh)
+            write_batch_report(fresh)
             publishing.publish(fresh, folder)
         past = drift_from_past(folder, digest)
         note_run(folder, **past)

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from densitywatch.batches.batch_report import damage_as_error, flagged
 from densitywatch.batches.gallery import GALLERY
-from densitywatch.batches.report import damage_as_error, flagged
 from densitywatch.batches.review.review import give_verdicts, renew_report
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
 from densitywatch.errors import DataError

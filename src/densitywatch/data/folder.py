@@ -16,10 +16,10 @@ from pathlib import Path
 
 from densitywatch.data.decoding.images import decode_images
 from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
-from densitywatch.data.inputs.arrangement import Arrangement, arrange
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.data.inputs.label_table import TABLES, Labels, is_label_table, read_label_table
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.progress import say, track

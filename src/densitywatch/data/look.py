@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from densitywatch.data.decoding.images import MAX_BYTES
-from densitywatch.data.inputs.left_behind import is_junk
+from densitywatch.data.inputs.clutter import is_clutter
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest, write_whole
 from densitywatch.params import DataParams, Params
@@ -127,7 +127,7 @@ def _local(top: Path, address: str, root: Path) -> dict[str, str]:
 
 
 def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
-    """Name below `top`, path, and status (of what a link leads to) of every file but junk, or why there is none.
+    """Name below `top`, path, and status (of what a link leads to) of every file but clutter, or why there is none.
 
     A file that is the address itself has the empty name, what a glob matches its own path.
     """
@@ -153,9 +153,9 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
         for child in children:
             name = f"{before}{child.name}"
             if child.is_dir(follow_symlinks=False):
-                if not is_junk(f"{child.name}/-"):
+                if not is_clutter(f"{child.name}/-"):
                     folders.append(f"{name}/")
-            elif not is_junk(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
+            elif not is_clutter(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
                 try:
                     yield name, child.path, child.stat()
                 except OSError as error:
@@ -163,7 +163,7 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
 
 
 def _file_at(path: str) -> Iterator[tuple[str, str, os.stat_result | str]]:
-    if not is_junk(os.path.basename(path)):  # noqa: PTH119
+    if not is_clutter(os.path.basename(path)):  # noqa: PTH119
         try:
             yield path, path, os.stat(path)  # noqa: PTH116
         except OSError as error:
@@ -199,7 +199,7 @@ def _elsewhere(address: str, root: Path) -> dict[str, str]:
         raise
     except Exception as error:  # each fsspec driver raises its own library's exceptions
         raise _Gone(f"{address} cannot be reached: {one_line(error)}") from None
-    return {name: _tag(facts) for name, facts in listed.items() if not is_junk(name)}
+    return {name: _tag(facts) for name, facts in listed.items() if not is_clutter(name)}
 
 
 def _tag(facts: Mapping[str, Any]) -> str:

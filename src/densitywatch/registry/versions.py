@@ -35,7 +35,7 @@ from densitywatch.registry.champions import (
     newest_verified,
     standing,
 )
-from densitywatch.registry.gate import Verdict, gate
+from densitywatch.registry.gate import Decision, gate
 from densitywatch.registry.service import answers_of
 from densitywatch.registry.version_files import WEIGHTS_TAG, pack_detector, pack_model
 from densitywatch.tracking.addresses import CONTENT, PACKED, follow_move
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
+__all__ = ["Decision", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
 
 DESCRIPTION = """\
 Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
@@ -61,8 +61,8 @@ REQUIREMENTS = ("densitywatch", "mlflow", "numpy", "pillow", "pydantic", "pyyaml
 def register(name: str, params: Params, root: Path) -> int:
     """Put models/<name> into the registry as a version of densitywatch-<name>, alias challenger; returns its number.
 
-    A density takes along what its p-values need, and the detector (name `detector`) the weights of its models; see
-    packing.py. Registering the same bytes again returns the version that has them, as long as its files are there.
+    A density takes along what its p-values need, and the detector (name `detector`) the weights of its models: see
+    version_files.py. Registering the same bytes again returns the version that has them, if its files are still there.
 
     Raises ModelError when there is nothing whole to register, RegistryError when the store does not take it.
     """
@@ -164,11 +164,11 @@ def promote(
     *,
     automatic: bool = False,
     afresh: bool = False,
-) -> Verdict:
+) -> Decision:
     """Make the challenger, or `version`, champion if it passes the gate; the champion before it is kept for `rollback`.
 
     Where the alias or the champion's files are gone, the newest champion of before that can be verified is compared
-    with. A version that was rolled back is not promoted again unless it is named by its number. The verdict is noted
+    with. A version that was rolled back is not promoted again unless it is named by its number. The decision is noted
     among the version's tags. `automatic`: a champion that a person chose in MLflow stays; a promotion that a person
     asks for, whatever the gate says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
 
@@ -185,29 +185,29 @@ def promote(
             number = str(candidate.version)
             seen = standing(client, registered)
             if automatic and seen.by_hand and number != seen.alias:
-                return Verdict(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
+                return Decision(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
             if number == seen.alias:
                 fetch(client, uri, candidate)
                 if not automatic and (seen.by_hand or candidate.tags.get(ROLLED_BACK)):
                     _settle(client, seen, candidate)
-                return Verdict(True, f"version {number} is the champion already")
+                return Decision(True, f"version {number} is the champion already")
             if version is None and candidate.tags.get(ROLLED_BACK):
                 why = f"was rolled back; `densitywatch promote {name} --version {number}` would insist"
-                return Verdict(False, f"rejected: version {number} {why}")
+                return Decision(False, f"rejected: version {number} {why}")
             ours = fetch(client, uri, candidate)
             order = [] if afresh else seen.newest_first
             beside, theirs, reasons = newest_verified(client, uri, registered, order)
-        verdict = gate(name, ours, theirs, params, root)
+        decision = gate(name, ours, theirs, params, root)
         told = "" if afresh else _fallen_back(seen, beside, reasons)
-        verdict = replace(verdict, reason=f"version {number} {verdict.reason}{told}")
+        decision = replace(decision, reason=f"version {number} {decision.reason}{told}")
         with store_errors(uri, RegistryError):
-            client.set_model_version_tag(registered, number, "gate", verdict.reason[:5000])
-            if verdict.passed:
+            client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
+            if decision.passed:
                 _settle(client, seen, candidate)
             elif not automatic and seen.by_hand:
                 move(client, seen, seen.alias, seen.after(str(seen.alias)))
-                verdict = replace(verdict, reason=f"{verdict.reason}; automatic promotion goes on from here")
-    return verdict
+                decision = replace(decision, reason=f"{decision.reason}; automatic promotion goes on from here")
+    return decision
 
 
 def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:

@@ -13,7 +13,7 @@ import pytest
 import uvicorn
 from playwright.sync_api import Page, expect, sync_playwright
 
-from densitywatch.batches.report import flagged
+from densitywatch.batches.batch_report import flagged
 from densitywatch.batches.review.review import batch_folder, collect, create_app, give_verdicts
 from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.verdict_table import read_csv, write_csv

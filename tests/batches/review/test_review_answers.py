@@ -20,7 +20,7 @@ import uvicorn
 from playwright.sync_api import expect, sync_playwright
 
 from densitywatch import files
-from densitywatch.batches.report import flagged
+from densitywatch.batches.batch_report import flagged
 from densitywatch.batches.review.review import create_app, give_verdicts
 from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.verdicts import read_verdicts

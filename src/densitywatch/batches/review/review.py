@@ -21,8 +21,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from densitywatch.batches import results_folder as publishing
+from densitywatch.batches.batch_report import damage_as_error, data_uri, environment, flagged, write_batch_report
 from densitywatch.batches.gallery import GALLERY
-from densitywatch.batches.report import damage_as_error, data_uri, environment, flagged, write_report
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, precision, read_verdicts, write_verdicts
 from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError, DensitywatchError, DiskFull
@@ -80,7 +80,7 @@ def renew_report(folder: Path) -> None:
     """The report with the verdicts so far."""
     try:
         with publishing.only_job(folder), full_disk_as_error(folder):
-            write_report(folder)
+            write_batch_report(folder)
     except FileNotFoundError:
         raise DataError(f"{folder}: {GONE}") from None
 

@@ -9,7 +9,7 @@ What is decided here, and shown to users in data/README.md:
 * EXIF rotation is applied. An animation or a multi-page file is refused: one row cannot speak for several pictures.
   The previews that phones append to a JPEG (MPO) do not count as pages.
 * More than 150 million pixels are refused from the header, before anything is decoded.
-* Decoding happens in a process of its own (guarded.py) with limits on CPU time and memory that grow with the pixels.
+* Decoding happens in a process of its own (sandbox.py) with limits on CPU time and memory that grow with the pixels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from densitywatch.data.decoding.depths import GAP, eight_bits
-from densitywatch.data.decoding.file_bytes import prepared, what_it_is
-from densitywatch.data.decoding.guarded import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
+from densitywatch.data.decoding.bit_depth import GAP, eight_bits
+from densitywatch.data.decoding.file_headers import prepared, what_it_is
+from densitywatch.data.decoding.sandbox import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
 from densitywatch.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
-from densitywatch.data.decoding.guarded import GuardFailed
-from densitywatch.data.inputs.arrangement import PARTS, is_part
+from densitywatch.data.decoding.sandbox import SandboxFailed
+from densitywatch.data.inputs.clutter import is_side_car, kind_in_dataset, kind_of_clutter, sample_key, split_clutter
 from densitywatch.data.inputs.entries import Damaged, Entry, SourceUnreachable, most_members, refused
-from densitywatch.data.inputs.left_behind import is_beside, kind_in_dataset, kind_of_junk, sample_key, split_junk
 from densitywatch.data.inputs.parquet_rows import parquet_entries
+from densitywatch.data.inputs.parts_and_labels import PARTS, is_part
 from densitywatch.data.inputs.tar_members import tar_members
 from densitywatch.data.inputs.zip_members import ZipArchive, ZipMember
 from densitywatch.errors import DataError
@@ -52,7 +52,7 @@ def members(
 
     Of a `dataset` tables of labels are entries as well, and rows of Parquet files have labels.
     An archive that cannot be read, or not to its end, has an entry `name` that says so; so has an empty one. Members
-    that are no images by their names (left_behind.py) are left out and counted in `skipped`.
+    that are no images by their names (clutter.py) are left out and counted in `skipped`.
     """
     skipped = Counter() if skipped is None else skipped
     readers = {"zip": _zip, "parquet": _parquet, "tar": _tar}
@@ -65,7 +65,7 @@ def members(
             if count > most_members(length):
                 raise DataError(f"more members than images fit into its {length:,} bytes; not read any further")
             yield replace(entry, place=_joined(folder, entry.place or entry.path.removeprefix(prefix)))
-    except (SourceUnreachable, GuardFailed):
+    except (SourceUnreachable, SandboxFailed):
         raise
     except Exception as error:  # a hostile archive can make its library raise anything
         reason = str(error) if isinstance(error, DataError) else f"broken ({one_line(error)})"
@@ -93,8 +93,8 @@ def _joined(folder: str, member: str) -> str:
 def _zip(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
     archive = ZipArchive(file)
     files = [member for member in archive.members if not member.name.endswith("/")]
-    kept, junk = split_junk((member.name for member in files), kind_in_dataset if dataset else kind_of_junk)
-    skipped.update(junk)
+    kept, clutter = split_clutter((member.name for member in files), kind_in_dataset if dataset else kind_of_clutter)
+    skipped.update(clutter)
     wanted = set(kept)
     for member in files:
         if member.name not in wanted:
@@ -109,7 +109,7 @@ def _zip_reader(archive: ZipArchive, member: ZipMember) -> Callable[[], bytes]:
 
 
 def _tar(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
-    for entry in _without_junk(tar_members(file, prefix), prefix, skipped, dataset):
+    for entry in _without_clutter(tar_members(file, prefix), prefix, skipped, dataset):
         yield from _opened(entry, prefix, dataset) if archive_kind(entry.path) == "parquet" else (entry,)
 
 
@@ -130,26 +130,26 @@ def _opened(entry: Entry, prefix: str, dataset: bool) -> Iterator[Entry]:
         yield replace(inner, path=entry.path + inner.path if inner.path.startswith("/") else entry.path)
 
 
-def _without_junk(found: Iterator[Entry], prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
-    """`found` without junk and without side-cars that stand before or behind the picture of the same sample."""
+def _without_clutter(found: Iterator[Entry], prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
+    """`found` without clutter and without side-cars that stand before or behind the picture of the same sample."""
     held: list[tuple[str, Entry]] = []
     size, pictured, failure = 0, None, None
     try:
         for entry in found:
             name = entry.path.removeprefix(prefix)
-            if (kind := (kind_in_dataset if dataset else kind_of_junk)(name)) is not None:
+            if (kind := (kind_in_dataset if dataset else kind_of_clutter)(name)) is not None:
                 skipped[kind] += 1
                 continue
             key = sample_key(name)
             if held and (sample_key(held[0][0]) != key or len(held) == HELD or size > HELD_BYTES):
                 yield from (beside for _, beside in held)
                 held, size = [], 0
-            if not is_beside(name):
-                skipped.update(kind for beside, _ in held for kind in split_junk([beside, f"{key}.png"])[1])
+            if not is_side_car(name):
+                skipped.update(kind for beside, _ in held for kind in split_clutter([beside, f"{key}.png"])[1])
                 held, size, pictured = [], 0, key
                 yield entry
             elif key == pictured:
-                skipped.update(split_junk([name, f"{key}.png"])[1])
+                skipped.update(split_clutter([name, f"{key}.png"])[1])
             else:
                 entry, data = _read_now(entry)
                 held.append((name, entry))

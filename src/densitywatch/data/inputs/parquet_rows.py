@@ -1,6 +1,6 @@
 """The rows of a Parquet file as input files: read in a process of its own, which may die of a crafted one.
 
-`rows` runs in that process (guarded.py), `parquet_entries` here. A row's image is a binary column or a struct with
+`rows` runs in that process (sandbox.py), `parquet_entries` here. A row's image is a binary column or a struct with
 `bytes`, as Hugging Face's datasets write it; a list of these is several images.
 """
 
@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-from densitywatch.data.decoding.guarded import Answer, Request, answers
 from densitywatch.data.decoding.images import MAX_BYTES
+from densitywatch.data.decoding.sandbox import Answer, Request, answers
 from densitywatch.data.inputs.entries import TOO_LARGE, Entry, most_members, refused
 from densitywatch.data.inputs.label_table import LABEL_COLUMNS
 from densitywatch.data.inputs.unpacking import BOMB, HARMLESS, MAX_RATIO
@@ -52,7 +52,7 @@ def _given(data: bytes) -> Any:
 
 
 def rows(request: Request) -> Iterator[Answer]:
-    """In the guarded process: an answer a picture, with its path and its bytes or the reason for none."""
+    """In the sandbox: an answer a picture, with its path and its bytes or the reason for none."""
     # read as the library is loaded: its other allocators reserve a GiB of address space at a time, all that there is
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     import pyarrow.parquet as pq

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from densitywatch.data.inputs.archives import archive_kind, members
+from densitywatch.data.inputs.clutter import kind_in_dataset, kind_of_clutter, split_clutter
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable, read_limited, refused
-from densitywatch.data.inputs.left_behind import kind_in_dataset, kind_of_junk, split_junk
 from densitywatch.data.inputs.local_tree import LINK_OUT, Tree
 from densitywatch.errors import DataError
 from densitywatch.text import as_text, one_line
@@ -46,11 +46,11 @@ class _Asked:
     dataset: bool
 
     def kind_of(self, name: str) -> str | None:
-        return kind_in_dataset(name) if self.dataset else kind_of_junk(name)
+        return kind_in_dataset(name) if self.dataset else kind_of_clutter(name)
 
     def kept(self, names: Iterable[str]) -> list[str]:
-        kept, junk = split_junk(names, self.kind_of)
-        self.skipped.update(junk)
+        kept, clutter = split_clutter(names, self.kind_of)
+        self.skipped.update(clutter)
         return kept
 
     def tree(self, top: Path) -> Tree:
@@ -62,7 +62,7 @@ def entries(
 ) -> Iterator[Entry]:
     """Every input file of `source`, in a fixed order.
 
-    What is no image by its name (left_behind.py) is left out and counted in `skipped` as it is met. `follow_links`
+    What is no image by its name (clutter.py) is left out and counted in `skipped` as it is met. `follow_links`
     reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot. Of a
     `dataset`, masks are left out too, tables of labels are entries, and rows of Parquet files have labels.
     Raises DataError, before the first entry, when there is no such source or it cannot be reached.
