@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint format bench up down clean lock
+.PHONY: help run test test-fast lint docs format bench up down clean lock
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -10,6 +10,7 @@ help:
 	@echo "make test                every test, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make lint                ruff, typos and mypy"
+	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
 	@echo "make bench               the benchmarks"
 	@echo "make format | lock | clean"
@@ -31,6 +32,10 @@ lint: .venv/ready-dev
 	$(BIN)/ruff check .
 	$(BIN)/typos
 	$(BIN)/mypy
+
+docs: .venv/ready-dev
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "open var/site/index.html"
 
 format: .venv/ready-dev
 	$(BIN)/ruff format .
@@ -60,7 +65,7 @@ lock:
 	var/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r installer.lock
 	echo "uv==$(UV_VERSION)" | $(COMPILE) --output-file installer.lock -
 	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --extra postgres --extra s3 --constraint requirements.lock \
+	$(COMPILE) --extra dev --extra docs --extra postgres --extra s3 --constraint requirements.lock \
 		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.lock) \
 		--output-file requirements-dev.lock pyproject.toml
 
