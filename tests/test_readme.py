@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FIGURE = re.compile(r"^\|[^|]+\| ([\d.]+) \| `(metrics/\w+\.json)`: `([\w.]+)` \|$", re.MULTILINE)
+FIGURE = re.compile(r"^\|[^|]+\| ([\d.]+) \| `(\w+\.json)` `([\w.]+)` \|$", re.MULTILINE)
 PICTURE = re.compile(r"!\[(.*?)\]\(([^)]+)\)", re.DOTALL)
 LINK = re.compile(r"\]\(([^)]+)\)")
 
@@ -44,14 +44,14 @@ def test_all_pictures_together_are_small() -> None:
 def test_a_figure_of_the_readme_is_the_one_that_metrics_holds(figure: str, file: str, key: str) -> None:
     """The metrics of the last commit count as well: a run of one's own changes the files before it is committed."""
     digits = len(figure.partition(".")[2])
-    now = json.loads((ROOT / file).read_text(encoding="utf-8"))
-    held = subprocess.run(["git", "show", f"HEAD:{file}"], cwd=ROOT, capture_output=True, check=False).stdout
+    now = json.loads((ROOT / "metrics" / file).read_text(encoding="utf-8"))
+    held = subprocess.run(["git", "show", f"HEAD:metrics/{file}"], cwd=ROOT, capture_output=True, check=False).stdout
     values = [value_at(metrics, key) for metrics in (now, json.loads(held or "{}")) if metrics]
     assert f"{float(figure):.{digits}f}" in [f"{value:.{digits}f}" for value in values], (file, key, values)
 
 
 def test_the_table_of_figures_was_read_whole() -> None:
-    rows = README.split("## Figures")[1].split("\n## ")[0].count("`metrics/")
+    rows = README.split("## Figures")[1].split("\n## ")[0].count(".json` `")
     assert len(FIGURE.findall(README)) == rows >= 10
 
 

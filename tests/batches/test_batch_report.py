@@ -170,7 +170,6 @@ def test_a_histogram_holds_every_image_whatever_its_score() -> None:
     assert sum(found["batch"]) == 4
     assert (found["batch"][0], found["batch"][-1]) == (1, 1)
     assert histogram(np.zeros(3), np.zeros(5)) is not None  # all alike
-    assert histogram(np.zeros(3), None) is None
 
 
 def test_the_page_says_when_a_batch_is_too_large_for_single_outliers_to_be_flagged(

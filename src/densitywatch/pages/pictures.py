@@ -9,8 +9,8 @@ from densitywatch.data.reading import resized
 
 GAP = 2
 WIDTH = 1024
-"""Pixels across a grid of large pictures."""
-# a map from black over violet and orange to pale yellow whose lightness rises all the way: readable in grey, too
+"""Width in pixels of a grid of large pictures."""
+# from black over violet and orange to pale yellow; lightness rises all the way, so it is readable in grey too
 HEAT = np.array(
     [
         (0, 0, 4),
@@ -26,9 +26,10 @@ HEAT = np.array(
 
 
 def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None = WIDTH) -> bytes:
-    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear.
+    """Images (n, C, H, W) uint8, row by row, as a PNG with transparent gaps.
 
-    Large ones are scaled down until the grid is about `width` pixels wide: a page is looked at, not measured.
+    Small images are enlarged to about `cell` pixels a side. Large ones are scaled down until the grid is about `width`
+    pixels wide, unless `width` is None.
     """
     if width is not None and max(images.shape[2:]) > (largest := max(cell, width // max(1, min(columns, len(images))))):
         images = resized(images, largest)
@@ -47,7 +48,7 @@ def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None 
 
 
 def heat(maps: np.ndarray, top: float) -> np.ndarray:
-    """Maps (n, H, W) as colour images (n, 3, H, W) uint8: 0 and below is black, `top` and above the brightest."""
+    """Maps (n, H, W) as colour images (n, 3, H, W) uint8: 0 and less is black, `top` and more is the brightest."""
     position = np.clip(maps / top if top > 0 else np.zeros_like(maps), 0, 1) * (len(HEAT) - 1)
     channels = [np.interp(position, np.arange(len(HEAT)), HEAT[:, c]) for c in range(3)]
     return np.stack(channels, 1).round().astype(np.uint8)

@@ -46,14 +46,14 @@ def label_quality(context: Context) -> Result | None:
         return None
     if context.classifier is None or len(context.info.class_names) < 2:
         return Result({}, notes=["GAN-train and GAN-test accuracy were left out: they need at least two labels"])
-    images, labels = generated(context)
+    images, labels = generated(context, context.model)
     if labels is None:
         return None
     metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
     steps = context.params.evaluate.quality.label_training_steps
     if not isinstance(context.model, PixelwiseDensity):  # fast enough for as many samples as training images
         labels = training_labels(context, images_within(context.info.counts["train"], context.dimensions))
-        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size)
+        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size, context.device)
         images = np.concatenate(list(parts))
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
