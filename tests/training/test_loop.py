@@ -108,7 +108,7 @@ def test_a_state_of_other_params_or_a_broken_one_is_not_gone_on_from(tmp_path: P
         ("optimizer/all/70/exp_avg", torch.zeros(())),
     ],
 )
-def test_a_state_whose_tensors_are_not_the_runs_is_begun_anew(
+def test_a_run_with_a_state_of_other_tensors_starts_from_the_beginning(
     tmp_path: Path, name: str, tensor: torch.Tensor | None
 ) -> None:
     whole, _ = small_run(Slope(), tmp_path)

@@ -91,8 +91,8 @@ def save_model(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # one key: safetensors writes several keys in an order that changes from run to run, and the bytes must be the same
     metadata = {"densitywatch": json.dumps({"format": FORMAT, **header}, sort_keys=True)}
-    with whole_file(target) as beside:
-        safetensors.torch.save_file(tensors, beside, metadata=metadata)
+    with whole_file(target) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     return target
 
 

@@ -73,8 +73,8 @@ def save_state(folder: Path, identity: str, tensors: dict[str, Tensor], progress
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"identity": identity, "progress": json.dumps(vars(progress))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(folder / STATE) as beside:
-        safetensors.torch.save_file(contiguous, beside, metadata=metadata)
+    with whole_file(folder / STATE) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
 
 
 def load_state(

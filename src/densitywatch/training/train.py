@@ -139,9 +139,9 @@ def write_model(
         "parameters": sum(p.numel() for p in model.parameters()),
         "warnings": progress.warnings,
     }
-    with whole_folder(out) as beside:
-        save_model(model, beside, kind=block.kind, class_names=class_names, about=about)
+    with whole_folder(out) as temporary:
+        save_model(model, temporary, kind=block.kind, class_names=class_names, about=about)
         columns = list(dict.fromkeys(column for row in progress.history for column in row))
         history = {"columns": columns, "rows": progress.history}
-        (beside / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        (beside / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (temporary / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+        (temporary / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
