@@ -42,7 +42,7 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (4, SIDE, "evaluation", "report", ["reports/index.html and", "metrics/*.json, in git"], "evaluation/report/"),
     (0, WATCH, "file", "A batch", ["a folder, zip, tar or", "Parquet in the inbox"], "batches/inbox.py"),
     (1, WATCH, "data", "open", ["one entry a file; nothing", "is unpacked to disk"], "data/inputs/source.py"),
-    (2, WATCH, "data", "decode", ["in a process of its own,", "with limits"], "data/decoding/guarded.py"),
+    (2, WATCH, "data", "decode", ["in a process of its own,", "with limits"], "data/decoding/sandbox.py"),
     (3, WATCH, "detector", "read", ["PixelCNN: how surprising", "each pixel is"], "detector/feature_cache.py"),
     (4, WATCH, "detector", "score", ["members' scores, added", "up as tail surprises"], "detector/tail_combination.py"),
     (5, WATCH, "detector", "p-value", ["rank among the scores of", "calibration images"], "detector/conformal.py"),
