@@ -20,7 +20,6 @@ from densitywatch.devices import start_fabric
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
 from densitywatch.training import checkpoint, loop
-from densitywatch.training.steps import clip_gradients
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -138,13 +137,6 @@ def test_every_image_is_seen_once_an_epoch_and_two_devices_share_a_batch() -> No
     assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
     assert seen[:10] != seen[10:]
     assert sorted(labels(2, 0, 2) + labels(2, 1, 2)) == sorted(labels(2, 0, 1))
-
-
-def test_gradients_are_scaled_down_to_the_limit_and_their_norm_is_told() -> None:
-    layer = nn.Linear(2, 1, bias=False)
-    layer.weight.grad = torch.tensor([[3.0, 4.0]])
-    assert float(clip_gradients(layer, 1.0)) == pytest.approx(5.0)
-    assert float(layer.weight.grad.norm()) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_mixed_precision_reaches_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
