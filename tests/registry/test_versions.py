@@ -20,11 +20,11 @@ import yaml
 import densitywatch
 from densitywatch.detector import detector
 from densitywatch.errors import DensitywatchError, ModelError, RegistryError
+from densitywatch.files import content_digest
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
 from densitywatch.registry.gate import Decision, Measurement, cut_and_paste, gate, judge
-from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from densitywatch.training.bookkeeping import note_training
 from tests.registry.registry_project import images, tiny_params, write_data, write_model
