@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from densitywatch.batches import batch_report, gallery
-from densitywatch.batches.gallery import heat, nearest, picture
+from densitywatch.batches.gallery import heat_map, nearest, picture
 from densitywatch.batches.results import fewest_to_flag, histogram
 from densitywatch.batches.score_batch import score_source
 from densitywatch.detector import conformal
@@ -161,7 +161,7 @@ def test_pictures_are_exact_when_small_and_scaled_when_large() -> None:
     assert large.startswith(b"\xff\xd8")
     assert len(large) < 20_000
     for values in (np.zeros((9, 9)), np.full((9, 9), np.nan), np.eye(9) * 1e30, -np.ones((9, 9))):
-        assert heat(values).startswith(b"\x89PNG")
+        assert heat_map(values).startswith(b"\x89PNG")
 
 
 def test_a_histogram_holds_every_image_whatever_its_score() -> None:

@@ -148,7 +148,7 @@ def _log_version(
 
 @contextmanager
 def _current_store(uri: str) -> Iterator[None]:
-    """Point MLflow's fluent calls, which logging a model needs, at this store; the environment is restored at the end."""
+    """Point MLflow's fluent calls, which logging a model needs, at this store; the environment is restored after."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")

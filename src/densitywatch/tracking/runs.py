@@ -43,7 +43,7 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
-__all__ = [
+__all__ = [  # tracking_uri is handed on
     "Run",
     "log_batch",
     "log_evaluation",
@@ -136,7 +136,7 @@ class Run:
                     self._warned = True
 
     def flush(self) -> None:
-        """Send the values collected so far. Raises DensitywatchError, and keeps them, when the store does not answer."""
+        """Send the values so far. Raises DensitywatchError, and keeps them, when the store does not answer."""
         check_reachable(self._uri, create=False)  # MLflow would retry for 15 seconds, in which nothing trains
         with store_errors(self._uri):
             while self._pending:

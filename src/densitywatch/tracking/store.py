@@ -63,7 +63,7 @@ def plain(uri: str) -> str:
 
 @contextmanager
 def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
-    """Let one process at a time on this machine do `what` with this store; the lock ends with the process that holds it.
+    """Let one process at a time on this machine do `what` with this store; the lock ends with its process.
 
     Raises DensitywatchError when the lock's file cannot be written.
     """
