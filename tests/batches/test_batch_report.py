@@ -124,7 +124,7 @@ def test_a_detector_without_maps_gives_a_report_without_maps(params: Params, tmp
 
     fill(tmp_path / "batch", 5, bright=2)
     score_source("batch", params, tmp_path, tmp_path / "out", Blind())
-    assert "where it surprises" not in (tmp_path / "out" / "report.html").read_text()
+    assert "where it is surprising" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_colour_batch_has_colour_pictures(params: Params, tmp_path: Path) -> None:

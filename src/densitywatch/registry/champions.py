@@ -178,9 +178,9 @@ def _downloaded(source: str, uri: str, content: str) -> Path | None:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as beside:
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
         try:
-            fresh = Path(download_artifacts(artifact_uri=source, dst_path=beside, tracking_uri=uri))
+            fresh = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri))
         except MlflowException as error:
             if error.error_code not in MISSING:
                 raise

@@ -235,7 +235,7 @@ def too_large(size: int) -> str:
 
 
 def _alone(value: Any) -> Any:
-    """The one value that stands alone or in an array; None for several."""
+    """The value of a scalar or of an array with one element; None for several values."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError):  # lists in lists that make no array

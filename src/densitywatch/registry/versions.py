@@ -201,9 +201,9 @@ def promote(
                 return Decision(False, f"rejected: version {number} {why}")
             ours = fetch(client, uri, candidate)
             order = [] if afresh else seen.newest_first
-            beside, theirs, reasons = newest_verified(client, uri, registered, order)
+            compared, theirs, reasons = newest_verified(client, uri, registered, order)
         decision = gate(name, ours, theirs, params, root)
-        told = "" if afresh else who_stands_in(seen, beside, reasons)
+        told = "" if afresh else who_stands_in(seen, compared, reasons)
         decision = replace(decision, reason=f"version {number} {decision.reason}{told and f'; {told}'}")
         with store_errors(uri, RegistryError):
             client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
