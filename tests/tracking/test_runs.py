@@ -45,9 +45,10 @@ def read_run(params: Params, root: Path, run_id: str):
 
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from densitywatch.tracking import runs as tracking; from densitywatch.params import load_params;"
+        "from pathlib import Path; from densitywatch.tracking.runs import prepare_store;"
+        "from densitywatch.params import load_params;"
         f"params = load_params({str(PARAMS)!r}); root = Path({str(tmp_path)!r});"
-        "print(tracking.prepare_store(params, root))"
+        "print(prepare_store(params, root))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     starters = [
