@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from densitywatch.batches import batch_report, gallery
 from densitywatch.batches.gallery import heat_map, nearest, picture
@@ -32,14 +31,6 @@ def scored(params: Params, tmp_path: Path) -> Path:
     (batch / "empty.png").write_bytes(b"")
     score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
     return tmp_path / "out"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width", [1200, 390])

@@ -23,6 +23,7 @@ import pytest
 from densitywatch.registry import versions as registry
 from densitywatch.registry.service import MAX_REQUEST, Service
 from densitywatch.tracking import runs as tracking
+from tests.marks import marks
 from tests.registry.registry_project import base64_png, images, tiny_params
 
 
@@ -33,6 +34,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
+@marks("server")
 def address(calibrated: Path) -> Iterator[str]:
     """`mlflow models serve` of the champion on a free port, as a user starts it."""
     params = tiny_params()

@@ -43,6 +43,7 @@ def read_run(params: Params, root: Path, run_id: str):
     return tracking.open_client(tracking.tracking_uri(params, root)).get_run(run_id)
 
 
+@pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from densitywatch.tracking.runs import prepare_store;"
