@@ -105,18 +105,19 @@ def measure_model(folder: Path, images: Pixels, params: Params, root: Path) -> M
     cuda = torch.cuda.is_available() and params.device.accelerator in ("auto", "cuda")
     device = torch.device("cuda" if cuda else "cpu")
     model.to(device)
-    for offer, measure, function in MEASURES:
-        if isinstance(model, offer):
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(params.seed)  # a bound draws latents: both models get the same ones
-                step, seen = images_at_once(BATCH, model.size), at_size(images, model.size)
-                parts = [
-                    function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
-                    for start in range(0, len(images), step)
-                ]
-            return Measurement(measure + of_size(model, images), float(torch.cat(parts).mean()))
-    figure = sample_quality.quality_figure(model, params, root)  # a model that only draws samples
-    return Measurement("FID of samples" + of_size(model, images), figure)
+    offered = next((row for row in MEASURES if isinstance(model, row[0])), None)
+    if offered is None:  # a model that only draws samples
+        figure = sample_quality.quality_figure(model, params, root)
+        return Measurement("FID of samples" + of_size(model, images), figure)
+    _, measure, function = offered
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(params.seed)  # a bound draws latents: both models get the same ones
+        step, seen = images_at_once(BATCH, model.size), at_size(images, model.size)
+        parts = [
+            function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
+            for start in range(0, len(images), step)
+        ]
+    return Measurement(measure + of_size(model, images), float(torch.cat(parts).mean()))
 
 
 def of_size(model: Any, images: Pixels) -> str:
