@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densitywatch.data.dataset import Split
-from densitywatch.devices import start_fabric, usable_precision
+from densitywatch.devices import start_fabric
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
 from densitywatch.training import checkpoint, loop
@@ -222,14 +221,6 @@ class SeenTypes(TorchDispatchMode):
         return result
 
 
-def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
-    code = "from densitywatch.devices import usable_precision; from densitywatch.params import DeviceParams;"
-    code += "print(usable_precision('bf16-mixed', DeviceParams(accelerator='cpu')))"
-    older = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
-    done = subprocess.run([sys.executable, "-c", code], env=older, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "32-true"
-
-
 def test_every_parameter_has_exactly_one_optimiser() -> None:
     from densitywatch.models.pixelcnn import PixelCNN, Settings
 
@@ -260,12 +251,3 @@ def test_mixed_precision_reaches_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_p
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1), "bf16-mixed")
     loop.train(fabric, Linear(), split, split, training, name="linear", seed=1, folder=tmp_path, identity="one")
     assert seen == [torch.bfloat16, torch.bfloat16]
-
-
-def test_bfloat16_is_left_aside_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
-    cpu = DeviceParams(accelerator="cpu")
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
-    assert usable_precision("bf16-mixed", cpu) == "32-true"
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
-    assert usable_precision("bf16-mixed", cpu) == "bf16-mixed"
-    assert usable_precision("32-true", cpu) == "32-true"
