@@ -27,7 +27,7 @@ def main(count: int) -> None:
     half = len(validation) // 2
     normal = validation[half:]
     sets = {"reference": validation[:half], "normal": normal, **spoiled(normal[:count], load_params().seed)}
-    scores = {key: fitted.member_scores(fitted.read(images)) for key, images in sets.items()}
+    scores = {key: fitted.member_scores(fitted.features(images)) for key, images in sets.items()}
     reference = scores.pop("reference")
     tails = {
         name: {key: tail_surprise(values[name], tail) for key, values in scores.items()}

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from densitywatch.detector import detector
-from densitywatch.detector.feature_cache import Readings
-from densitywatch.detector.member_table import all_members
-from densitywatch.detector.scores.scores import fit_gradient_arrangement, gradient_arrangement
+from densitywatch.detector.calibrate import fit_member, fitting_data
+from densitywatch.detector.feature_cache import FeatureCache
+from densitywatch.detector.member_table import MEMBERS
+from densitywatch.detector.scores.arrangement import fit_gradient_arrangement, gradient_arrangement
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.outlier_benchmark.auroc import auroc
@@ -98,21 +98,23 @@ def bent(images: Images, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def main(count: int) -> None:
     params, root = load_params(), Path.cwd()
-    given, models = detector.what_is_given(params, root)
-    validation = given.validation.images
+    data, models = fitting_data(params, root)
+    validation = data.validation.images
     half = len(validation) // 2
-    given = replace(given, validation=Readings(validation[:half], models))
-    normal = Readings(validation[half:], models)
-    sets = {name: Readings(images, models) for name, images in spoiled(validation[half:][:count], params.seed).items()}
+    data = replace(data, validation=FeatureCache(validation[:half], models))
+    normal = FeatureCache(validation[half:], models)
+    sets = {
+        name: FeatureCache(images, models) for name, images in spoiled(validation[half:][:count], params.seed).items()
+    }
     tails: dict[str, dict[str, NDArray[np.floating]]] = {}
     print(f"{'score':28} {'mean':>6} {'low 5':>6}  lowest")
-    for name, member in all_members().items():
-        if member.declared or member.slow:
+    for name, member in MEMBERS.items():
+        if member.needs_declared or member.slow:
             continue
         try:
-            arrays = detector.fit_member(member, given)
+            arrays = fit_member(member, data)
             values = {key: member.score(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
-            tail = fit_tail(np.asarray(member.score(given.validation, arrays)))
+            tail = fit_tail(np.asarray(member.score(data.validation, arrays)))
         except ModelError as error:
             print(f"{name:28} left out: {error}")
             continue
@@ -128,9 +130,9 @@ def main(count: int) -> None:
     squares = {name: {key: np.square(value) for key, value in tails[name].items()} for name in chosen}
     row("  squares summed", summed(squares, chosen))
     for dimensions, components in GRADIENTS:
-        arrays = fit_gradient_arrangement(given, dimensions, components)
-        values = {key: gradient_arrangement(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
-        tail = fit_tail(gradient_arrangement(given.validation, arrays))
+        arrays = fit_gradient_arrangement(data, dimensions, components)
+        values = {key: gradient_arrangement.score(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
+        tail = fit_tail(gradient_arrangement.score(data.validation, arrays))
         row(f"gradients on {dimensions}, {components}", values)
         rival = {key: tail_surprise(value, tail) for key, value in values.items()}
         row("  the detector with these", summed(tails | {"gradient_arrangement": rival}, chosen))

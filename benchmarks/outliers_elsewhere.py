@@ -23,9 +23,10 @@ from densitywatch.data.dataset import open_split
 from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import prepare
 from densitywatch.detector import detector
-from densitywatch.detector.scores import networks
+from densitywatch.detector.calibrate import calibrate
+from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
 from densitywatch.models.storage import save_model
-from densitywatch.outlier_benchmark.auroc import FIGURES, separation
+from densitywatch.outlier_benchmark.auroc import MEASURES, separation
 from densitywatch.params import Params, load_params
 
 IMAGES = 500
@@ -49,11 +50,11 @@ def measure(params: Params, pair: str, steps: int) -> None:
         prepare(params, root)
         foreign = keep_first_photograph(root) if pair == "photos" else open_split(Path("data/prepared"), "test").images
         train(params, root, steps)
-        detector.calibrate(params, root)
+        calibrate(params, root)
         loaded = detector.load(root / "models" / "detector")
         normal = loaded.score(np.array(open_split(root / "data/prepared", "test").images[:IMAGES]))
         other = loaded.score(np.array(foreign[:IMAGES]))
-        print(f"{'score':24}" + "".join(f"{figure:>16}" for figure in FIGURES))
+        print(f"{'score':24}" + "".join(f"{measure:>16}" for measure in MEASURES))
         rows = {"detector": (normal.score, other.score)}
         rows |= {name: (normal.members[name], other.members[name]) for name in normal.members}
         rows["raw likelihood"] = (normal.bits_per_dim, other.bits_per_dim)
@@ -85,13 +86,9 @@ def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
 def train(params: Params, root: Path, steps: int) -> None:
     """A small PixelCNN on the training images, where the detector looks for it."""
     images = open_split(root / "data" / "prepared", "train").images
-    weights = networks.fit_small_density(
-        images, channels=24, dilations=(1, 2, 1), steps=steps, mutation=0.0, seed=params.seed
-    )
+    weights = fit_small_density(images, channels=24, dilations=(1, 2, 1), steps=steps, mutation=0.0, seed=params.seed)
     names = tuple(json.loads((root / "data/prepared/dataset.json").read_text())["class_names"])
-    save_model(
-        networks.small_density(weights), root / "models" / "pixelcnn", kind="pixelcnn", class_names=names, about={}
-    )
+    save_model(load_small_density(weights), root / "models" / "pixelcnn", kind="pixelcnn", class_names=names, about={})
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ WINGS = (
     "batches",
 )
 """From the bottom to the top: a wing imports from those before it and never from one after it."""
-GROUND = ("devices", "environment", "errors", "files", "params", "profiles", "progress", "stopping", "text")
+GROUND = ("arrays", "devices", "environment", "errors", "files", "params", "profiles", "progress", "stopping", "text")
 """Files below all wings."""
 ENTRIES = ("densitywatch", "__main__", "answers", "cli", "doctor", "loading", "sample")
 """Files above all wings: what people and programs call."""

@@ -217,7 +217,7 @@ class DetectorParams(Block):
     size: int | None = Field(default=None, ge=4)
     """Pixels a side at which its own statistics are taken; its models read at theirs. null: data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
-    """Names of functions in densitywatch/detector/scores/scores.py."""
+    """Names of scores: MEMBERS of densitywatch/detector/member_table.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
     """The models that the members read: calibrate waits for these and runs again when their weights change."""
     rivals_read: tuple[str, ...] = ()
@@ -225,7 +225,7 @@ class DetectorParams(Block):
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
-    """Length of the training of the small networks that some scores bring along (detector/scores/networks.py)."""
+    """Length of the training of the small networks that some scores bring along (detector/scores/small_density.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Length of the training of the judge of declared transformations, batches of 64 images and as many transformed."""
     panel_images: int = Field(default=1000, ge=2)

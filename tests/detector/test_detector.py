@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from densitywatch.detector import calibrate as stage
 from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.conformal import p_values
-from densitywatch.detector.member import part
+from densitywatch.detector.member import without_prefix
 from densitywatch.detector.tail_combination import tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models.storage import load_model_folder
@@ -27,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
     root = tmp_path_factory.mktemp("detector")
     params = make_project(root, ROOT / "params.yaml")
-    detector.calibrate(params, root)
+    calibrate(params, root)
     return root, params
 
 
@@ -103,7 +105,7 @@ def test_two_calibrations_write_the_same_bytes(project: tuple[Path, Params], tmp
     again = tmp_path / "again"
     shutil.copytree(root, again)
     shutil.rmtree(again / "models" / "detector")
-    detector.calibrate(params, again)
+    calibrate(params, again)
     for file in (detector.ARRAYS, detector.FACTS):
         assert (again / "models" / "detector" / file).read_bytes() == (root / "models" / "detector" / file).read_bytes()
 
@@ -117,7 +119,7 @@ def test_p_values_come_from_calibration_images_and_nothing_is_fitted_on_them(
     np.save(again / "data" / "prepared" / "calibration.npy", bars(150, seed=99)[0])
     np.save(again / "data" / "prepared" / "test.npy", 255 - bars(120, seed=98)[0])
     np.save(again / "data" / "panel" / "mnist.npy", np.zeros((3, 1, 28, 28), np.uint8))
-    detector.calibrate(params, again)
+    calibrate(params, again)
     first, second = (detector.load(where / "models" / "detector") for where in (root, again))
     changed = {key for key in first.arrays if not np.array_equal(first.arrays[key], second.arrays[key])}
     assert changed == {"calibration.score", "pixelcnn.nll"}
@@ -245,7 +247,7 @@ def test_declared_transformations_add_their_judge(project: tuple[Path, Params], 
     again = tmp_path / "again"
     shutil.copytree(root, again)
     declared = with_detector(params, declared=("flip",), declared_steps=25)
-    detector.calibrate(declared, again)
+    calibrate(declared, again)
     told = detector.load(again / "models" / "detector")
     assert told.facts["members"][-1] == detector.DECLARED_MEMBER
     flipped = bars(60, seed=56)[0][..., ::-1].copy()
@@ -254,21 +256,23 @@ def test_declared_transformations_add_their_judge(project: tuple[Path, Params], 
     # the judge counts as often as the other members, together, count the same evidence
     assert told.overlap == plain.overlap >= 1.0
     members = told.score(flipped).members
-    judge = tail_surprise(members[detector.DECLARED_MEMBER], part(told.arrays, f"tail.{detector.DECLARED_MEMBER}"))
+    judge = tail_surprise(
+        members[detector.DECLARED_MEMBER], without_prefix(f"tail.{detector.DECLARED_MEMBER}", told.arrays)
+    )
     assert np.allclose(told.combine(members), plain.combine(members) + told.overlap * judge)
 
 
 def test_a_member_that_needs_a_declaration_is_refused_without_one(project: tuple[Path, Params]) -> None:
     root, params = project
     with pytest.raises(ParamsError, match=r"needs detector\.declared"):
-        detector.calibrate(with_detector(params, members=("transformation_ratio",)), root)
+        calibrate(with_detector(params, members=("transformation_ratio",)), root)
     with pytest.raises(ParamsError, match="no score 'nonsense'"):
-        detector.calibrate(with_detector(params, members=("nonsense",)), root)
+        calibrate(with_detector(params, members=("nonsense",)), root)
 
 
 def test_colour_images_are_detected_as_well(tmp_path: Path) -> None:
     params = make_project(tmp_path, ROOT / "params.yaml", channels=3)
-    detector.calibrate(params, tmp_path)
+    calibrate(params, tmp_path)
     loaded = detector.load(tmp_path / "models" / "detector")
     normal = loaded.score(bars(60, seed=57, channels=3)[0])
     foreign = loaded.score(np.random.default_rng(0).integers(0, 256, (5, 3, SIZE, SIZE), dtype=np.uint8))
@@ -283,10 +287,10 @@ def test_a_detector_that_reads_two_models_is_calibrated_and_measured(
     shutil.copytree(project[0], again)
     changes = {"members": ("composition", "vae_kl"), "reads": ("pixelcnn", "vae"), "rivals_read": (), "folds": 1}
     params = project[1].model_copy(update={"detector": project[1].detector.model_copy(update=changes)})
-    unread = again / detector.READ / "detector" / "gone.safetensors"
+    unread = again / stage.WEIGHT_COPIES / "detector" / "gone.safetensors"
     unread.parent.mkdir(parents=True)
     unread.touch()
-    detector.calibrate(params, again)
+    calibrate(params, again)
     assert not unread.exists()
     assert json.loads((again / "models" / "detector" / detector.FACTS).read_text())["models"] == ["pixelcnn", "vae"]
     assert benchmark(params, again)["auroc"]["uniform_noise"] > 0.9

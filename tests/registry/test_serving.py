@@ -28,7 +28,7 @@ import safetensors.numpy
 import torch
 from PIL import Image
 
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.errors import DataError, ModelError
 from densitywatch.models.storage import load_model_folder
 from densitywatch.registry import versions as registry
@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("project")
     write_data(root)
     write_model(root, "pixelcnn", steps=40)
-    detector.calibrate(tiny_params(), root)
+    calibrate(tiny_params(), root)
     return root
 
 

@@ -19,6 +19,7 @@ import yaml
 
 import densitywatch
 from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.errors import DensitywatchError, ModelError, RegistryError
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
@@ -358,7 +359,7 @@ def test_a_pickle_that_was_put_in_the_place_of_a_versions_code_is_not_run(
 def test_the_detector_goes_with_its_models_and_is_gated(params: Params, root: Path) -> None:
     write_model(root, "pixelcnn", steps=40)
     member = registry.register("pixelcnn", params, root)
-    detector.calibrate(params, root)
+    calibrate(params, root)
     version = registry.register("detector", params, root)
     client = tracking.open_client(tracking.tracking_uri(params, root))
     tags = client.get_model_version("densitywatch-detector", str(version)).tags
@@ -380,7 +381,7 @@ def test_the_detector_goes_with_its_models_and_is_gated(params: Params, root: Pa
 
 def test_a_detector_whose_p_values_do_not_hold_is_rejected(params: Params, root: Path, tmp_path: Path) -> None:
     write_model(root, "pixelcnn", steps=40)
-    folder = detector.calibrate(params, root)
+    folder = calibrate(params, root)
     prepared = tmp_path / "data" / "prepared"
     shutil.copytree(root / "data" / "prepared", prepared)
     assert gate("detector", folder, None, params, tmp_path).passed
