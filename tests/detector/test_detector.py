@@ -254,12 +254,12 @@ def test_declared_transformations_add_their_judge(project: tuple[Path, Params], 
     plain = detector.load(root / "models" / "detector")
     assert np.median(told.score(flipped).p_value) <= np.median(plain.score(flipped).p_value)
     # the judge counts as often as the other members, together, count the same evidence
-    assert told.overlap == plain.overlap >= 1.0
+    assert told.judge_weight == plain.judge_weight >= 1.0
     members = told.score(flipped).members
     judge = tail_surprise(
         members[detector.DECLARED_MEMBER], without_prefix(f"tail.{detector.DECLARED_MEMBER}", told.arrays)
     )
-    assert np.allclose(told.combine(members), plain.combine(members) + told.overlap * judge)
+    assert np.allclose(told.combine(members), plain.combine(members) + told.judge_weight * judge)
 
 
 def test_a_member_that_needs_a_declaration_is_refused_without_one(project: tuple[Path, Params]) -> None:

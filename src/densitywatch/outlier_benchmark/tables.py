@@ -128,7 +128,7 @@ def ablation_table(findings: Findings) -> Table:
             for name, found in rows.items()
         ],
         "The detector without one of its members: AUROC",
-        "For information: members are chosen on synthetic outliers (docs/outliers.md), never by this table.",
+        "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
     )
 
 

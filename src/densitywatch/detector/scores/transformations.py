@@ -16,7 +16,7 @@ from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, size_of
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member import FittingData, member
 from densitywatch.detector.scores.network_training import restore_weights, train_network, weights_of
-from densitywatch.models.common.layers import scale_images
+from densitywatch.models.common.pixel_values import scale_images
 
 TRANSFORMATIONS: dict[str, tuple[Callable[[Any], Any], ...]] = {
     "flip": (lambda x: x[..., ::-1], lambda x: x[..., ::-1, :]),
