@@ -14,9 +14,6 @@ from numpy.typing import NDArray
 from densitywatch.data.reading import resized
 from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.detector import load
-from densitywatch.detector.feature_cache import FeatureCache, Models
-from densitywatch.detector.gaussian_mixture import EXACT, principal_axes
-from densitywatch.detector.scores.pixels import nearest_neighbours
 from densitywatch.errors import DataError
 from densitywatch.evaluation.report.comparison import compare
 from densitywatch.models.pixelcnn import PixelCNN, Settings
@@ -122,30 +119,3 @@ def test_figures_of_different_sizes_have_no_best_and_the_size_is_shown() -> None
 
     assert best(28, 28) == [True, False]
     assert best(28, 32) == [False, False]
-
-
-def test_scores_of_raw_pixels_see_at_most_32_a_side_and_ask_for_no_covariance_of_large_images() -> None:
-    rng = np.random.default_rng(0)
-    models = Models(loaded={})
-    train, others = (
-        FeatureCache(rng.integers(0, 256, (count, 3, 128, 128), dtype=np.uint8), models, size=128) for count in (70, 5)
-    )
-    assert train.flat_pixels.shape == (70, 3 * 32 * 32)
-    axes = principal_axes(train.flat_pixels, 4, seed=1)
-    fitted = {
-        "mean": train.flat_pixels.mean(0),
-        "axes": axes,
-        "stored": (train.flat_pixels - train.flat_pixels.mean(0)) @ axes.T,
-    }
-    assert np.isfinite(nearest_neighbours.score(others, fitted)).all()
-
-
-def test_principal_components_of_wide_data_span_what_the_exact_ones_do() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(200, 3)) @ rng.normal(size=(3, EXACT + 50)) * [[5.0]] + 0.01 * rng.normal(
-        size=(200, EXACT + 50)
-    )
-    found, exact = principal_axes(x, 3, seed=0), np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:3]
-    assert np.allclose(found @ found.T, np.eye(3), atol=1e-6)
-    assert np.linalg.svd(found @ exact.T)[1].min() > 0.999
-    assert (principal_axes(x, 3, seed=0) == found).all()

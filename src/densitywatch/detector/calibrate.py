@@ -23,6 +23,7 @@ from densitywatch.detector.member_table import check_reads, find_member
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
 from densitywatch.errors import ParamsError
 from densitywatch.files import file_digest, whole_folder
+from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
 from densitywatch.progress import say
@@ -49,7 +50,7 @@ def calibrate(params: Params, root: Path) -> Path:
     calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     for name in sorted(models.used):
-        if any(hasattr(models[name], what) for what in ("log_prob_map", "log_prob", "elbo")):
+        if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
             arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
     target = root / "models" / "detector"
     with whole_folder(target) as folder:
@@ -88,7 +89,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "members": [member.name for member in members],
         "models": sorted(models.used),
         "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
-        "density": next((name for name, model in models.used.items() if hasattr(model, "log_prob_map")), None),
+        "density": next((name for name, model in models.used.items() if isinstance(model, PixelwiseDensity)), None),
         "declared": list(params.detector.declared),
         "size": info.size,
         "reading": reading_size(params.detector.size, info.size),

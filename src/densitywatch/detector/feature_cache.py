@@ -24,6 +24,7 @@ from densitywatch.data.reading import (
 from densitywatch.detector import image_statistics
 from densitywatch.detector.pixel_surprise import surprise_statistics
 from densitywatch.errors import ModelError
+from densitywatch.models.offers import ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.models.vae import kl_to_standard_normal
 
@@ -167,8 +168,8 @@ class FeatureCache:
     def nll(self, name: str) -> Floats:
         """Negative log-likelihood of the images, nats, (B,); of a model that only has an ELBO, minus the ELBO."""
         model = self.models[name]
-        if hasattr(model, "log_prob_map"):
+        if isinstance(model, PixelwiseDensity):
             return np.asarray(self.surprise(name).sum((1, 2)))
-        if hasattr(model, "log_prob"):
+        if isinstance(model, ExactDensity):
             return self.by_batch(("nll", name), lambda x: -model.log_prob(x), size_of(model, self.size))
         return self.by_batch(("nll", name), lambda x: -model.elbo(x), size_of(model, self.size))
