@@ -1,8 +1,8 @@
 """The detector on other data, by one command: the reverse direction, and one photograph against another.
 
-    python benchmarks/outliers_elsewhere.py reverse     MNIST is normal, Fashion-MNIST's test images are foreign
-    python benchmarks/outliers_elsewhere.py photos      RGB patches of one photograph; those of the other are foreign
-    python benchmarks/outliers_elsewhere.py             both
+    python benchmarks/detector/other_data.py reverse     MNIST is normal, Fashion-MNIST's test images are foreign
+    python benchmarks/detector/other_data.py photos      RGB patches of one photograph; those of the other are foreign
+    python benchmarks/detector/other_data.py             both
 
 Fetches and prepares the data, trains a small PixelCNN (`--steps` batches of 32), calibrates with the members of
 params.yaml in a scratch folder, and prints every member's figures. `reverse` reads data/prepared of the project for
@@ -72,7 +72,7 @@ def with_data(params: Params, pair: str) -> Params:
 
 
 def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
-    """Leave the first photograph's patches alone in data/prepared; return the other's test patches."""
+    """Keep only the first photograph's patches in data/prepared; return the other's test patches."""
     folder = root / "data" / "prepared"
     foreign = np.zeros(0, dtype=np.uint8)
     for split in ("train", "validation", "calibration", "test"):
@@ -84,7 +84,7 @@ def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
 
 
 def train(params: Params, root: Path, steps: int) -> None:
-    """A small PixelCNN on the training images, where the detector looks for it."""
+    """Train a small PixelCNN on the training images and save it where the detector looks for it."""
     images = open_split(root / "data" / "prepared", "train").images
     weights = fit_small_density(images, channels=24, dilations=(1, 2, 1), steps=steps, mutation=0.0, seed=params.seed)
     names = tuple(json.loads((root / "data/prepared/dataset.json").read_text())["class_names"])
