@@ -39,12 +39,12 @@ DECLARED_MEMBER = "transformation_judge"
 
 @dataclass(frozen=True)
 class Scores:
-    """What the detector says about a batch, one value an image."""
+    """What the detector says about B images; arrays are (B,) unless a line says otherwise."""
 
     score: Floats
     """Higher is more outlying; comparable only with other scores of the same detector."""
     p_value: Floats
-    """Small is outlying: the share of calibration images at least as outlying."""
+    """Small is outlying: the share of calibration images that score as high."""
     bits_per_dim: Floats
     """Of the exact density model; NaN where the detector has none."""
     members: dict[str, Floats]
@@ -79,11 +79,11 @@ class Facts(BaseModel):
 
     @field_validator("models", "weights", "density")
     @classmethod
-    def _names(cls, given: Any) -> Any:
-        for name in [given] if isinstance(given, str) else given or ():
+    def _names(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value or ():
             if not name.isidentifier():  # it is part of a path
-                raise ValueError(f"{name!r:.80} is no model's name")
-        return given
+                raise ValueError(f"{name!r:.80} is not the name of a model")
+        return value
 
 
 class Detector:
@@ -106,10 +106,10 @@ class Detector:
         self._tails = {name: without_prefix(f"tail.{name}", arrays) for name in facts["members"]}
         self.judge_weight = float(arrays["overlap"][0])
         """Weight of the transformation judge: variance of the summed member scores over its value for independent
-        members (Brown 1975). Those members count evidence that they share this many times; the judge shares none with
-        them, so it gets the same weight."""
+        members (Brown 1975). The members count the evidence that they share this many times over. The judge reads the
+        images by itself, so its evidence is multiplied by as much."""
         self._texture = without_prefix("texture", arrays)
-        self.calibration = np.asarray(arrays["calibration.score"], dtype=np.float64)
+        self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
             raise ValueError("calibration.score is not a list of finite numbers")
         for tail in self._tails.values():
@@ -156,8 +156,8 @@ class Detector:
         """Score a batch of uint8 images (B, C, H, W)."""
         features = self.features(images)
         if len(features) == 0:
-            nothing = np.zeros(0)
-            return Scores(nothing, nothing, nothing, {m.name: nothing for m in self.members})
+            empty = np.zeros(0)
+            return Scores(empty, empty, empty, {m.name: empty for m in self.members})
         members = self.member_scores(features)
         score = self.combine(members)
         return Scores(
@@ -170,6 +170,7 @@ class Detector:
         )
 
     def _bits_per_dim(self, features: FeatureCache) -> Floats:
+        """Negative log-likelihood / (ln 2 * sub-pixels at the density model's size), (B,)."""
         if self.density is None:
             return np.full(len(features), np.nan)
         dimensions = self.channels * size_of(self.models[self.density], self.reading_size) ** 2
@@ -179,7 +180,7 @@ class Detector:
         """Where the surprise is: nats of every pixel given those before it, (B, H, W) at the density model's size."""
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
-        return self.features(images).surprise(self.density)
+        return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
 
     def explain(self, scores: Scores, i: int) -> str:
         """Why image i of the batch scores as it does, in plain words."""
