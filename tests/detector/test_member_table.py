@@ -12,7 +12,7 @@ from densitywatch.errors import ParamsError
 
 
 def test_an_unknown_score_is_named_together_with_those_that_exist() -> None:
-    with pytest.raises(ParamsError, match=r"no score 'wisdom'; the scores are: .*pixelcnn_nll"):
+    with pytest.raises(ParamsError, match=r"no score 'wisdom'; there is: .*pixelcnn_nll"):
         find_member("wisdom")
 
 

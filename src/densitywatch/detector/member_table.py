@@ -39,7 +39,7 @@ MEMBERS: dict[str, Member] = {
 def find_member(name: str) -> Member:
     """The member of that name. Raises ParamsError, naming those that exist."""
     if name not in MEMBERS:
-        raise ParamsError(f"detector.members: no score '{name}'; the scores are: {', '.join(sorted(MEMBERS))}")
+        raise ParamsError(f"detector.members: no score '{name}'; there is: {', '.join(sorted(MEMBERS))}")
     return MEMBERS[name]
 
 
