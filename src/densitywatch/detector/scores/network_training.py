@@ -24,7 +24,7 @@ def train_network(model: nn.Module, loss: Callable[[], Tensor], steps: int, lear
             group["lr"] = learning_rate * min(1.0, (step + 1) / warm) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
         value = loss()
         optimizer.zero_grad(set_to_none=True)
-        value.backward()
+        value.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     model.eval()
