@@ -103,13 +103,14 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
     """
     from densitywatch.batches.checks import validate_batch
-    from densitywatch.batches.score_batch import note_run, score_source
+    from densitywatch.batches.results_folder import note_run
+    from densitywatch.batches.score_batch import ScoreOptions, score_source
     from densitywatch.tracking.runs import log_batch
 
     with device_slot():
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
-        strict = params.inbox.strict
-        summary = score_source(batch.source, params, root, detector=CHAMPION, strict=strict, label_model=labels)
+        options = ScoreOptions(strict=params.inbox.strict, label_model=labels)
+        summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()

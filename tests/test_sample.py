@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from densitywatch import sample
 from densitywatch.errors import DataError, DensitywatchError, ModelError, ParamsError
+from densitywatch.models.storage import build_model, save_model
+from densitywatch.params import ModelBlock, TrainingParams
 from densitywatch.sample import draw
-from tests.evaluation.conftest import NAMES
+
+NAMES = ("Zero", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
 
 
 class Standin(nn.Module):
@@ -66,9 +69,20 @@ def cells(path: Path, rows: int, columns: int) -> np.ndarray:
     return np.array(taken)
 
 
-def test_a_grid_of_a_real_model_is_the_same_for_the_same_seed(project: Path) -> None:
-    address = str(project / "models" / "pixelcnn")
-    one, two, other = (project / f"{name}.png" for name in ("one", "two", "other"))
+@pytest.fixture
+def models(tmp_path: Path) -> Path:
+    """A folder with a PixelCNN and a VAE that were never trained."""
+    training = TrainingParams(steps=1, batch_size=1, learning_rate=1e-3)
+    for kind, settings in (("pixelcnn", {"channels": 4, "dilations": [1]}), ("vae", {"channels": 4, "latent": 4})):
+        torch.manual_seed(0)
+        model = build_model(ModelBlock(kind=kind, settings=settings, training=training), channels=1, size=8, classes=0)
+        save_model(model, tmp_path / kind, kind=kind, class_names=(), about={})
+    return tmp_path
+
+
+def test_a_grid_of_a_real_model_is_the_same_for_the_same_seed(models: Path) -> None:
+    address = str(models / "pixelcnn")
+    one, two, other = (models / f"{name}.png" for name in ("one", "two", "other"))
     assert draw(address, 9, seed=5, out=one) == one
     draw(address, 9, seed=5, out=two)
     draw(address, 9, seed=6, out=other)
@@ -133,10 +147,10 @@ def test_an_unknown_label_is_answered_with_the_known_ones(tmp_path: Path) -> Non
         draw("models/x", 4, label="boot", out=tmp_path / "grid.png")
 
 
-def test_a_model_that_completes_no_images_says_so(project: Path) -> None:
-    Image.new("L", (8, 8)).save(project / "given.png")
+def test_a_model_that_completes_no_images_says_so(models: Path) -> None:
+    Image.new("L", (8, 8)).save(models / "given.png")
     with pytest.raises(ModelError, match="this model completes no images; take an autoregressive one"):
-        draw(str(project / "models" / "vae"), 2, given=project / "given.png", out=project / "grid.png")
+        draw(str(models / "vae"), 2, given=models / "given.png", out=models / "grid.png")
 
 
 def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:

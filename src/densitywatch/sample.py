@@ -83,7 +83,9 @@ def draw(
         for start in track(range(0, n, CHUNK), f"drawing {n} images"):
             count = min(CHUNK, n - start)
             chosen = labels[start : start + count] if labels is not None else None
-            options = {k: v.expand(count, -1, -1, -1) if isinstance(v, Tensor) else v for k, v in kept.items()}
+            options: dict[str, Any] = {
+                k: v.expand(count, -1, -1, -1) if isinstance(v, Tensor) else v for k, v in kept.items()
+            }
             images.append(model.sample(count, labels=chosen, generator=generator, **options).cpu().numpy())
     write_whole(out, pictures.grid(np.concatenate(images), columns, width=None))
     return out

@@ -26,6 +26,7 @@ from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import dataset_name
 from densitywatch.errors import DataError
 from tests.data.conftest import MakeParams
+from tests.marks import marks
 
 APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
 Labels = Counter[tuple[str, str | None]]
@@ -90,6 +91,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def web() -> Iterator[Callable[[Path], str]]:
     """Serve a folder on this machine."""
     with ExitStack() as stack:
@@ -236,7 +238,7 @@ def test_a_table_of_labels_beside_the_images_gives_their_labels(images: Path, fe
     put(images / "labels.csv", "\n".join([header, *rows, f"gone.png{comma}ok"]).encode())
     found = fetched()
     assert found.labels == TWO
-    assert "labels.csv: 1 of the files are no usable image here: 'gone.png'" in found.told
+    assert "labels.csv: 1 of the files are not usable images here: 'gone.png'" in found.told
 
 
 def test_a_table_in_a_part_or_in_a_zip_speaks_for_its_own_folder(tmp_path: Path, images: Path, fetched: Fetch) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from densitywatch import cli, stopping
+from densitywatch import cli, console
 
 
 def train(name: str) -> None:
@@ -49,6 +49,5 @@ def train(name: str) -> None:
 if __name__ == "__main__":
     cli.app.registered_commands.clear()
     cli.app.command()(train)
-    with stopping.listening(cli._end_in_time):
-        sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
-        cli._run()
+    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
+    console.run(cli.app)

@@ -6,11 +6,9 @@ would turn the reading direction round is shown by its code.
 
 from __future__ import annotations
 
-import base64
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,15 +18,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from densitywatch.batches.gallery import GALLERY, SHOWN
-from densitywatch.batches.results_folder import read_summary
+from densitywatch.batches.gallery import SHOWN
+from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, read_summary
 from densitywatch.batches.verdicts import precision, read_verdicts
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.errors import DataError
 from densitywatch.files import write_whole
-from densitywatch.text import one_line, visible
+from densitywatch.templates import data_uri, page_templates
+from densitywatch.text import one_line
 
-REPORT = "report.html"
 QUARANTINE_SHOWN = 1000
 WIDTH, HEIGHT = 640.0, 180.0
 
@@ -42,7 +40,7 @@ def write_batch_report(folder: Path) -> Path:
     if summary is None:
         raise DataError(f"{folder}: its summary.json is missing or damaged; score the batch again")
     verdicts = read_verdicts(folder)
-    page = environment().get_template("batch_report.html.j2")
+    page = page_templates(Path(__file__).parent).get_template("batch_report.html.j2")
     with damage_as_error(folder):
         text = page.render(
             summary=summary,
@@ -77,8 +75,8 @@ def gallery_rows(folder: Path) -> Any:
     file = pq.ParquetFile(folder / GALLERY)
     for group in range(file.num_row_groups):
         for row in file.read_row_group(group).to_pylist():
-            row["picture"], row["map"] = data_uri(row["picture"]), data_uri(row["map"])
-            row["neighbours"] = [data_uri(image) for image in row["neighbours"] or []]
+            row["picture"], row["map"] = picture_uri(row["picture"]), picture_uri(row["map"])
+            row["neighbours"] = [picture_uri(image) for image in row["neighbours"] or []]
             yield row
 
 
@@ -93,7 +91,7 @@ def flagged(folder: Path) -> Iterator[tuple[str, str]]:
 
 def quarantined(folder: Path) -> Any:
     """(path, reason) of every file that was not scored, in the batch's order."""
-    file = pq.ParquetFile(folder / "scores.parquet")
+    file = pq.ParquetFile(folder / SCORES)
     status = file.schema_arrow.get_field_index("status")
     for group in range(file.num_row_groups):
         known = file.metadata.row_group(group).column(status).statistics
@@ -104,12 +102,11 @@ def quarantined(folder: Path) -> Any:
             yield row["path"], row["reason"]
 
 
-def data_uri(image: bytes | None) -> str | None:
-    """PNG or JPEG bytes as they stand in an <img>."""
+def picture_uri(image: bytes | None) -> str | None:
+    """PNG or JPEG bytes as the address of an <img>."""
     if image is None:
         return None
-    kind = "png" if image.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode()}"
+    return data_uri(image, "image/png" if image.startswith(b"\x89PNG") else "image/jpeg")
 
 
 def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -141,17 +138,3 @@ def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
         "low": histogram["edges"][0],
         "high": histogram["edges"][-1],
     }
-
-
-@cache
-def environment() -> jinja2.Environment:
-    """The templates of this folder: everything is escaped, and a name that is not given is an error."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["visible"] = visible
-    return environment

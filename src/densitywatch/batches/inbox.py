@@ -15,7 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from densitywatch.batches.score_batch import read_run, results_folder
+from densitywatch.batches.results_folder import read_run, results_folder
 from densitywatch.data.inputs.archives import ARCHIVE
 from densitywatch.data.inputs.clutter import is_clutter
 from densitywatch.data.inputs.source import MARKER, is_local, local_path, without_secrets

@@ -130,7 +130,7 @@ def to_svg(chart: Any) -> str:
         "mark": {"color": SERIES[0]},
     }
     svg: str = vl_convert.vegalite_to_svg(chart.configure(**style).to_json(indent=None))
-    # vega counts clip paths as long as the process lives; numbered anew, the same chart gives the same bytes
+    # vega counts clip paths over the whole process; numbered from 0 again, the same chart gives the same bytes
     numbers = {old: f"clip{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'id="(clip\d+)"', svg)))}
     svg = re.sub(r'(id="|url\(#)(clip\d+)', lambda found: found[1] + numbers[found[2]], svg)
     dark = "".join(

@@ -1,6 +1,6 @@
-"""Pillow's images of any mode and size as 8-bit grey or RGB, a band of rows at a time where they are large.
+"""Pillow's images of any mode and size as 8-bit grey or RGB; large ones a band of rows at a time.
 
-The range of a pixel must be known: a picture is never made darker or brighter in silence.
+The range of the pixels must be known, or the picture is refused: it is never made darker or brighter without a word.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from densitywatch.data.decoding.file_headers import Prepared
 from densitywatch.errors import DataError
 
 LARGE = 16_000_000
-"""Pixels beyond which an image is made smaller before it is anything else: a copy of it is dear."""
+"""Pixels beyond which an image is made smaller before anything else, since a copy of it takes much memory."""
 BAND = 1 << 21
+"""Pixels of a band of rows."""
 DARK = 16383
-"""A 16-bit picture that never goes beyond a quarter of its range may be one of 10, 12 or 14 bits."""
+"""A 16-bit picture with no value above this, a quarter of the range, may have only 10, 12 or 14 bits."""
 GAP = 3
-"""How many times the wanted size is left, for the last and better filter."""
+"""An image is first made smaller to this many times the wanted size; the better filter does the rest."""
 
 Mode = Literal["L", "RGB"]
 
 
 def eight_bits(image: Image.Image, mode: Mode, told: Prepared | None = None, *, size: int = 0) -> Image.Image:
-    """`image` in 8 bits of `mode`; a large one comes out smaller, at least GAP * `size` pixels on its shorter side.
+    """`image` in 8 bits of `mode`; a large one comes out smaller, its shorter side at least GAP * `size` pixels.
 
-    Raises DataError where the range of its pixels is not known.
+    Raises DataError where the range of the pixels is not known.
     """
     told = told or Prepared(b"")
     opaque = _check(image, told)
@@ -53,7 +54,7 @@ def _bands(image: Image.Image, step: int = 1) -> Iterator[tuple[int, Image.Image
 
 
 def _check(image: Image.Image, told: Prepared) -> bool:
-    """Whether alpha counts for nothing. Raises DataError where a pixel's range is not known."""
+    """Whether alpha is to be ignored. Raises DataError where the range of the pixels is not known."""
     if image.mode == "F":
         low, high = _extrema(image)
         if not (low >= 0 and high <= 1):  # NaN fails as well
@@ -80,7 +81,10 @@ def _check(image: Image.Image, told: Prepared) -> bool:
 
 
 def _clear_everywhere(image: Image.Image) -> bool:
-    """True for a BMP whose fourth byte is no alpha; a picture that can be seen nowhere is refused elsewhere."""
+    """Whether alpha is 0 everywhere and there is a picture: a BMP whose fourth byte is not alpha.
+
+    Raises DataError for such a picture in another format.
+    """
     seen = False
     for _, band in _bands(image):
         full = band.convert("RGBA")
@@ -94,7 +98,7 @@ def _clear_everywhere(image: Image.Image) -> bool:
 
 
 def _extrema(image: Image.Image) -> tuple[float, float]:
-    """The least and the greatest value, NaN where there is one; Pillow's own passes over NaN."""
+    """The least and the greatest value; NaN where there is one, which Pillow's own ignores."""
     bands = [np.asarray(band) for _, band in _bands(image)]
     return float(np.min([band.min() for band in bands])), float(np.max([band.max() for band in bands]))
 
@@ -105,7 +109,7 @@ def _all_extrema(image: Image.Image) -> list[tuple[float, float]]:
 
 
 def _scaled(image: Image.Image) -> bool:
-    """Whether every value is an 8-bit one times 257, or has its last four bits free: then the range is the full one."""
+    """Whether the values use the full range: each is an 8-bit value times 257, or the last four bits of each are 0."""
     return all(_multiples(np.asarray(band)) for _, band in _bands(image))
 
 

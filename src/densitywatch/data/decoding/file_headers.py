@@ -1,4 +1,4 @@
-"""What is looked at in a file's own bytes before Pillow decodes it: what Pillow passes over, refuses or trips on."""
+"""Checks of a file's own bytes before Pillow decodes it: of what Pillow ignores, refuses or fails on."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from densitywatch.errors import DataError
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SMALL = 64 << 10
-"""Text in a PNG that may hold a camera's orientation is longer nowhere."""
+"""Bytes that a PNG's text with a camera's orientation has at most."""
 MAX_TILE = 16 << 20
 RLE_PIXELS = 128
-"""Pixels that a byte of run-length coding stands for, at the most."""
+"""Pixels that a byte of run-length coding stands for at most."""
 
 _RAW = "a camera raw; develop it and save the picture as JPEG or PNG"
 _NAMED = (
@@ -36,7 +36,7 @@ _NAMED = (
 
 
 def what_it_is(data: bytes, formats: tuple[str, ...]) -> str:
-    """Why a file that no decoder takes is none that is read."""
+    """Why a file that no decoder takes is not read, in words about what it is."""
     for pattern, reason in _NAMED:
         if pattern.match(data):
             return reason
@@ -44,19 +44,19 @@ def what_it_is(data: bytes, formats: tuple[str, ...]) -> str:
 
 
 class Prepared(NamedTuple):
-    """A file as Pillow gets it, and what it would not tell."""
+    """A file's bytes for Pillow, and facts that Pillow does not report."""
 
     data: bytes
     deep: bool = False
     """Samples of 16 bits that Pillow may cut down to 8."""
     inverted: bool = False
-    """Zero is white, and Pillow does not turn it."""
+    """Zero is white, and Pillow does not invert it."""
     white: int | None = None
-    """The value that stands for white, where the file says so."""
+    """The value of white, where the file says so."""
 
 
 def prepared(data: bytes) -> Prepared:
-    """`data` as it is decoded. Raises DataError for what would be decoded to another picture, or for too much."""
+    """`data` ready for Pillow. Raises DataError for a file that would be decoded to another picture, or to too much."""
     if data.startswith(PNG):
         return _png(data)
     if data[:4] in (b"II*\0", b"MM\0*"):
@@ -69,10 +69,10 @@ def prepared(data: bytes) -> Prepared:
 
 
 def _png(data: bytes) -> Prepared:
-    """A PNG without what does not change its pixels: a text or a profile that is broken must not cost the picture."""
+    """A PNG without the chunks that do not change its pixels: a broken text or profile must not cost the picture."""
     kept, depth, ended = [PNG], 8, False
     for kind, body, whole in _chunks(data):
-        # a lower-case first letter: the picture can be shown without it
+        # a lower-case first letter: the picture can be shown without this chunk
         if not kind[0] & 0x20:
             if not whole:
                 raise DataError("broken or cut short: a checksum of the PNG does not fit")
@@ -104,7 +104,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 
 def _may_turn(kind: bytes, body: bytes) -> bool:
-    """Whether a text chunk may say that the picture is to be turned, and is harmless."""
+    """Whether a text chunk may hold the picture's orientation, and is small."""
     name, _, rest = body.partition(b"\0")
     if len(body) > SMALL:
         return False
@@ -151,7 +151,7 @@ def _tiff(data: bytes) -> Prepared:
         if len(tags[_STRIPS][1]) < one(_SAMPLES, 1) * -(-height // rows):
             raise DataError("broken or cut short: the TIFF lacks some of its colour planes")
     inverted = photo == 0 and bits > 8
-    if inverted:  # Pillow knows a part of these layouts and turns none
+    if inverted:  # Pillow reads some of these layouts and inverts none
         order = "<" if data[:2] == b"II" else ">"
         at = tags[_PHOTO][0] if _PHOTO in tags else 0
         if not at:
@@ -169,7 +169,7 @@ def _tiff(data: bytes) -> Prepared:
 
 
 def _first_page(data: bytes) -> dict[int, tuple[int, list[int]]]:
-    """Of each tag of whole numbers: where its value stands, and the first values. Empty where the file is broken."""
+    """For each tag of whole numbers: the offset of its value, and the first values. Empty where the file is broken."""
     order = "<" if data[:2] == b"II" else ">"
     tags: dict[int, tuple[int, list[int]]] = {}
     try:
@@ -191,7 +191,7 @@ def _first_page(data: bytes) -> dict[int, tuple[int, list[int]]]:
 
 
 def _check_bmp(data: bytes) -> None:
-    """Run-length coding whose bytes cannot hold the pixels that the header promises: Pillow fills them one by one."""
+    """Refuse run-length coding with too few bytes for the pixels of the header: Pillow would fill them one by one."""
     if len(data) < 34 or struct.unpack_from("<I", data, 14)[0] < 40:
         return
     width, height = struct.unpack_from("<ii", data, 18)

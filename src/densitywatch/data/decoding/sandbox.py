@@ -1,29 +1,32 @@
-"""Reading files that nobody vouches for, in a process of its own that has little memory, little time, and may die.
+"""Untrusted files are read in a child process that has little memory and little time, and that may die.
 
 A crafted file can make a decoder compute for minutes, fill the memory or crash. So a *reader* runs in a child process:
-no torch, no secrets of the environment, a limit on CPU time for each answer and on memory. Whatever kills the child
-becomes a DataError about the one file, and the next request starts a new child.
+without torch, without the secrets of the environment, with a limit on memory and on CPU time for each answer. Whatever
+kills the child becomes a DataError about the one file, and the next request starts a new child. It is no protection
+against a decoder that is made to run foreign code: the child may still open files and connections of this user.
 
 How to add a reader: write, in a light module (no torch), a generator function
 
     def members(request: Request) -> Iterator[Answer]:
         for name, data in ... request.file ...:
-            yield Answer({"path": name}, data)       # facts: what JSON can say; data: bytes
+            yield Answer({"path": name}, data)       # facts: values of JSON; data: bytes
 
 and ask for it with
 
     for answer in answers("densitywatch.data.inputs.archives:members", {"kind": "zip"}, file=opened): ...
 
-`request.facts`, `request.blobs` and `request.file` are what the caller gave; an opened local file is handed over as a
-descriptor, any other file object (fsspec) is read through the parent. A DataError that the reader raises is raised at
-the caller's; so is any other exception, as a DataError. The CPU time starts anew with each answer; a reader that has
-learnt that a file is large may ask for more with `allow(seconds, memory)`. Let a generator run to its end or close it.
+`request.facts`, `request.blobs` and `request.file` are what the caller gave. An open local file is passed as a
+descriptor; any other file object (fsspec) is read through the parent. A DataError of the reader is raised at the
+caller, and any other exception of the reader too, as a DataError. The clock of CPU time starts again with each answer.
+A reader that finds that a file is large may ask for more with `allow(seconds, memory)`. Let a generator run to its end
+or close it.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import json
 import os
 import signal
@@ -39,30 +42,30 @@ from typing import Any, BinaryIO, NamedTuple
 from densitywatch.errors import DataError, DensitywatchError
 
 SECONDS = 5.0
-"""CPU time until the next answer, unless the caller or the reader says otherwise."""
+"""CPU seconds until the next answer, unless the caller or the reader asks for more."""
 MEMORY = 256 << 20
-"""Memory beyond what the child holds before a request."""
+"""Bytes beyond what the child holds before a request."""
 KEPT = 4
-"""Idle children that wait for the next request."""
+"""Number of idle children that are kept for the next request."""
 MAX_FACTS = 1 << 20
 MAX_DATA = 256 << 20
 START_SECONDS = 120.0
 TOO_MUCH_MEMORY = 77
-"""The exit code of a child that found itself too large where the system sets no limit (macOS)."""
+"""The exit code of a child that finds itself too large, where the system has no limit on memory (macOS)."""
 
 _HEAD = struct.Struct("!II")
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "SYSTEMROOT", "PYTHONHOME", "VIRTUAL_ENV", "LD_LIBRARY_PATH")
 
 
 class Answer(NamedTuple):
-    """One thing that a reader has to say."""
+    """One answer of a reader."""
 
     facts: dict[str, Any]
     data: bytes = b""
 
 
 class Request(NamedTuple):
-    """What a reader gets."""
+    """What a reader is asked."""
 
     facts: dict[str, Any]
     blobs: list[bytes]
@@ -70,19 +73,22 @@ class Request(NamedTuple):
 
 
 class ReaderDied(DataError):
-    """The child reached a limit or crashed: the answer that was next is lost."""
+    """The child reached a limit or crashed; the next answer is lost."""
 
 
 class SandboxFailed(DensitywatchError):
-    """No child can be started on this machine; no file is to blame."""
+    """No child can be started on this machine; no file is at fault."""
 
 
 allowed: Callable[[float, int], None] | None = None
-"""Set in a child: how `allow` is carried out."""
+"""In a child: what `allow` calls."""
 
 
 def allow(seconds: float, memory: int) -> None:
-    """In a reader: CPU seconds until the next answer, from now on, and memory; does nothing outside of a child."""
+    """For readers: the CPU seconds until the next answer, from now on, and the bytes of memory.
+
+    Does nothing outside of a child.
+    """
     if allowed is not None:
         allowed(seconds, memory)
 
@@ -97,10 +103,10 @@ def answers(
     memory: int = MEMORY,
     together: bool = False,
 ) -> Iterator[Answer]:
-    """What `reader` ("package.module:function") answers, in a child process.
+    """The answers of `reader` ("package.module:function"), which runs in a child process.
 
-    `together`: answers may come several at a time, which is faster for small ones; those that were on their way are
-    lost with a child that dies. Raises DataError as the reader does, ReaderDied when a limit or a crash ended it.
+    `together`: several answers may be sent at once, which is faster for small ones; when the child dies, those not yet
+    sent are lost. Raises DataError as the reader does, ReaderDied when a limit or a crash ended it.
     """
     waited = _idle_child()
     child = waited or _Child()
@@ -113,7 +119,7 @@ def answers(
         except (ConnectionError, EOFError):
             if waited is None or child.process.wait(timeout=10) == -signal.SIGPROF:
                 raise
-            child.end()  # it may have been killed while it waited, which is not this file's doing
+            child.end()  # it may have been killed while it waited, which is not the fault of this file
             child = _Child()
             child.ask(request, blobs, file)
             answer = child.next_answer(file)
@@ -121,7 +127,7 @@ def answers(
             yield answer
             answer = child.next_answer(file)
         whole = True
-    except _Refused as error:  # the reader is done, the child is well
+    except _Refused as error:  # the reader has ended, the child is in order
         whole = True
         raise DataError(str(error)) from None
     except _FileFailed as error:
@@ -140,7 +146,7 @@ class _Refused(Exception):
 
 
 class _FileFailed(Exception):
-    """The caller's file object raised: the store's failure, and the caller's own code knows what to make of it."""
+    """The caller's file object raised an exception, which is passed on to the caller."""
 
     def __init__(self, cause: Exception) -> None:
         self.cause = cause
@@ -160,7 +166,7 @@ class _Child:
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # what libraries print about a file from outside is no one's terminal's
+                    stderr=subprocess.DEVNULL,  # libraries print parts of untrusted files, which no terminal should get
                     pass_fds=[theirs.fileno()],
                     env=_environment(),
                 )
@@ -182,7 +188,7 @@ class _Child:
 
     def ask(self, request: dict[str, Any], blobs: Sequence[bytes], file: BinaryIO | None) -> None:
         self.seconds, self.memory = request["seconds"], request["memory"]
-        # the child's own clock counts what it computes; this one only sees that it hangs
+        # the child's own clock counts CPU time; this timeout is for a child that hangs
         self.socket.settimeout(60 + 10 * self.seconds)
         descriptor = _descriptor(file)
         request["sizes"] = [len(blob) for blob in blobs]
@@ -192,7 +198,7 @@ class _Child:
             socket.send_fds(self.socket, [b"F"], [descriptor])
 
     def next_answer(self, file: BinaryIO | None) -> Answer | None:
-        """The next one, or None at the end; serves the child's reads of `file` meanwhile."""
+        """The next answer, or None at the end; the child's reads of `file` are served meanwhile."""
         while True:
             header, data = receive(self.stream.read)
             kind = header.get("kind")
@@ -222,7 +228,7 @@ class _Child:
         self.socket.sendall(frame(header, data))
 
     def reason(self, error: Exception) -> str:
-        """Why the child is gone, in words about the file."""
+        """Why the child has ended, as a clause about the file."""
         if isinstance(error, TimeoutError | ValueError):
             self.process.kill()
         try:
@@ -248,7 +254,7 @@ class _Child:
         self.process.wait()
 
     def forget(self) -> None:
-        """In a forked copy of the parent: the child is not this process's."""
+        """In a forked copy of the parent, which does not own the child: close the connection to it."""
         self.stream.close()
         self.socket.close()
         self.process.returncode = 0
@@ -262,7 +268,7 @@ def _named(code: int) -> str:
 
 
 def _environment() -> dict[str, str]:
-    """Without what a broken decoder could give away, and with this very package."""
+    """The child's environment: without secrets, and with the path to this package."""
     kept = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     paths = [str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")]
     threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
@@ -271,8 +277,6 @@ def _environment() -> dict[str, str]:
 
 def _descriptor(file: BinaryIO | None) -> int | None:
     """The descriptor of a plain open file, read from its start; None for file objects of other kinds."""
-    import io
-
     raw = getattr(file, "raw", file)
     if not isinstance(raw, io.FileIO):
         return None
@@ -280,13 +284,13 @@ def _descriptor(file: BinaryIO | None) -> int | None:
 
 
 def frame(header: dict[str, Any], *blobs: bytes) -> bytes:
-    """A header that JSON can say, and bytes, with the lengths of both before them."""
+    """A header as JSON, and bytes, with the lengths of both before them."""
     text = json.dumps(header, separators=(",", ":")).encode()
     return b"".join([_HEAD.pack(len(text), sum(map(len, blobs))), text, *blobs])
 
 
 def receive(read: Callable[[int], bytes]) -> tuple[dict[str, Any], bytes]:
-    """The next frame. Raises EOFError when there is none, ValueError when it is none."""
+    """The next frame. Raises EOFError at the end, ValueError for bytes that are no frame."""
 
     def exactly(size: int) -> bytes:
         data = read(size)
@@ -308,7 +312,7 @@ _lock = threading.Lock()
 
 
 def _idle_child() -> _Child | None:
-    """A child that waits, if there is one that still lives."""
+    """An idle child that is still alive, or None."""
     while True:
         with _lock:
             if not _idle:
@@ -328,7 +332,7 @@ def _keep(child: _Child) -> None:
 
 
 def close() -> None:
-    """End the children that wait; the next request starts a new one."""
+    """End the idle children; the next request starts a new one."""
     with _lock:
         waiting, _idle[:] = list(_idle), []
     for child in waiting:

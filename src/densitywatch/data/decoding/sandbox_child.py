@@ -1,7 +1,7 @@
 """The child of sandbox.py: `python -m densitywatch.data.decoding.sandbox_child DESCRIPTOR`; the descriptor is a socket.
 
 It imports a reader when it is first asked for, serves one request after the other, and ends with its parent. The kernel
-keeps the limits: a timer of CPU time whose signal ends the process, and an address space that cannot grow beyond.
+enforces the limits: a timer of CPU time whose signal ends the process, and a limit on the address space.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 from densitywatch.data.decoding import sandbox
 from densitywatch.data.decoding.sandbox import Answer, Request, frame, receive
 from densitywatch.errors import DataError
+from densitywatch.text import one_line
 
 LOOKS = 0.25
-"""Seconds between two looks at the parent and, where the system sets no limit on memory, at the child's own size."""
+"""Seconds between two checks that the parent is alive and, on macOS, that the child is not too large."""
 
 
 class Line:
-    """The socket to the parent: what is answered goes out at once, or several answers together."""
+    """The socket to the parent: answers are sent one by one, or several together."""
 
     def __init__(self, to_parent: socket.socket) -> None:
         self.socket = to_parent
@@ -36,7 +37,7 @@ class Line:
         self.since = time.monotonic()
 
     def exactly(self, size: int) -> bytes:
-        # nothing is read ahead: a file's descriptor comes with a byte of its own
+        # no byte more than asked for: the next one may carry a file's descriptor
         parts = []
         while size > 0:
             part = self.socket.recv(min(size, 1 << 20))
@@ -58,7 +59,7 @@ class Line:
 
 
 class ParentsFile(io.RawIOBase):
-    """A file object of the parent's, read through the line."""
+    """A file object in the parent, read through the socket."""
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -95,7 +96,7 @@ class ParentsFile(io.RawIOBase):
 
 def main(descriptor: int) -> None:
     parent = os.getppid()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's Ctrl-C is the parent's to answer
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C of the terminal is handled by the parent
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     line = Line(socket.socket(fileno=descriptor))
@@ -116,7 +117,7 @@ def serve(line: Line, request: dict[str, Any], data: bytes) -> None:
         at += size
     del data
     try:
-        read = _reader(request["reader"])  # what it imports is no file's doing
+        read = _reader(request["reader"])  # before the limits: its imports do not count
         with _file(line, request["file"]) as file, _limited(line, request["seconds"], request["memory"]):
             for answer in read(Request(request["facts"], blobs, file)):
                 line.put({"kind": "answer", "facts": answer.facts}, answer.data, at_once=not request["together"])
@@ -130,9 +131,8 @@ def serve(line: Line, request: dict[str, Any], data: bytes) -> None:
             "kind": "refused",
             "reason": f"reading it takes more than {mib} MiB of memory; save it anew or leave it out",
         }
-    except Exception as error:  # a hostile file can make a library raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        end = {"kind": "refused", "reason": f"broken ({reason})"}
+    except Exception as error:  # a crafted file can make a library raise anything
+        end = {"kind": "refused", "reason": f"broken ({one_line(error)})"}
     line.put(end)
 
 
@@ -183,17 +183,17 @@ def _clock(seconds: float) -> None:
 
 
 def _space(memory: int | None) -> None:
-    """Let the address space grow by `memory` beyond what was held before the request."""
+    """Limit the address space to `memory` more than before the request; None takes the limit away."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     soft = hard if memory is None else _now["held"] + memory
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
-    with contextlib.suppress(ValueError, OSError):  # macOS has the name and not the limit: _watch looks instead
+    with contextlib.suppress(ValueError, OSError):  # macOS has the name without the limit: there _watch does it
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _held() -> int:
-    """The address space in bytes; the resident peak where there is no /proc."""
+    """Bytes of the address space; where there is no /proc, the peak of the resident memory."""
     try:
         with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 (each request does it)
             return int(file.read().split()[0]) * resource.getpagesize()

@@ -1,7 +1,7 @@
-"""Files that lie among images and are none: what editors, Macs, network drives and writers of data sets leave behind.
+"""Files among images that are no images: of editors, macOS, network drives and writers of datasets.
 
-They are told by their names alone, so nothing is opened. A source skips them and says so in one line; they are never an
-image, a class, or a file that cannot be used.
+They are known by their names alone, so nothing is opened. A source skips them and says so in one line. They are never
+an image, a class, or a file that cannot be used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FILES = frozenset(
         "readme", "readme.md", "readme.txt", "license", "license.md", "license.txt", "dataset_infos.json",
     ]
 )  # fmt: skip
-"""By their whole names, in lower case."""
+"""Whole names, in lower case."""
 PATTERNS = (
     ("._*", re.compile(r"\._")),
     ("*.crc", re.compile(r".*\.crc$", re.IGNORECASE)),
@@ -38,15 +38,15 @@ PATTERNS = (
     (".nfs*", re.compile(r"\.nfs[0-9a-f]{8,}$")),
     (".fuse_hidden*", re.compile(r"\.fuse_hidden")),
 )
-BESIDE = ("json", "txt", "cls", "xml", "xmp", "aae", "caption")
-"""Endings of files that say something about the picture next to them, as in a WebDataset tar."""
+SIDE_CAR_ENDINGS = ("json", "txt", "cls", "xml", "xmp", "aae", "caption")
+"""Endings of side-car files, which describe the picture next to them, as in a WebDataset tar."""
 SHOWN = 6
 MASKS = frozenset(["ground_truth", "ground-truth", "groundtruth"])
-"""Folders of masks, which say where the defects of the other pictures are, as in MVTec AD."""
+"""Folders of masks, which mark the defects in the other pictures, as in MVTec AD."""
 
 
 def kind_of_clutter(name: str) -> str | None:
-    """What `name`, a path below the source, is by its name alone: `.DS_Store`, `._*`, `@eaDir/`; None for the rest."""
+    """The kind of clutter of the path `name` below the source: `.DS_Store`, `._*`, `@eaDir/`; None for other files."""
     *folders, file = re.split(r"[/\\]", name)
     for folder in folders:
         if folder.lower() in FOLDERS:
@@ -60,7 +60,7 @@ def kind_of_clutter(name: str) -> str | None:
 
 
 def kind_in_dataset(name: str) -> str | None:
-    """The same for a dataset: masks are left out as well, tables of labels are not."""
+    """The same for a dataset: masks are clutter too, and tables of labels are not."""
     folder, _, _ = name.rpartition("/")
     for piece in folder.split("/"):
         if piece.lower() in MASKS:
@@ -69,13 +69,13 @@ def kind_in_dataset(name: str) -> str | None:
 
 
 def is_clutter(name: str) -> bool:
-    """Whether the file `name`, a path below the source, is left behind by a tool, whatever lies next to it."""
+    """Whether the file `name`, a path below the source, is clutter, whatever is next to it."""
     return kind_of_clutter(name) is not None
 
 
 def is_side_car(name: str) -> bool:
-    """Whether `name` ends as a side-car does; it is one when a picture has the same `sample_key`."""
-    return name.rpartition(".")[2].lower() in BESIDE and "." in name.rpartition("/")[2]
+    """Whether `name` has a side-car's ending; it is one when a picture has the same `sample_key`."""
+    return name.rpartition(".")[2].lower() in SIDE_CAR_ENDINGS and "." in name.rpartition("/")[2]
 
 
 def sample_key(name: str) -> str:
@@ -87,7 +87,7 @@ def sample_key(name: str) -> str:
 def split_clutter(
     names: Iterable[str], kind_of: Callable[[str], str | None] = kind_of_clutter
 ) -> tuple[list[str], Counter[str]]:
-    """`names` without clutter and side-cars, in their order, and how many were left aside of each kind."""
+    """`names` without clutter and side-cars, in their order, and the number left out of each kind."""
     skipped: Counter[str] = Counter()
     rest = []
     for name in names:
@@ -107,7 +107,7 @@ def split_clutter(
 
 
 def skipped_line(skipped: Counter[str]) -> str | None:
-    """One sentence about what was left aside; None when that is nothing."""
+    """One sentence about the files that were left out, or None."""
     if not skipped:
         return None
     kinds = [

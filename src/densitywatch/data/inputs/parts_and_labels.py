@@ -1,8 +1,8 @@
-"""What the places of images say of them: the part (train, validation, test) and the label.
+"""The part (train, validation, test) and the label of images, from their places.
 
-A place is the path below the address, without the names of archives. One folder around everything is looked through;
-top folders that are named after parts are parts; below them, the first folder is the label. The few images that are out
-of this order are left out by name; more of them are an error, because then the order itself is in doubt.
+A place is the path below the address, without the names of archives. One folder around everything is ignored. Top
+folders with the name of a part are parts. Below them the first folder is the label. A few images that do not fit are
+left out, each with its reason; more of them are an error, because then the rule itself is in doubt.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PARTS = {
     "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-"""Top folders that are parts, in lower case, and what they are called here."""
+"""Names of top folders that are parts, in lower case, and the parts' names here."""
 HELD_OUT = ("validation", "test")
 FEW = 4
-"""Of fewer images none may be out of the order: half of them is no exception."""
+"""Of fewer images than this none may be left out."""
 SHOWN = 5
 MAX_LABEL = 100
 INVISIBLE = frozenset("\u200c\u200d\ufe0e\ufe0f") | {chr(code) for code in range(0xE0020, 0xE0080)}
-"""Joiners, selectors and tags inside emoji and some scripts: part of a label, and no difference between two."""
+"""Joiners, selectors and tags inside emoji and some scripts: allowed in a label, and ignored when two are compared."""
 
 
 @dataclass
 class Arrangement:
-    """For each place its part (empty: none) and its label; who is left out and why; what a person should hear."""
+    """For each place its part (empty: none) and its label; the images left out, with reasons; remarks for the user."""
 
     parts: list[str]
     labels: list[str | None]
@@ -47,9 +47,9 @@ def arrange(
 ) -> Arrangement:
     """Parts and labels of `places`.
 
-    `given` are labels that a table brought; they count instead of the folders' names. A lone top folder that is called
-    `wrapper`, as the archive around it, is looked through even when the images lie right in it.
-    Raises DataError, with what to do, where nothing can be said without a guess.
+    `given`: labels from a table; they count instead of the folders' names. `wrapper`: the archive's name; a single top
+    folder of that name is ignored even when the images are right in it.
+    Raises DataError, with what to do, where parts and labels could only be guessed.
     """
     pieces = _look_through([place.split("/") for place in places], wrapper)
     _refuse_several_datasets(pieces)
@@ -78,19 +78,19 @@ def is_part(folder: str) -> bool:
 
 
 def strays_of(count: int) -> int:
-    """How many of `count` images may be out of the order."""
+    """Number of `count` images that may be left out because they do not fit."""
     return max(1, count // 10) if count >= FEW else 0
 
 
 def _look_through(pieces: list[list[str]], wrapper: str | None) -> list[list[str]]:
-    """Without the folders that are around everything: the top folder of a zip, the name of an export."""
+    """The places without folders around everything, such as the top folder of a zip or the name of an export."""
     while True:
         tops = {piece[0] for piece in pieces if len(piece) > 1}
         if len(tops) != 1 or min(tops).startswith("."):
             return pieces
         loose = sum(len(piece) == 1 for piece in pieces)
         shallow = sum(len(piece) <= 2 for piece in pieces)
-        # a lone folder of images is a class, unless it only repeats the archive's name
+        # a single folder of images is a class, unless it has the archive's name
         around = shallow < len(pieces) and shallow <= strays_of(len(pieces))
         if not (around or (min(tops) == wrapper and loose <= strays_of(len(pieces)))):
             return pieces
@@ -115,7 +115,7 @@ def _refuse_several_datasets(pieces: list[list[str]]) -> None:
 
 
 def _take_parts(pieces: list[list[str]], found: Arrangement) -> list[list[str]]:
-    """Note the part of every image where the top folders are parts; the pieces below them."""
+    """Set the part of every image where the top folders are parts, and return the places below them."""
     tops = dict.fromkeys(piece[0] for piece in pieces if len(piece) > 1)
     known = {top: PARTS[_plain(top)] for top in tops if _plain(top) in PARTS}
     if not known:
@@ -137,7 +137,7 @@ def _take_parts(pieces: list[list[str]], found: Arrangement) -> list[list[str]]:
 
 
 def _leave_strays_out(found: Arrangement, pieces: list[list[str]], by_folder: bool) -> None:
-    """In each part, all images have a label or none has; the few that are otherwise are left out."""
+    """In each part all images have a label or none has; a few that differ are left out."""
     for part in dict.fromkeys(found.parts):
         members = found.members(part)
         bare = [index for index in members if found.labels[index] is None]
@@ -163,7 +163,7 @@ def _leave_strays_out(found: Arrangement, pieces: list[list[str]], by_folder: bo
 
 
 def _compare_parts(found: Arrangement) -> None:
-    """Only what was learnt can be expected: validation and test have the labels that train has."""
+    """Leave out images of validation and test whose labels train does not have, and all of a part without labels."""
     labels = {
         part: {label for index in found.members(part) if (label := found.labels[index]) is not None}
         for part in dict.fromkeys(found.parts)
@@ -215,19 +215,19 @@ def _check_labels(labels: Iterable[str]) -> None:
 
 
 def _plain(name: str) -> str:
-    """What is left of a name without what a person, or a file system, may overlook."""
+    """A name without the differences that a person or a file system may not see."""
     visible = "".join(letter for letter in unicodedata.normalize("NFC", name) if letter not in INVISIBLE)
     return unicodedata.normalize("NFC", visible.strip().lower())
 
 
 def _refuse_doubles(names: Iterable[str], what: str) -> None:
-    """Raise DataError for names that a person, or a file system, would take for one."""
+    """Raise DataError for names that a person or a file system would take for the same."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_plain(name), []).append(name)
     for doubles in alike.values():
         if len(doubles) > 1:
-            # what looks the same on a screen is written with the numbers of its letters
+            # names that look the same on a screen are shown by the codes of their letters
             seen = {"".join(c for c in unicodedata.normalize("NFC", name) if c not in INVISIBLE) for name in doubles}
             shown = " and ".join(map(ascii if len(seen) < len(doubles) else repr, doubles))
             raise DataError(

@@ -146,7 +146,7 @@ def probabilities(cumulated: Tensor) -> np.ndarray:
 
     They are whole multiples of 1 / PARTS, and none is zero.
     """
-    # 256 parts are kept back, one for each value; the running maximum removes rounding errors in the order
+    # 256 parts are reserved, one for each value; the running maximum removes rounding errors in the order
     edges = (cumulated.clamp(0.0, 1.0) * (PARTS - 256)).round_().cummax(1).values
     low = torch.zeros(len(edges), 1, dtype=edges.dtype)
     counts = torch.diff(edges, dim=1, prepend=low, append=low + (PARTS - 256)) + 1

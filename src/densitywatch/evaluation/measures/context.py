@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from densitywatch.data.dataset import DatasetInfo, Split, SplitName, batches, open_split
 from densitywatch.data.reading import Images, Rows, images_at_once
-from densitywatch.models.offers import takes_labels as takes_labels  # for the files that still look for it here
 from densitywatch.params import Params
 from densitywatch.progress import track
 

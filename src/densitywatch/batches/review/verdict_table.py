@@ -16,8 +16,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from densitywatch.batches.batch_report import damage_as_error, flagged
-from densitywatch.batches.gallery import GALLERY
-from densitywatch.batches.review.review import give_verdicts, renew_report
+from densitywatch.batches.results_folder import GALLERY
+from densitywatch.batches.review.judging import give_verdicts, renew_report
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
 from densitywatch.errors import DataError
 from densitywatch.files import full_disk_as_error

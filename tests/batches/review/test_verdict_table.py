@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from densitywatch.batches.review.verdict_table import harmless, read_csv, write_csv
 from densitywatch.batches.score_batch import score_source
-from densitywatch.batches.verdict_table import harmless, read_csv, write_csv
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.errors import DataError
 from densitywatch.params import Params
@@ -52,7 +52,8 @@ def test_ordinary_names_stay_as_they_are(name: str) -> None:
 
 
 @pytest.fixture
-def scored(params: Params, tmp_path: Path) -> Path:
+def spreadsheet_batch(params: Params, tmp_path: Path) -> Path:
+    """Results with four flagged images, three of them with names that a spreadsheet would run."""
     batch = fill(tmp_path / "batch", 12, bright=1)
     for name in (" =1+1.png", "＝1+1.png", "grün;=1+1 €.png"):
         (batch / name).write_bytes(png(220))
@@ -60,8 +61,8 @@ def scored(params: Params, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def test_the_table_that_is_written_holds_no_formula(scored: Path, tmp_path: Path) -> None:
-    assert write_csv(scored, tmp_path / "table.csv") == 4
+def test_the_table_that_is_written_holds_no_formula(spreadsheet_batch: Path, tmp_path: Path) -> None:
+    assert write_csv(spreadsheet_batch, tmp_path / "table.csv") == 4
     with (tmp_path / "table.csv").open(newline="") as file:
         cells = [cell for row in csv.reader(file) for cell in row]
     assert [cell for cell in cells if formulas(cell)] == []
@@ -80,10 +81,10 @@ def test_the_table_that_is_written_holds_no_formula(scored: Path, tmp_path: Path
     ],
 )
 def test_a_table_comes_back_however_a_spreadsheet_saved_it(
-    scored: Path, tmp_path: Path, separator: str, encoding: str, ends: str, before: str
+    spreadsheet_batch: Path, tmp_path: Path, separator: str, encoding: str, ends: str, before: str
 ) -> None:
     table = tmp_path / "table.csv"
-    write_csv(scored, table)
+    write_csv(spreadsheet_batch, table)
     with table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file))
     rows[1][1], rows[3][1] = "Outlier", "fine "
@@ -92,8 +93,8 @@ def test_a_table_comes_back_however_a_spreadsheet_saved_it(
     text = io.StringIO(newline="")
     csv.writer(text, delimiter=separator, lineterminator=ends).writerows(rows)
     table.write_bytes((before + text.getvalue()).encode(encoding, "replace"))
-    assert read_csv(scored, table) == 2
-    assert sorted(read_verdicts(scored).values()) == ["fine", "outlier"]
+    assert read_csv(spreadsheet_batch, table) == 2
+    assert sorted(read_verdicts(spreadsheet_batch).values()) == ["fine", "outlier"]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +111,55 @@ def test_a_table_comes_back_however_a_spreadsheet_saved_it(
     ],
 )
 def test_a_table_that_cannot_be_taken_is_refused_in_one_line_that_says_what_to_do(
-    scored: Path, tmp_path: Path, content: bytes, complaint: str
+    spreadsheet_batch: Path, tmp_path: Path, content: bytes, complaint: str
 ) -> None:
     (tmp_path / "table.csv").write_bytes(content)
     with pytest.raises(DataError, match=complaint) as refused:
-        read_csv(scored, tmp_path / "table.csv")
+        read_csv(spreadsheet_batch, tmp_path / "table.csv")
     assert "\n" not in str(refused.value)
+    assert read_verdicts(spreadsheet_batch) == {}
+
+
+def table_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_table_goes_out_and_comes_back_with_verdicts(scored: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    assert write_csv(scored, table) == 4
+    rows = table_rows(table)
+    assert [row["number"] for row in rows] == ["0", "1", "2", "3"]
+    assert rows[0]["path"].startswith("'=<img")
+    rows[0]["verdict"], rows[2]["verdict"] = "outlier", " Fine "
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_csv(scored, table) == 2
+    assert sorted(read_verdicts(scored).values()) == ["fine", "outlier"]
+    write_csv(scored, table)
+    assert [row["verdict"] for row in table_rows(table)] == ["outlier", "", "fine", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("number,verdict,sha256\n0,fine,0000\n", "line 2: no flagged image of this batch"),
+        ("number,verdict,sha256\n77,fine,0000\n", "line 2: no flagged image of this batch"),
+        ("number,verdict,sha256\n{number},perhaps,{digest}\n", "line 2: 'perhaps' is no verdict"),
+        ("\0\0", "not a table of verdicts"),
+    ],
+)
+def test_a_table_that_does_not_fit_is_refused_and_nothing_is_taken(
+    scored: Path, tmp_path: Path, text: str, complaint: str
+) -> None:
+    write_csv(scored, tmp_path / "good.csv")
+    digest = table_rows(tmp_path / "good.csv")[0]["sha256"]
+    table = tmp_path / "table.csv"
+    table.write_text(text.format(number=0, digest=digest))
+    with pytest.raises(DataError, match=complaint):
+        read_csv(scored, table)
     assert read_verdicts(scored) == {}
+    with pytest.raises(DataError, match="not a readable CSV file"):
+        read_csv(scored, tmp_path / "missing.csv")
