@@ -34,7 +34,7 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 
 docs: .venv/ready-dev
-	$(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo "open var/site/index.html"
 
 format: .venv/ready-dev
