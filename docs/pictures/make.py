@@ -1,6 +1,6 @@
 """Make the pictures of README and docs from what `make run` left: `.venv/bin/python docs/pictures/make.py`.
 
-    docs/pictures/report.webp         the demo batch's report in a browser
+    docs/pictures/report.webp         the demo batch's report in a browser: its head and the first flagged images
     docs/pictures/family.webp         real images, and a row of images from each model
     docs/pictures/samples/NAME.webp   one model's row, for its page
     examples/tour.ipynb               the notebook, run again, with its outputs
@@ -35,8 +35,20 @@ CELL, GAP = 56, 3
 """Pixels of an image in a row, and between two images."""
 NAMES = 190
 """Pixels for the names at the left of family.webp."""
-WINDOW = {"width": 1000, "height": 1180}
-"""What report.webp shows of the page."""
+WINDOW = {"width": 1080, "height": 900}
+"""Pixels of the browser's page: four cards side by side."""
+CARDS = 8
+"""Flagged images in report.webp."""
+SHORTENED = """cards => {
+  for (const left of document.querySelectorAll("main > .panel, main > .tools")) {
+    if (left.previousElementSibling.tagName === "H2" && left.matches(".panel")) left.previousElementSibling.remove();
+    left.remove();
+  }
+  const all = [...document.getElementById("gallery").children];
+  all.slice(cards).forEach(card => card.remove());
+  return Math.ceil(document.getElementById("gallery").getBoundingClientRect().bottom);
+}"""
+"""Takes histogram and filters from the page, keeps the first cards, and says where they end."""
 SEED = 1
 
 
@@ -101,7 +113,7 @@ def sheet(rows: dict[str, np.ndarray]) -> Image.Image:
 
 
 def report(page: Path) -> Image.Image:
-    """The top of a batch's report as a browser shows it."""
+    """A batch's report as a browser shows it: its head and its first CARDS images, without histogram and filter."""
     if not page.is_file():
         sys.exit(f"{page}: no report here; run `make run` first")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -111,6 +123,8 @@ def report(page: Path) -> Image.Image:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         window = browser.new_page(viewport=WINDOW, color_scheme="light")
         window.goto(page.as_uri())
+        bottom = window.evaluate(SHORTENED, CARDS)
+        window.set_viewport_size({"width": WINDOW["width"], "height": bottom + 16})
         taken = window.screenshot()
         browser.close()
     return Image.open(io.BytesIO(taken)).convert("RGB")
