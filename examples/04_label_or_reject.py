@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 import densitywatch
-from densitywatch.batches.labels import WithLabels
+from densitywatch.batches.scorer import WithLabels
 from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import resized
 from densitywatch.detector.detector import load

@@ -49,7 +49,7 @@ def test_without_a_compiler_that_works_a_model_is_trained_and_one_line_says_that
     (root / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
     script = (
         "import sys; from pathlib import Path; from densitywatch.params import load_params\n"
-        "from densitywatch.training import train_model\n"
+        "from densitywatch.training.train import train_model\n"
         "root = Path(sys.argv[1]); params = load_params(root / 'params.yaml')\n"
         "for name in params.models: train_model(name, params, root)\n"
     )

@@ -91,12 +91,12 @@ class Readings:
 
     @cached_property
     def gradients(self) -> Floats:
-        """Histograms of gradient directions on a grid, (B, F); see features.py."""
+        """Histograms of gradient directions on a grid, (B, F); see image_statistics.py."""
         return self._in_parts(features.gradient_histograms, 5000)
 
     @cached_property
     def composition(self) -> Floats:
-        """What the images are made of wherever it lies, (B, F); see features.py."""
+        """What the images are made of wherever it lies, (B, F); see image_statistics.py."""
         return self._in_parts(features.composition, 8000)
 
     def _in_parts(self, read: Callable[[Images], Floats], most: int) -> Floats:

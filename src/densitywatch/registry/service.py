@@ -44,7 +44,7 @@ class Service:
     """A registered version's files, loaded, and its answers; one request at a time, so that memory stays bounded."""
 
     def __init__(self, folder: Path, resize: Resize) -> None:
-        """`folder` is what packing.py packed; `resize`: how image files of another size are brought to the model's."""
+        """`folder`: what version_files.py packed. `resize`: how files of other sizes are brought to the model's."""
         self.resize: Resize = resize
         self.detector = detector.load(folder) if (folder / detector.FACTS).is_file() else None
         self.model: Any = load_model_folder(folder) if self.detector is None else None

@@ -2,7 +2,7 @@
 
     mlflow models serve -m models:/densitywatch-pixelcnn@champion --env-manager local --host 127.0.0.1
 
-answers POST /invocations, JSON `{"inputs": [...]}`, with `{"predictions": [...]}`; see answers.py for both. A request
+answers POST /invocations, JSON `{"inputs": [...]}`, with `{"predictions": [...]}`; see service.py for both. A request
 that cannot be answered gets a 400 with one sentence. MLflow's server would turn any JSON into tables or arrays first,
 at ten times its size, and answer with the stack of what fails there; so requests are counted and read here.
 """

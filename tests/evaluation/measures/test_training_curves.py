@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import re
-
 from densitywatch.evaluation.measures.training_curves import grouped, long_form, loss_csv
-from densitywatch.pages import charts
 
 DENSITY = [
     {
@@ -31,18 +28,3 @@ def test_training_and_validation_are_two_lines_and_gaps_stay_gaps() -> None:
     rows = long_form(DENSITY, ["bits_per_dim"])
     assert [(row["series"], row["step"]) for row in rows] == [("Train", 1), ("Train", 2), ("Validation", 1)]
     assert loss_csv(DENSITY) == "step,train,validation\n1,4,4.1\n2,3,\n"
-
-
-def test_a_chart_is_the_same_text_every_time_and_escapes_what_it_shows() -> None:
-    rows = [{"x": 0, "y": 1.0, "name": "<script>"}, {"x": 1, "y": 2.0, "name": "<script>"}]
-    first = charts.lines(rows, x="x", y="y", series="name", x_title="x", y_title="<b>")
-    assert first == charts.lines(rows, x="x", y="y", series="name", x_title="x", y_title="<b>")
-    assert "<script>" not in first
-    assert "<b>" not in first
-
-
-def test_every_colour_of_a_chart_has_its_dark_counterpart() -> None:
-    svg = charts.lines([{"x": 0, "y": 1.0}, {"x": 1, "y": 2.0}], x="x", y="y", x_title="x", y_title="y")
-    used = set(re.findall(r'(?:fill|stroke)="(#[0-9a-f]{3,6})"', svg.split("</style>")[1]))
-    assert used <= charts.DARK.keys()
-    assert "prefers-color-scheme:dark" in svg

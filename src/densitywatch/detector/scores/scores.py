@@ -143,7 +143,7 @@ def _fit_pixel_arrangement(given: Given) -> Fitted:
 @member("its light and dark parts lie where normal images do not have them", fit=_fit_pixel_arrangement)
 def pixel_arrangement(seen: Readings, fitted: Fitted) -> Floats:
     """How much less probable its pixels are, under a Gaussian mixture on their principal components, than those of
-    images made of the same shades, edges and texture (expectation.py)."""
+    images made of the same shades, edges and texture (score_regression.py)."""
     nll = mixture_nll(seen.pixels, part(fitted, "mixture"))
     return beyond_expectation(_make(seen), nll, part(fitted, "expectation"))
 
