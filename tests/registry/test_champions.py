@@ -16,12 +16,6 @@ from densitywatch.registry import versions as registry
 from densitywatch.registry.gate import Decision, Measurement, judge
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
-from tests.registry.registry_project import tiny_params
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return tiny_params()
 
 
 @pytest.fixture(scope="module")
