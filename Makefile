@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint format bench up down clean lock
+.PHONY: help run test lint docs format bench up down clean lock
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
 	@echo "make run PROFILE=gpu     the same, with profiles/gpu.yaml laid over params.yaml first (tiny: a quick try)"
 	@echo "make test                every test, the whole chain among them"
 	@echo "make lint                ruff and mypy"
+	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
 	@echo "make bench               the benchmarks"
 	@echo "make format | lock | clean"
@@ -24,6 +25,10 @@ lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: .venv/ready-dev
+	$(BIN)/python -m mkdocs build --quiet
+	@echo "open var/site/index.html"
 
 format: .venv/ready-dev
 	$(BIN)/ruff format .
@@ -53,7 +58,7 @@ lock:
 	var/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r installer.lock
 	echo "uv==$(UV_VERSION)" | $(COMPILE) --output-file installer.lock -
 	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --extra postgres --extra s3 --constraint requirements.lock \
+	$(COMPILE) --extra dev --extra docs --extra postgres --extra s3 --constraint requirements.lock \
 		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.lock) \
 		--output-file requirements-dev.lock pyproject.toml
 

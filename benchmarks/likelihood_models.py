@@ -30,7 +30,8 @@ from torch.nn import functional as F
 
 from densitywatch.data.dataset import open_split
 from densitywatch.models import pixelcnn, pixelrnn
-from densitywatch.models.common.layers import draw_from_table, scale_images
+from densitywatch.models.common.pixel_head import draw_from_table
+from densitywatch.models.common.pixel_values import scale_images
 from densitywatch.models.pixelcnn import gate
 from densitywatch.models.storage import load_model_folder
 

@@ -4,7 +4,7 @@
 
 Every member is fitted as `densitywatch calibrate` would, on training images and the first half of the validation
 images, and measured on the second half against the same images spoiled by operations that are not on the panel
-(docs/outliers.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out
+(docs/lab/detector.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out
 or take one in, a rival rule of combination, and the gradients with other numbers of components.
 """
 

@@ -50,7 +50,14 @@ class SmallDetector:
     def score(self, images: Any) -> SimpleNamespace:
         score = self.terms(images).sum((1, 2)).astype(np.float64)
         p_value = conformal.p_values(self.calibration, score)
-        return SimpleNamespace(score=score, p_value=p_value, bits_per_dim=score / 543.4, members={"nll": score})
+        return SimpleNamespace(
+            score=score,
+            p_value=p_value,
+            bits_per_dim=score / 543.4,
+            members={"nll": score},
+            label=None,
+            label_probability=None,
+        )
 
     def surprise_map(self, images: Any) -> Any:
         return self.terms(images)

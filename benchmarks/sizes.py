@@ -1,4 +1,4 @@
-"""Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/plots.
+"""Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/lab/plots.
 
     python benchmarks/sizes.py
 
@@ -24,7 +24,8 @@ from densitywatch.models.storage import build_model
 from densitywatch.pages import charts
 from densitywatch.params import DeviceParams, Params, load_params
 from densitywatch.training.adversarial import adversarial_step
-from densitywatch.training.steps import likelihood_step, make_optimizers
+from densitywatch.training.optimizers import make_optimizers
+from densitywatch.training.steps import likelihood_step
 
 MODELS = ("pixelcnn", "pixelrnn", "vae", "autoencoder", "gan", "dcgan", "conditional_gan")
 POINTS = {"batch": [1, 4, 16, 64, 256], "size": [16, 28, 32, 64], "channels": [1, 3]}
@@ -34,7 +35,7 @@ ENOUGH = 0.2
 """Seconds after which a measurement is not repeated."""
 LONG = 1.0
 """A first call that took this long needs no warm-up before it."""
-PLOTS = Path("docs/plots")
+PLOTS = Path("docs/lab/plots")
 
 Row = dict[str, Any]
 

@@ -1,4 +1,9 @@
 """When and where the stages of dvc.yaml run: Prefect flows over DVC's graph, and the servers behind them.
 
 Only this folder imports prefect or dvc. Start with retrain.py: `python -m pipelines` runs its flow.
+
+flows    retrain, detect_outliers
+stages   stage_tasks (a Prefect task for each stage), device_slots, dvc_graph, dvc_commands, dvc_files
+a run    up_to_date (is there anything to do?), run_lock, stoppable_runs, run_processes, run_times
+servers  services (`make up`), server, service_processes, deployments, prefect_home, prefect_text
 """

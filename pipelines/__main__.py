@@ -13,7 +13,7 @@ from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.progress import tell
 from densitywatch.text import visible
-from pipelines import home, runs, server, timing
+from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
 TRACEBACK = Path("var") / "log" / "traceback.txt"
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as stack:
         try:
             environment.check_folder(root)
-            stack.enter_context(runs.stoppable(root, command=True))
+            stack.enter_context(stoppable_runs.stoppable(root, command=True))
             if flow == "retrain":
-                stack.enter_context(runs.one_run(root))
+                stack.enter_context(stoppable_runs.one_run(root))
                 return _retrain(root, started)
             return _detect_outliers(root, stack)
         except DensitywatchError as error:
@@ -47,9 +47,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _retrain(root: Path, started: float) -> int:
-    from pipelines.fresh import is_fresh
+    from pipelines.up_to_date import is_up_to_date
 
-    if is_fresh(root):
+    if is_up_to_date(root):
         print(f"everything is up to date ({time.time() - started:.1f} s)")
         return 0
     _settle(root)
@@ -58,10 +58,10 @@ def _retrain(root: Path, started: float) -> int:
     from pipelines.retrain import retrain
 
     ready = time.time()
-    steps = [timing.Step("start", "done", started, ready), *retrain(root)]
+    steps = [run_times.Step("start", "done", started, ready), *retrain(root)]
     ended = time.time()
-    timing.save(steps, started, ended, root / "var" / "run.json")
-    print(timing.table(steps, started, ended))
+    run_times.save(steps, started, ended, root / "var" / "run.json")
+    print(run_times.table(steps, started, ended))
     for page in ("reports/index.html", "data/outliers/demo/report.html"):
         if (root / page).is_file():
             print(f"look at {root / page}")
@@ -76,8 +76,8 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
         print("no new batch")
         return 0
-    if home.settle(root) is None:  # two temporary servers would share one database
-        stack.enter_context(home.one_run_at_a_time(root))
+    if prefect_home.settle(root) is None:  # two temporary servers would share one database
+        stack.enter_context(run_lock.one_run_at_a_time(root))
     _settle(root)
     _one_line_errors()
     from pipelines.detect_outliers import detect_outliers
@@ -90,7 +90,7 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
 
 def _settle(root: Path) -> None:
     """Have a server to talk to: the user's, that of `make up`, or one that ends with this process."""
-    address = home.settle(root)
+    address = prefect_home.settle(root)
     where = f"at {address}" if address else "of its own while this runs (`make up` starts one that stays)"
     print(f"Prefect: a server {where}", flush=True)
     if address is None:

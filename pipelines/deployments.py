@@ -65,7 +65,7 @@ def deploy(root: Path, params: Params) -> None:
 def _keep_device_limit(client: SyncPrefectClient, slots: int, before: int | None) -> None:
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 
-    from pipelines.stages import DEVICE_LIMIT, ensure_device_limit
+    from pipelines.device_slots import DEVICE_LIMIT, ensure_device_limit
 
     ensure_device_limit(slots)
     if before is not None and before != slots:

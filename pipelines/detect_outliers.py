@@ -23,8 +23,9 @@ from densitywatch.batches.inbox import Batch, find_batches
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
-from pipelines import runs
-from pipelines.stages import device_slot, ensure_device_limit, leave, verbatim
+from pipelines import stoppable_runs
+from pipelines.device_slots import device_slot, ensure_device_limit
+from pipelines.prefect_text import leave_artifact, verbatim
 
 CHAMPION: Any = "models:/densitywatch-detector@champion"
 
@@ -40,7 +41,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     Raises DataError naming the batches that failed, or those asked for that are not there.
     """
     root = root.resolve()
-    with runs.stoppable(root):
+    with stoppable_runs.stoppable(root):
         return _detect_outliers(root, batches)
 
 
@@ -73,7 +74,7 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
             failures.append(f"{batch.name} ({type(error).__name__}: {one_line(error)})")
     if summaries:
         rows = [_row(summary) for summary in summaries]
-        leave(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
+        leave_artifact(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
     if failures:
         raise DataError(f"not scored, or not as expected: {'; '.join(failures)}")
     return summaries
@@ -102,13 +103,14 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
     """
     from densitywatch.batches.checks import validate_batch
-    from densitywatch.batches.score_batch import note_run, score_source
+    from densitywatch.batches.results_folder import note_run
+    from densitywatch.batches.score_batch import ScoreOptions, score_source
     from densitywatch.tracking.runs import log_batch
 
     with device_slot():
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
-        strict = params.inbox.strict
-        summary = score_source(batch.source, params, root, detector=CHAMPION, strict=strict, label_model=labels)
+        options = ScoreOptions(strict=params.inbox.strict, label_model=labels)
+        summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()
@@ -117,7 +119,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
         f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
         f"{gallery_text(folder)}\n"
     )
-    leave(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
+    leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)
     finally:  # a batch that breaks an expectation is done as well, and was named

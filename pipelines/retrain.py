@@ -18,11 +18,13 @@ from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import Params, load_params
-from pipelines import dag, runs
+from pipelines import dvc_commands, dvc_graph, stoppable_runs
 from pipelines.detect_outliers import detect_outliers
-from pipelines.fresh import note_fresh
-from pipelines.stages import AGAIN_AFTER, device_slot, ensure_device_limit, leave, run_graph, verbatim
-from pipelines.timing import Step, timed
+from pipelines.device_slots import device_slot, ensure_device_limit
+from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.run_times import Step, timed
+from pipelines.stage_tasks import AGAIN_AFTER, run_graph
+from pipelines.up_to_date import note_up_to_date
 
 DEMO = "demo"
 WATCH = "calibrate"
@@ -41,7 +43,10 @@ def retrain(root: Path = Path()) -> list[Step]:
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
     root = root.resolve()
-    with runs.stoppable(root), runs.one_run(root, say=get_run_logger().info if deployment.id else None):
+    with (
+        stoppable_runs.stoppable(root),
+        stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
+    ):
         return _retrain(root)
 
 
@@ -52,17 +57,17 @@ def _retrain(root: Path) -> list[Step]:
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
     steps: list[Step] = []
-    remote = dag.default_remote(root)
-    dag.check_remote(remote)
-    stale = dag.stale_stages(root)
-    if stale and remote and dag.holds_something(remote):
+    remote = dvc_commands.default_remote(root)
+    dvc_commands.check_remote(remote)
+    stale = dvc_commands.stale_stages(root)
+    if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))
-        stale = dag.stale_stages(root)
+        stale = dvc_commands.stale_stages(root)
     if stale and any(block.training.compile for block in params.models.values()):
         from densitywatch.devices import say_if_eager  # torch comes with it, and counts its threads then
 
         say_if_eager(params.device)
-    stages = dag.read_graph(root)
+    stages = dvc_graph.read_graph(root)
     names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []
     released: list[Step] = []
@@ -80,7 +85,7 @@ def _retrain(root: Path) -> list[Step]:
         root,
         stages,
         stale,
-        first=dag.with_ancestors(stages, {WATCH, "demo_batch"}) if early else frozenset(),
+        first=dvc_graph.with_ancestors(stages, {WATCH, "demo_batch"}) if early else frozenset(),
         then=put_on_watch if early else lambda: None,
         # a model that is evaluated waits for no other
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
@@ -91,13 +96,15 @@ def _retrain(root: Path) -> list[Step]:
     steps += released
     if not early:
         steps.append(_release("detector", params, root, verdicts))
-    leave(lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate"))
+    leave_artifact(
+        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate")
+    )
     if remote:
         steps.append(push(root))
     steps.append(_detect(params, root, demo=not early))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
-    leave(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
-    note_fresh(root)
+    leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
+    note_up_to_date(root)
     return steps
 
 
@@ -126,8 +133,8 @@ def pull(root: Path) -> Step:
     """Take from the DVC remote what it has for the present dvc.lock; what it has not is made afresh."""
     with timed("pull") as step:
         try:
-            dag.run_dvc(root, "pull", "--allow-missing", "--run-cache")
-        except dag.StageFailed as error:
+            dvc_commands.run_dvc(root, "pull", "--allow-missing", "--run-cache")
+        except dvc_commands.StageFailed as error:
             get_run_logger().warning("%s; what is missing is made afresh", error)
             step.outcome = "nothing"
     return step
@@ -137,16 +144,16 @@ def pull(root: Path) -> Step:
 def push(root: Path) -> Step:
     """Send data, models and pages to the default DVC remote."""
     with timed("push") as step:
-        dag.run_dvc(root, "push")
+        dvc_commands.run_dvc(root, "push")
     return step
 
 
 @task(name="assert fresh", cache_policy=NO_CACHE)
 def assert_fresh(root: Path) -> None:
     """Raises StageFailed when DVC finds a stage changed although every one has just been brought up to date."""
-    left = dag.stale_stages(root)
+    left = dvc_commands.stale_stages(root)
     if left:
-        raise dag.StageFailed(
+        raise dvc_commands.StageFailed(
             f"still not up to date after the run: {', '.join(sorted(left))}; `dvc status` says why (was a file edited"
             " while it ran?)"
         )

@@ -1,7 +1,7 @@
 """Prefect's server as this project runs it, for its own page and its own programs: `python -m pipelines.server PORT`.
 
-Prefect has a login (home.login). This adds what it lacks: a request that names another host than this machine, or comes
-from another site's page, is refused before Prefect sees it (docs/decisions/0018-a-login-for-prefect.md).
+Prefect has a login (prefect_home.login). This adds two checks that Prefect lacks: a request that names another host
+than this machine, or comes from another site's page, is refused (docs/decisions/0014-a-login-for-prefect.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from densitywatch.errors import DensitywatchError
-from pipelines import home
+from pipelines import prefect_home
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
@@ -71,7 +71,7 @@ def variables(root: Path, port: int | str) -> dict[str, str]:
     """What the server's own process has in its environment besides the caller's."""
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
-        "PREFECT_SERVER_API_AUTH_STRING": home.login(root),
+        "PREFECT_SERVER_API_AUTH_STRING": prefect_home.login(root),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
         "PREFECT_UI_API_URL": "/api",  # wherever the page was found, by either name or through a tunnel
     }
@@ -108,12 +108,12 @@ def start_temporary(root: Path) -> str:
     _TEMPORARY.append(process)
     atexit.register(stop_temporary)
     until = time.monotonic() + START_SECONDS
-    while not home.answers(f"{address}/health"):
+    while not prefect_home.answers(f"{address}/health"):
         if process.poll() is not None or time.monotonic() > until:
             raise ServiceFailed(f"Prefect's temporary server did not start; see {log}")
         time.sleep(0.1)
     os.environ["PREFECT_API_URL"] = address
-    os.environ["PREFECT_API_AUTH_STRING"] = home.login(root)
+    os.environ["PREFECT_API_AUTH_STRING"] = prefect_home.login(root)
     return address
 
 

@@ -1,6 +1,6 @@
 """`make up` and `make down`: Prefect's server with a worker, and MLflow's server, on this machine alone.
 
-processes.py starts and ends programs, server.py is Prefect's server behind its checks, deployments.py fills it.
+service_processes.py starts and ends programs, server.py is Prefect's server behind its checks, deployments.py fills it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.tracking.store import sqlite_path, tracking_uri
-from pipelines import home, processes, server
+from pipelines import prefect_home, run_lock, server, service_processes
 from pipelines.server import HOST
 
 PROFILES = Path("var") / "profiles.toml"
@@ -29,15 +29,18 @@ def up(root: Path) -> None:
     environment.check_folder(root)
     params = load_params(root / "params.yaml")
     if _all_running(root):
-        _use(root, str(home.prefect_address(root)))
+        _use(root, str(prefect_home.prefect_address(root)))
         _deploy(root, params)
     else:
-        ports = os.environ.get("PREFECT_PORT", home.PREFECT_PORT), os.environ.get("MLFLOW_PORT", home.MLFLOW_PORT)
+        ports = (
+            os.environ.get("PREFECT_PORT", prefect_home.PREFECT_PORT),
+            os.environ.get("MLFLOW_PORT", prefect_home.MLFLOW_PORT),
+        )
         down(root)
-        processes.check_port("Prefect", ports[0], "PREFECT_PORT")
+        service_processes.check_port("Prefect", ports[0], "PREFECT_PORT")
         if sqlite_path(tracking_uri(params, root)) is not None:
-            processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
-        with home.one_run_at_a_time(root):
+            service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
+        with run_lock.one_run_at_a_time(root):
             try:
                 _start(root, params, *ports)
             except BaseException:
@@ -50,7 +53,7 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> N
     address = f"http://{HOST}:{prefect_port}/api"
     _use(root, address)
     write_whole(root / "var" / "prefect.address", address + "\n")
-    processes.start(root, "prefect", server.command(prefect_port), server.variables(root, prefect_port))
+    service_processes.start(root, "prefect", server.command(prefect_port), server.variables(root, prefect_port))
     addresses = {"Prefect": f"http://{HOST}:{prefect_port}"}
     store = tracking_uri(params, root)
     if sqlite_path(store) is not None:
@@ -58,46 +61,46 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> N
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
         # job execution: nothing here uses it, and it starts more processes
         without = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        processes.start(root, "mlflow", [*command, "--host", HOST, "--port", mlflow_port], without)
+        service_processes.start(root, "mlflow", [*command, "--host", HOST, "--port", mlflow_port], without)
         addresses["MLflow"] = f"http://{HOST}:{mlflow_port}"
-    processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
+    service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
     _tell_what_became_of_the_runs(root)  # of a worker that was killed, with the machine perhaps
     _deploy(root, params)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
-    processes.start(root, "worker", worker)
+    service_processes.start(root, "worker", worker)
     if "MLflow" in addresses:
-        processes.wait_until_it_answers(root, "mlflow", f"{addresses['MLflow']}/health", mlflow_port)
+        service_processes.wait_until_it_answers(root, "mlflow", f"{addresses['MLflow']}/health", mlflow_port)
     write_whole(root / "var" / "addresses.json", json.dumps(addresses) + "\n")
-    home.write_private(
+    prefect_home.write_private(
         root / PROFILES,
         'active = "densitywatch"\n\n[profiles.densitywatch]\n'
-        f'PREFECT_API_URL = "{address}"\nPREFECT_API_AUTH_STRING = "{home.login(root)}"\n',
+        f'PREFECT_API_URL = "{address}"\nPREFECT_API_AUTH_STRING = "{prefect_home.login(root)}"\n',
     )
 
 
 def _use(root: Path, address: str) -> None:
     """Let this process and its children talk to the server of this checkout, whatever the user's own one is."""
     os.environ["PREFECT_API_URL"] = address
-    os.environ["PREFECT_API_AUTH_STRING"] = home.login(root)
-    home.settle(root)
+    os.environ["PREFECT_API_AUTH_STRING"] = prefect_home.login(root)
+    prefect_home.settle(root)
 
 
 def down(root: Path) -> list[str]:
     """Stop what `up` has started, and nothing else; returns the names of what was running."""
-    noted = processes.noted(root)
-    alive = {entry["name"]: process for entry in noted if (process := processes.find(entry)) is not None}
+    noted = service_processes.noted(root)
+    alive = {entry["name"]: process for entry in noted if (process := service_processes.find(entry)) is not None}
     for name in sorted(alive, key=("worker", "mlflow", "prefect").index):
         if name == "prefect":
             _tell_what_became_of_the_runs(root)
-        processes.end(alive[name])
-    for file in (processes.NOTE.name, "prefect.address", "addresses.json", PROFILES.name):
+        service_processes.end(alive[name])
+    for file in (service_processes.NOTE.name, "prefect.address", "addresses.json", PROFILES.name):
         (root / "var" / file).unlink(missing_ok=True)
     return [entry["name"] for entry in noted] if alive else []
 
 
 def _tell_what_became_of_the_runs(root: Path) -> None:
-    address = home.prefect_address(root)
-    if address is not None and home.answers(f"{address}/health"):
+    address = prefect_home.prefect_address(root)
+    if address is not None and prefect_home.answers(f"{address}/health"):
         _use(root, address)
         from pipelines.deployments import settle_runs
 
@@ -120,13 +123,17 @@ def _prepare_store(params: Params, root: Path) -> None:
 
 
 def _all_running(root: Path) -> bool:
-    noted = processes.noted(root)
-    return bool(noted) and (root / "var" / "addresses.json").is_file() and all(map(processes.find, noted))
+    noted = service_processes.noted(root)
+    return bool(noted) and (root / "var" / "addresses.json").is_file() and all(map(service_processes.find, noted))
 
 
 def _addresses(root: Path) -> str:
     addresses = json.loads((root / "var" / "addresses.json").read_text(encoding="utf-8"))
-    login = f"log in with {home.login(root)}" if sys.stdout.isatty() else f"log in with the line in {home.LOGIN}"
+    login = (
+        f"log in with {prefect_home.login(root)}"
+        if sys.stdout.isatty()
+        else f"log in with the line in {prefect_home.LOGIN}"
+    )
     notes = {"Prefect": f"   {login}"}
     return "\n".join(
         [

@@ -11,7 +11,7 @@ import yaml
 
 from densitywatch import cli, environment
 from densitywatch.errors import DataError
-from densitywatch.registry.gate import Verdict
+from densitywatch.registry.gate import Decision
 
 HEAVY = ("torch", "mlflow", "great_expectations", "numpy", "pandas", "prefect", "dvc")
 
@@ -123,7 +123,7 @@ def test_a_rejected_promotion_exits_with_1_and_says_why(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(
-        "densitywatch.registry.versions.promote", lambda *_, **__: Verdict(False, "rejected: its bits/dim is nan")
+        "densitywatch.registry.versions.promote", lambda *_, **__: Decision(False, "rejected: its bits/dim is nan")
     )
     assert run(monkeypatch, "promote", "vae") == 1
     assert capsys.readouterr().err == "densitywatch: vae: rejected: its bits/dim is nan\n"

@@ -21,7 +21,7 @@ from densitywatch.params import Params
 from densitywatch.registry import versions as registry
 from densitywatch.tracking import runs as tracking
 from densitywatch.tracking.store import check_driver, check_reachable
-from pipelines import dag
+from pipelines import dvc_commands
 from tests.registry.registry_project import tiny_params, write_data, write_model
 
 PASSWORD = "of-the-test"
@@ -135,14 +135,14 @@ def test_a_remote_that_dvc_cannot_reach_names_what_to_install(
     remote: str, module: str, install: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(dag.StageFailed) as caught:
-        dag.check_remote(remote)
+    with pytest.raises(dvc_commands.StageFailed) as caught:
+        dvc_commands.check_remote(remote)
     assert install in str(caught.value)
 
 
 @pytest.mark.parametrize("remote", [None, "/mnt/dvc", "https://host/dvc", "s3://bucket/dvc"])
 def test_a_remote_that_dvc_can_reach_is_no_matter(remote: str | None) -> None:
-    dag.check_remote(remote)
+    dvc_commands.check_remote(remote)
 
 
 @pytest.fixture
@@ -181,12 +181,12 @@ def test_a_dvc_remote_in_s3_takes_what_is_pushed_and_gives_it_back(tmp_path: Pat
         [*dvc, "add", "-q", "weights.bin"],
     ):
         subprocess.run(command, cwd=root, check=True)
-    remote = dag.default_remote(root)
-    dag.check_remote(remote)
+    remote = dvc_commands.default_remote(root)
+    dvc_commands.check_remote(remote)
     assert remote is not None
-    assert dag.holds_something(remote)
-    dag.run_dvc(root, "push")
+    assert dvc_commands.holds_something(remote)
+    dvc_commands.run_dvc(root, "push")
     (root / "weights.bin").unlink()
     shutil.rmtree(root / ".dvc" / "cache")
-    dag.run_dvc(root, "pull")
+    dvc_commands.run_dvc(root, "pull")
     assert (root / "weights.bin").read_bytes() == b"weights" * 100

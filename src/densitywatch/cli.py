@@ -1,28 +1,19 @@
-"""`densitywatch VERB`: what dvc.yaml runs and what people type.
+"""`densitywatch VERB`: what dvc.yaml runs and what people type. Exit codes and signals are in console.py.
 
-Exit codes: 0 done, 1 a failure named in one line on stderr, 2 wrong usage; 130, 143 or 129 when stopped by Ctrl-C,
-SIGTERM or SIGHUP. Each verb imports what it needs when it runs, so `--help` answers at once.
+Each verb imports what it needs when it runs, so `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import errno
-import io
 import os
-import signal
-import sys
-import threading
-import time
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from densitywatch import __version__, environment, stopping
-from densitywatch.errors import DensitywatchError, GateRejected, ParamsError
+from densitywatch import __version__, console, environment
+from densitywatch.errors import GateRejected, ParamsError
 from densitywatch.progress import tell
-from densitywatch.text import visible
 
 if TYPE_CHECKING:
     from densitywatch.params import Params
@@ -40,74 +31,8 @@ Name = Annotated[str, typer.Argument(help="A model's name: a key under `models:`
 
 
 def main() -> None:
-    """The console script: runs a verb and turns what fails into one line and an exit code."""
-    environment.settle(os.environ)
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no failure
-            stream.reconfigure(errors="backslashreplace")
-    with stopping.listening(_end_in_time):
-        _run()
-
-
-def _run() -> None:
-    try:
-        if Path("params.yaml").is_file():
-            environment.check_folder(Path())
-        app(prog_name="densitywatch")
-    except SystemExit as ended:
-        number = stopping.asked()
-        if number is None or ended.code != _INTERRUPTED:
-            raise
-        _end_children()
-        _fail(_stopped(number), stopping.exit_code(number))
-    except DensitywatchError as error:
-        _fail(str(error), error.exit_code)
-    except OSError as error:
-        if error.errno == errno.EPIPE:  # the reader of a pipe went away, as with `| head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            sys.exit(1)
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}{_ADVICE.get(error.errno or 0, '')}", 1)
-
-
-_ADVICE = {
-    errno.ENOSPC: "; free some space and run the same command again",
-    errno.EACCES: "; give this user the right to read and write there",
-}
-
-
-_INTERRUPTED = 130
-"""What typer makes of a KeyboardInterrupt, whichever signal it came by."""
-_serving = threading.Event()
-"""Set by a verb whose normal end is Ctrl-C: it takes the time that it needs."""
-
-
-def _stopped(number: int) -> str:
-    return f"stopped by {signal.Signals(number).name}"
-
-
-def _end_in_time(number: int) -> None:
-    """End this process where its main thread does not: it may be inside a library that hears of no signal."""
-    if _serving.is_set():
-        return
-    time.sleep(stopping.GRACE)
-    _end_children()
-    print(f"densitywatch: {_stopped(number)}", file=sys.stderr, flush=True)
-    os._exit(stopping.exit_code(number))
-
-
-def _end_children() -> None:
-    """What this process has started goes with it: the other ranks of a training, a decoder in a process of its own."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):
-            child.kill()
-
-
-def _fail(sentence: str, code: int) -> None:
-    print(f"densitywatch: {visible(' '.join(sentence.split()))}", file=sys.stderr)
-    sys.exit(code)
+    """The console script."""
+    console.run(app)
 
 
 def _version(value: bool) -> None:
@@ -316,10 +241,10 @@ def promote(
     params, root = _load_for(context, model, "detector")
     from densitywatch.registry import versions as registry
 
-    verdict = registry.promote(model, params, root, version, afresh=afresh)
-    if not verdict.passed:
-        raise GateRejected(f"{model}: {verdict.reason}")
-    tell(f"{model}: {verdict.reason}")
+    decision = registry.promote(model, params, root, version, afresh=afresh)
+    if not decision.passed:
+        raise GateRejected(f"{model}: {decision.reason}")
+    tell(f"{model}: {decision.reason}")
 
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")
@@ -373,22 +298,17 @@ def score(
     files are not scored twice.
     """
     params, root = _load(context)
-    from densitywatch.batches import score_batch as batch
+    from densitywatch.batches.score_batch import ScoreOptions, score_source
 
-    label_model = labels if labels is None or "/" in labels else f"models/{labels}"
-    summary = batch.score_source(
-        source,
-        params,
-        root,
-        out,
-        detector,
+    options = ScoreOptions(
         false_discovery_rate=fdr,
         strict=strict,
         limit=limit,
         fail_on=fail_on,
-        label_model=label_model,
+        label_model=labels and _address(labels),
         follow_links=follow_links,
     )
+    summary = score_source(source, params, root, out, detector, options)
     folder = summary.pop("folder")
     _show(summary)
     tell(f"results: {folder}")
@@ -410,8 +330,7 @@ def sample(
     """Draw images from a model into one PNG."""
     from densitywatch.sample import draw
 
-    address = model if "/" in model else f"models/{model}"
-    tell(draw(address, n, label=label, seed=seed, given=given, rows=rows, out=out))
+    tell(draw(_address(model), n, label=label, seed=seed, given=given, rows=rows, out=out))
 
 
 @app.command(
@@ -432,20 +351,21 @@ def review(
     On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision.
     """
     params, root = _load(context)
-    from densitywatch.batches import verdict_table
-    from densitywatch.batches.review import review as module
+    from densitywatch.batches.review import judging, originals, verdict_table
 
-    folder = module.batch_folder(batch, params, root)
+    folder = judging.batch_folder(batch, params, root)
     if from_csv is not None:
         tell(f"verdicts taken: {verdict_table.read_csv(folder, from_csv)}")
     if to_csv is not None:
         tell(f"{to_csv}: {verdict_table.write_csv(folder, to_csv)} flagged images")
     if collect is not None:
-        for verdict, count in module.collect(folder, collect, root).items():
+        for verdict, count in originals.collect(folder, collect, root).items():
             tell(f"{collect / verdict}: {count}")
     if from_csv is None and to_csv is None and collect is None:
-        _serving.set()
-        module.serve(folder, port)
+        from densitywatch.batches.review.server import serve
+
+        console.ends_by_itself()
+        serve(folder, port)
 
 
 @app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
@@ -473,6 +393,11 @@ def doctor() -> None:
         tell(f"{'ok  ' if finding.ok else 'LACK' if finding.needed else 'note'}  {finding.name}: {finding.detail}")
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _address(model: str) -> str:
+    """A model's name as the folder models/NAME; a folder or a registry address as it is."""
+    return model if "/" in model else f"models/{model}"
 
 
 def _show(summary: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Where a stage computes: its device, its threads, its precision, and whether torch.compile is used."""
+"""The device, threads and precision of a stage, and whether torch.compile is used."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from densitywatch.params import DeviceParams, Precision
 from densitywatch.progress import say
 
 SAID = "DENSITYWATCH_EAGER_SAID"
-"""Set in the environment once the line of `say_if_eager` was said; the processes of a run inherit it."""
+"""Set in the environment once `say_if_eager` has printed its line; the processes of a run inherit it."""
 
 
 def start_fabric(device: DeviceParams, precision: Precision | None = None) -> Any:
     """Lightning Fabric on the devices of params.yaml, with this process's threads set; `precision` overrides theirs.
 
-    Raises ParamsError when the accelerator or the number of devices that params ask for is not there.
+    Raises ParamsError when this machine does not have the accelerator or the number of devices that params ask for.
     """
     import lightning_fabric
     from lightning_fabric.utilities.exceptions import MisconfigurationException
@@ -46,7 +46,7 @@ def start_fabric(device: DeviceParams, precision: Precision | None = None) -> An
 
 
 def usable_precision(precision: Precision, device: DeviceParams) -> Precision:
-    """bf16-mixed only where the processor computes with bfloat16 itself: emulated, it is slower than 32 bits."""
+    """`precision`; 32-true for bf16-mixed where the processor only emulates bfloat16, which is slower than 32 bits."""
     if precision != "bf16-mixed":
         return precision
     if device.accelerator == "cpu" or (device.accelerator == "auto" and not torch.accelerator.is_available()):
@@ -57,14 +57,14 @@ def usable_precision(precision: Precision, device: DeviceParams) -> Precision:
 
 
 def computes_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 matrices itself, and torch was not told to leave that aside."""
-    # the capability that torch uses: ATEN_CPU_CAPABILITY=avx2 shows on a new processor what an older one does
+    """Whether this processor multiplies bfloat16 matrices itself, and torch uses that."""
+    # the capability that torch uses: with ATEN_CPU_CAPABILITY=avx2 a new processor computes as an older one does
     in_use = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     return in_use and bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def choose_device(device: DeviceParams) -> torch.device:
-    """One device to evaluate on; evaluation is in float32 and on one device, so that figures compare."""
+    """The one device to evaluate on. Evaluation is in float32 and on one device, so that figures compare."""
     torch.set_num_threads(device.threads_of_a_stage)
     kind = device.accelerator
     if kind == "auto":
@@ -75,7 +75,7 @@ def choose_device(device: DeviceParams) -> torch.device:
 
 
 def should_compile(device: DeviceParams) -> bool:
-    """Whether torch.compile is to be used: as params say, or where a C++ compiler (CPU) or Triton (CUDA) is found."""
+    """Whether torch.compile is used: as params say; with auto, where a C++ compiler (CPU) or Triton (CUDA) is found."""
     if device.compile != "auto":
         return device.compile
     if torch.cuda.is_available() and device.accelerator in ("auto", "cuda"):
@@ -84,7 +84,7 @@ def should_compile(device: DeviceParams) -> bool:
 
 
 def say_if_eager(device: DeviceParams) -> None:
-    """One line where models that ask for torch.compile run without it; once in a run, whatever its stages are."""
+    """One line, once a run, where models that ask for torch.compile run without it."""
     if device.compile != "auto" or should_compile(device) or SAID in os.environ:
         return
     os.environ[SAID] = "1"
@@ -95,11 +95,11 @@ def say_if_eager(device: DeviceParams) -> None:
 
 @functools.cache
 def compiler_problem() -> str | None:
-    """What is wrong with the C++ compiler that torch.compile would use (CXX, or else g++); None when it works."""
+    """What is wrong with the C++ compiler that torch.compile uses (CXX, or else g++); None when it works."""
     name = os.environ.get("CXX", "g++")
     if shutil.which(name) is None:
         return f"no C++ compiler {name} on the PATH"
-    # torch's kernels include Python's header, which many systems have in a package of its own
+    # torch's kernels include Python's header, which many systems have in another package
     command = [name, "-x", "c++", "-fsyntax-only", f"-I{sysconfig.get_path('include')}", "-"]
     try:
         tried = subprocess.run(  # noqa: S603
@@ -115,13 +115,13 @@ def compiler_problem() -> str | None:
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function`, compiled for the shapes of its first call; where the compiler turns out not to work, as it is."""
+    """`function`, compiled for the shapes of its first call; uncompiled where the compiler fails."""
     torch._dynamo.config.suppress_errors = True
     fast: Callable[..., Any] = torch.compile(function, dynamic=False)
     return fast
 
 
 def compiled_for_batches(function: Callable[..., Tensor], size: int) -> Callable[..., Tensor]:
-    """`function(x, ...)`, compiled for batches of `size`; any other batch, such as the last, takes the plain form."""
+    """`function(x, ...)`, compiled for batches of `size`; other batches, such as the last, use the uncompiled one."""
     fast = compiled(function)
     return lambda x, *others: (fast if len(x) == size else function)(x, *others)

@@ -1,4 +1,4 @@
-"""The errors a user meets: one sentence each, saying what is wrong, where, and what to do."""
+"""The errors that users see: one sentence each, about what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from densitywatch.text import visible
 class DensitywatchError(Exception):
     """A failure with a one-sentence message; the command line prints it and exits with 1.
 
-    Names from outside stand in many of them, so whatever a terminal, a log or a page would obey is shown by its code.
+    Many messages have names from outside in them, so control characters are shown by their codes.
     """
 
     exit_code = 1
@@ -18,7 +18,7 @@ class DensitywatchError(Exception):
 
 
 class ParamsError(DensitywatchError):
-    """params.yaml, or what was typed, cannot be used; the command line exits with 2."""
+    """params.yaml or the command line cannot be used; the exit code is 2."""
 
     exit_code = 2
 
@@ -28,7 +28,7 @@ class DataError(DensitywatchError):
 
 
 class DiskFull(DataError):
-    """No space, or no quota, is left where something was to be written."""
+    """No space or no quota is left for a file."""
 
 
 class ValidationFailed(DensitywatchError):
@@ -52,4 +52,4 @@ class GateRejected(DensitywatchError):
 
 
 class OutliersFound(DensitywatchError):
-    """A batch has as many outliers as the caller asked to be told of (`densitywatch score --fail-on N`)."""
+    """A batch has at least N outliers (`densitywatch score --fail-on N`)."""

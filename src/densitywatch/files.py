@@ -1,7 +1,7 @@
-"""Folders and files that appear whole or not at all, files of this program read back, a full disk as a sentence.
+"""Files and folders are written whole or not at all, and read back with checks.
 
-What is written beside a target before it is renamed has a name that says whose it is, and a folder among it a file
-MARK: only what carries it is ever removed, so that nothing of a person's is taken for a leftover.
+A file or folder is written next to its target and then renamed. Its temporary name tells that it is this program's, and
+a folder also has a file MARK. Only folders with MARK are ever removed, so no user's folder is taken for a leftover.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 MARK = ".made-by-densitywatch"
 MOST_JSON = 16 << 20
-"""A JSON file of this program that is larger has been replaced, and is not read into memory."""
+"""Bytes that a JSON file of this program has at most; a larger one is not read."""
 MOST_LISTS = 1 << 30
 """The same for files with an entry for every image."""
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target` to write into; it takes the place of `target` when the block ends well.
+    """A new folder next to `target` to write into; it replaces `target` when the block ends without an error.
 
     After an error `target` is as it was before. Raises DataError when the disk is full.
     """
@@ -57,9 +57,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_file(target: Path, *, new_folder: bool = True) -> Iterator[Path]:
-    """A path beside `target` to write to; it is renamed to `target` when the block ends without an error.
+    """A path next to `target` to write to; it is renamed to `target` when the block ends without an error.
 
-    When the block is left, the file is on the disk: what was answered to a person survives a loss of power.
+    After the block the file is on the disk, so it survives a loss of power.
     `new_folder`: make the folder of `target` where there is none. Raises DiskFull when the disk is full.
     """
     if new_folder:
@@ -94,7 +94,7 @@ def is_full_disk(error: OSError) -> bool:
 
 
 def write_whole(path: Path, data: bytes | str, *, new_folder: bool = True) -> None:
-    """Write a small file beside, then rename it to `path`; `new_folder` as whole_file has it."""
+    """Write a small file whole or not at all; `new_folder` as in `whole_file`."""
     with whole_file(path, new_folder=new_folder) as beside:
         beside.write_bytes(data.encode() if isinstance(data, str) else data)
 
@@ -119,7 +119,7 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
     it, nested without end, larger than `most` bytes, or no file.
     """
     try:
-        # O_NONBLOCK: the opening of a named pipe would wait for a writer for ever
+        # with O_NONBLOCK, opening a named pipe does not wait for a writer
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -145,7 +145,7 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
 
 
 def read_back(path: Path, form: type[BaseModel], most: int = MOST_JSON) -> dict[str, Any]:
-    """`read_json` of a file that must have the entries of `form`; types are taken as they stand, "8" is no number.
+    """`read_json` of a file that must have the entries of `form`, with the exact types: "8" is no number.
 
     Raises as `read_json` does, and DataError with the first entry that does not fit.
     """
@@ -165,27 +165,27 @@ def read_back(path: Path, form: type[BaseModel], most: int = MOST_JSON) -> dict[
 
 
 def own_folder(path: Path) -> None:
-    """Make the folder `path` with the mark of this program, or find it so.
+    """Make the folder `path` with the file MARK; one that has MARK already is left as it is.
 
-    Raises DataError when something is there that has no mark.
+    Raises DataError when something else is there.
     """
     with suppress(FileExistsError):
         path.mkdir()
     if is_own_folder(path):
         return
-    # killed between making and marking leaves it empty
+    # an empty folder without MARK: the process was killed after mkdir
     if path.is_symlink() or not path.is_dir() or any(path.iterdir()):
         raise DataError(f"{path}: is in the way and was not made by densitywatch; move it away")
     (path / MARK).touch()
 
 
 def is_own_folder(path: Path) -> bool:
-    """Whether `path` is a folder that carries the mark."""
+    """Whether `path` is a folder with the file MARK."""
     return path.is_dir() and not path.is_symlink() and (path / MARK).is_file()
 
 
 def drop_own_folder(path: Path) -> None:
-    """Remove a folder with everything in it, the mark last; one without the mark stays, unless it is empty."""
+    """Remove a folder with everything in it, MARK last. A folder without MARK is only removed when it is empty."""
     if is_own_folder(path):
         for item in path.iterdir():
             if item.name != MARK:
@@ -198,7 +198,7 @@ def drop_own_folder(path: Path) -> None:
 
 
 def is_leftover(name: str, of: frozenset[str]) -> bool:
-    """Whether `name` is what a killed process left of one of the files `of`."""
+    """Whether `name` is the temporary file of a killed process for one of the files `of`."""
     found = re.fullmatch(r"\.(.+)\.densitywatch\.partial-\d+", name)
     return found is not None and found.group(1) in of
 
@@ -208,14 +208,14 @@ def _beside(target: Path) -> Path:
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Remove what a killed process left beside `target`; a folder of a process that still runs stays."""
+    """Remove the temporary folders of killed processes next to `target`; a running process keeps its folder."""
     start = f".{target.name}.densitywatch.partial-"
     for folder in target.parent.iterdir():
         number = folder.name.removeprefix(start)
         if not folder.name.startswith(start) or not number.isdecimal() or not folder.is_dir():
             continue
         try:
-            if int(number) != os.getpid():  # a process before may have had our number
+            if int(number) != os.getpid():  # an earlier process may have had our number
                 os.kill(int(number), 0)
                 continue
         except (PermissionError, OverflowError):
@@ -233,7 +233,7 @@ def _to_disk(path: Path) -> None:
         finally:
             os.close(descriptor)
     except OSError as error:
-        # a file system that has no such promise to give, a folder that may be written and not listed
+        # a file system without fsync, or a folder that may be written and not listed
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
             raise
 

@@ -16,13 +16,10 @@ def load_model(where: str) -> nn.Module:
 
     Raises ModelError or RegistryError when there is no such model or its file is not whole.
     """
-    if where.startswith("models:/"):
-        from densitywatch.registry.versions import download_model
-
-        where = str(download_model(where))
     from densitywatch.models.storage import load_model_folder
+    from densitywatch.registry.download import model_folder
 
-    return load_model_folder(where)
+    return load_model_folder(model_folder(where))
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""params.yaml as frozen, typed values; anything unknown, missing or out of range is one sentence naming the key."""
+"""params.yaml as frozen, typed values; an unknown key or a wrong value is an error of one sentence with the key."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from densitywatch.errors import ParamsError
 
 
 class Block(BaseModel):
-    """A frozen block of params.yaml that refuses keys it does not know."""
+    """A frozen block of params.yaml; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -25,7 +25,7 @@ class DataParams(Block):
     address: str | None = None
     """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these."""
     follow_links: bool = False
-    """Read what symbolic links lead to, outside of the folder as well."""
+    """Read what symbolic links lead to, also outside of the folder."""
     size: int = Field(ge=4, le=1024)
     channels: Literal[1, 3]
     resize: Literal["crop", "pad", "stretch"] = "crop"
@@ -36,7 +36,7 @@ class DataParams(Block):
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
-    """Shares of the images; `validation` and `test` count only for sources without such a part of their own."""
+    """Shares of the images. `validation` and `test` count only where the source has no such part."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataParams:
@@ -54,9 +54,9 @@ class ExpectationParams(Block):
     max_duplicate_share: float = Field(ge=0, le=1)
     max_flat_share: float = Field(ge=0, le=1)
     min_label_share: float = Field(ge=0, le=1)
-    """Each label's share of the images, relative to an even share: 0.5 lets a class be half its even share."""
+    """The least share of the images that a label may have, relative to an even share: with 0.5 half an even share."""
     mean_intensity: tuple[float, float]
-    """The dataset's mean pixel value (0 to 255) lies between these."""
+    """The range of the dataset's mean pixel value (0 to 255)."""
 
 
 def _no_half_precision(value: object) -> object:
@@ -76,21 +76,21 @@ class DeviceParams(Block):
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = "auto"
-    """Processes of a training, each on a device of its own or, with accelerator cpu, on its share of the threads."""
+    """Processes of a training, each on its own device or, with accelerator cpu, on its share of the threads."""
     precision: Precision = "32-true"
     channels_last: bool = True
     compile: Literal["auto", True, False] = "auto"
-    """auto: torch.compile where a C++ compiler (CPU) or Triton (CUDA) is found, the eager form elsewhere."""
+    """auto: torch.compile where a C++ compiler (CPU) or Triton (CUDA) is found, and the eager form elsewhere."""
     slots: int = Field(default=1, ge=1)
-    """Stages that compute at once. Small networks fill one core: two beside each other are done sooner than in turn."""
+    """Stages that compute at once. A small network uses one core, so two stages at once end sooner than in turn."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads of a stage; null takes its slot's share of the cores. Part of what makes two runs bit-identical."""
+    """CPU threads of a stage; null takes its slot's share of the cores. Bit-identical runs need the same number."""
 
     @field_validator("devices")
     @classmethod
     def _at_least_one(cls, devices: int | str) -> int | str:
         if isinstance(devices, int) and devices < 1:
-            raise ValueError(f"{devices} devices compute nothing; take 1 or more, or auto")
+            raise ValueError(f"{devices} devices cannot compute; take 1 or more, or auto")
         return devices
 
     @property
@@ -99,42 +99,42 @@ class DeviceParams(Block):
 
     @property
     def threads_of_a_process(self) -> int:
-        """Of a training's; several of them on a CPU share the stage's."""
+        """CPU threads of a training's process: several processes on a CPU share the threads of the stage."""
         several = self.devices if self.accelerator == "cpu" and isinstance(self.devices, int) else 1
         return self.threads or max(1, self.threads_of_a_stage // several)
 
 
 class TrainingParams(Block):
-    """One model's training; the defaults are those of every model that does not say otherwise."""
+    """The training of one model."""
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: inner weights by Muon, the rest by AdamW (docs/decisions/0013); adversarial models always take adamw."""
+    """muon: inner weights by Muon, the rest by AdamW (docs/decisions/0009); adversarial models always take adamw."""
     learning_rate: float = Field(gt=0, lt=10)
     matrix_learning_rate: float = Field(default=0.02, gt=0, lt=10)
-    """Muon's."""
+    """Of Muon's weights."""
     discriminator_learning_rate: float | None = Field(default=None, gt=0, lt=10)
     """Only for adversarial models: the second time scale; null takes learning_rate."""
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
-    """The cosine's end, as a share of learning_rate."""
+    """The learning rate at the end of the cosine, as a share of learning_rate."""
     gradient_clip: float | None = Field(default=1.0, gt=0)
     precision: Precision | None = None
-    """null takes device.precision; bf16-mixed is left aside on a CPU that would only emulate it."""
+    """null takes device.precision; on a CPU that only emulates bfloat16, bf16-mixed becomes 32-true."""
     compile: bool = False
-    """Compile this model's step where device.compile allows it; that takes about half a minute: for long runs."""
+    """Compile this model's loss where device.compile allows it. That takes about half a minute: for long runs."""
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     evaluate_every: int = Field(default=500, ge=1)
     checkpoint_every: int = Field(default=250, ge=1)
     validation_images: int | None = Field(default=2000, ge=1)
-    """How many validation images choose the best checkpoint; null takes all."""
+    """Number of validation images that choose the best checkpoint; null takes all."""
 
 
 class ModelBlock(Block):
-    """One model: `kind` names the file in densitywatch/models, `settings` are that file's own."""
+    """One model: `kind` is the name of its file in densitywatch/models, `settings` are that file's Settings."""
 
     kind: str = Field(pattern=r"^[a-z][a-z0-9_]*$")
     size: int | None = Field(default=None, ge=4)
@@ -145,7 +145,7 @@ class ModelBlock(Block):
 
 class ClassifierSettings(Block):
     channels: int = Field(default=32, ge=2, le=4096)
-    """Of the first convolution; those of the last are four times as many."""
+    """Of the first convolution; the last one has four times as many."""
     features: int = Field(default=64, ge=2, le=65536)
     """The width of the feature space."""
     dropout: float = Field(default=0.3, ge=0, lt=1)
@@ -164,13 +164,13 @@ class QualityParams(Block):
     """Sample quality in the feature network's space."""
 
     images: int = Field(default=10000, ge=8)
-    """How many images a model draws for the figures."""
+    """Number of images that a model draws for the figures."""
     slow_images: int = Field(default=1000, ge=8)
     """The same for models that draw pixel by pixel."""
     neighbours: int = Field(default=5, ge=1)
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
-    """At most this many of both kinds for those four figures: their cost grows with the square."""
+    """Most images of both kinds for those four figures, whose cost grows with the square."""
     label_training_steps: int = Field(default=300, ge=1)
     """Steps of the classifier that is trained on a conditional model's samples alone."""
     inception_weights: str | None = None
@@ -187,11 +187,11 @@ class ProbeParams(Block):
     """The linear probe on a model's features."""
 
     labels: tuple[int, ...] = (100, 1000, 10000)
-    """Points of the curve; all labels come after them."""
+    """Numbers of labels of the curve; the last point has all labels."""
     regularisation: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
     """L2 weights (a share of the mean loss) to choose from on the validation images."""
     slow_images: int = Field(default=10000, ge=10)
-    """Limit on the training images for autoregressive models, which are slow to read them all."""
+    """Most training images for autoregressive models, which are slow."""
 
 
 class EvaluateParams(Block):
@@ -201,76 +201,76 @@ class EvaluateParams(Block):
     importance_samples: int = Field(ge=1)
     importance_images: int | None = Field(default=None, ge=1)
     sample_images: int = Field(ge=1)
-    """How many images each model draws for its sample grid."""
+    """Number of images that each model draws for its sample grid."""
     code_images: int = Field(default=128, ge=0)
-    """How many test images are coded into a file and decoded by another process; 0 leaves that out."""
+    """Number of test images that are coded into a file and decoded by another process; 0 leaves that out."""
     label_images: int = Field(default=3000, ge=1)
-    """How many calibration images say what is usual for each label of a conditional density."""
+    """Number of calibration images from which the usual scores of each label of a conditional density are taken."""
     quality: QualityParams = QualityParams()
     latent: LatentParams = LatentParams()
     probe: ProbeParams = ProbeParams()
 
 
 class DetectorParams(Block):
-    """The outlier detector: what it is made of and how loud it may be."""
+    """The outlier detector: its members and its false-alarm rates."""
 
     size: int | None = Field(default=None, ge=4)
-    """Pixels a side at which its own statistics are taken; its models read at theirs. null: data.size, at most 32."""
+    """Pixels a side for its own statistics; its models read at their size. null takes data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
     """Names of functions in densitywatch/detector/scores/scores.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
-    """The models that the members read: calibrate waits for these and runs again when their weights change."""
+    """Models that the members read: calibrate waits for these and runs again when their weights change."""
     rivals_read: tuple[str, ...] = ()
-    """Further models that the benchmark's rows read; without them those rows are left out."""
+    """More models for rows of the benchmark; without them those rows are left out."""
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
-    """Length of the training of the small networks that some scores bring along (detector/scores/networks.py)."""
+    """Training steps of the small networks that some scores train themselves (detector/scores/networks.py)."""
     declared_steps: int = Field(default=1000, ge=1)
-    """Length of the training of the judge of declared transformations, batches of 64 images and as many transformed."""
+    """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
     panel_images: int = Field(default=1000, ge=2)
-    """Number of images that the benchmark scores of each member of the panel."""
+    """Number of images of each member of the panel that the benchmark scores."""
     slow_images: int = Field(default=60, ge=2)
     """The same for scores that take many times as long."""
     folds: int = Field(default=10, ge=0)
-    """Number of classes for which the benchmark fits the detector anew without the class."""
+    """Number of classes for each of which the benchmark fits a detector without that class."""
     false_discovery_rate: float = Field(gt=0, lt=1)
     false_alarm_rate: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)
 
 
 class InboxParams(Block):
-    """Where incoming batches arrive (one folder a batch) and where results go."""
+    """Where batches arrive, one folder a batch, and where results are written."""
 
     address: str
     results: str
     settle_seconds: float = Field(ge=0)
-    """A batch without a _SUCCESS marker is left alone until its newest file is this old."""
+    """A batch without a _SUCCESS marker waits until its newest file is this old."""
     cron: str
     labels: str | None = Field(default=None, min_length=1)
-    """The model whose champion labels every image, a conditional density; null leaves labels out."""
+    """A conditional density whose champion labels every image; null leaves labels out."""
     strict: bool = False
-    """Hold the false-discovery rate for the calibration set at hand, not only on average over such sets."""
+    """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
-    """Beyond these shares of unreadable files, or of files that are there more than once, a batch's flow run fails: the
-    results stand, but someone should look at the camera or the transfer."""
+    """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
+    someone should look at the camera or the transfer."""
 
 
 class MlflowParams(Block):
     tracking_uri: str
-    """Where runs and the registry live; the environment variable MLFLOW_TRACKING_URI goes before it."""
+    """The store of runs and of the registry; the environment variable MLFLOW_TRACKING_URI overrides it."""
     experiment: str = Field(min_length=1)
 
 
 class GateParams(Block):
-    """What a candidate must meet, beside the champion on the same validation images, to be promoted."""
+    """When a candidate is promoted: it is measured on the same validation images as the champion."""
 
     images: int = Field(ge=1)
     tolerance: float = Field(ge=0)
-    """How much worse, relatively, a candidate may be and still pass; 0 asks it to be at least as good."""
+    """Share by which a candidate may be worse and still pass; with 0 it must be at least as good."""
 
 
 class Params(Block):

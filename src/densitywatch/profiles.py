@@ -1,4 +1,4 @@
-"""Profiles: a few keys laid over params.yaml, comments and order kept."""
+"""Profiles: a few keys that replace those of params.yaml, whose comments and order stay."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ _NULL = "tag:yaml.org,2002:null"
 
 
 def apply_profile(name: str, root: Path) -> list[str]:
-    """Lay `profiles/<name>.yaml` over `params.yaml` and return the keys whose value changed, as `a.b.c`.
+    """Put the keys of `profiles/<name>.yaml` into `params.yaml` and return those whose value changed, as `a.b.c`.
 
-    Applying it a second time changes nothing. The result is checked before it takes the file's place, so params.yaml
-    is never left unusable.
+    A second time changes nothing. The result is checked before it replaces the file, so params.yaml is always usable.
 
     Raises ParamsError when there is no such profile or the result is not valid.
     """
@@ -68,7 +67,7 @@ def _read(round_trip: YAML, path: Path) -> MutableMapping[str, Any]:
 
 
 def _merge(base: MutableMapping[str, Any], overlay: Mapping[str, Any], prefix: str) -> list[str]:
-    """Lay `overlay` over `base` in place; mappings are merged, everything else is replaced."""
+    """Put `overlay` into `base`; mappings are merged, everything else is replaced."""
     changed = []
     for key, value in overlay.items():
         if isinstance(value, Mapping) and isinstance(base.get(key), MutableMapping):

@@ -15,17 +15,17 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """One plain line to the person who waits; what a terminal would obey in it is shown by its code."""
+    """One plain line to stderr; control characters in it are shown by their codes."""
     print(visible(message), file=sys.stderr, flush=True)
 
 
 def tell(message: object) -> None:
-    """One plain line of a verb's result, to stdout, as `say` has it."""
+    """One plain line of a verb's result, to stdout, in the same way."""
     print(visible(message))
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Yield the items of `iterable` and show how far it is; `total` is found by len() where there is one."""
+    """Yield the items of `iterable` and show the progress; without `total`, len() is taken where there is one."""
     if total is None and isinstance(iterable, Sized):
         total = len(iterable)
     return _bar(iterable, description, total) if sys.stderr.isatty() else _lines(iterable, description, total)

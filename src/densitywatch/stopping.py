@@ -1,7 +1,7 @@
-"""Being told to stop: Ctrl-C, SIGTERM and SIGHUP end a command with one line and the exit code that shells expect.
+"""Stopping: Ctrl-C, SIGTERM and SIGHUP end a command with one line and the exit code that shells expect.
 
-The main thread hears of it by an exception, `Stopped`; work that must not be cut anywhere (a training step) puts itself
-between two stops with `between`. Whatever the main thread does, the process is gone after a few seconds.
+The main thread gets an exception, `Stopped`. Work that must not be interrupted (a training step) loops over `between`,
+which stops only between two items. Whatever the main thread does, the process is gone after a few seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Item = TypeVar("Item")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 3.5
-"""Seconds to write a checkpoint in; who is still there then is killed."""
+"""Seconds to write a checkpoint in; after that the process is killed."""
 
 _asked: int | None = None
 _raised = False
@@ -26,7 +26,7 @@ _deferring = False
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to stop; `number` is the signal."""
+    """The process was told to stop by the signal `number`."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -34,23 +34,23 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> int | None:
-    """The signal that told this process to stop; None while it may go on. It stays after `listening`."""
+    """The signal that told this process to stop, or None. It stays after `listening` has ended."""
     return _asked
 
 
 def stop_if_asked() -> None:
-    """Raises Stopped once the process was told to stop: for threads, which no signal reaches."""
+    """Raise Stopped once the process was told to stop; for threads, which signals do not reach."""
     if _asked is not None:
         raise Stopped(_asked)
 
 
 def exit_code(number: int) -> int:
-    """What a shell reports of a program that a signal has ended: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+    """The exit code of a program that a signal ended, as shells have it: 130 for Ctrl-C, 143 SIGTERM, 129 SIGHUP."""
     return 128 + number
 
 
 def between(items: Iterable[Item]) -> Iterator[Item]:
-    """The items; being told to stop waits until the work on one is done, and raises Stopped in place of the next."""
+    """The items; a signal to stop waits until the work on an item is done, and raises Stopped instead of the next."""
     global _deferring
     _deferring = True
     try:
@@ -63,11 +63,11 @@ def between(items: Iterable[Item]) -> Iterator[Item]:
 
 @contextmanager
 def listening(at_once: Callable[[int], None]) -> Iterator[None]:
-    """While it lasts, the first of the three signals raises Stopped here and runs `at_once(signal)` in a thread.
+    """Inside the block the first of the three signals raises Stopped and runs `at_once(signal)` in a thread.
 
-    The thread starts even where the main thread is inside a library that returns late. A signal that is ignored stays
-    so (nohup), and one that somebody else handles is theirs; `at_once` runs for it as well. Does nothing outside the
-    main thread, which alone may handle signals.
+    The thread runs even while the main thread is inside a library call that takes long. An ignored signal stays ignored
+    (nohup). A signal that has another handler keeps it; `at_once` runs for it too. Outside of the main thread, which
+    alone may handle signals, this does nothing.
     """
     global _asked, _raised
     if threading.current_thread() is not threading.main_thread():

@@ -9,7 +9,7 @@ MAX_PATH = 4096
 
 def as_text(name: str) -> str:
     """`name` as valid UTF-8 of at most MAX_PATH characters; bytes that are no UTF-8 show as \\xff."""
-    # cut first: a name of a gigabyte must not be copied three times
+    # cut first, so that a name of a gigabyte is not copied three times
     long = len(name) > MAX_PATH
     name = name[: MAX_PATH + 1] if long else name
     try:
@@ -21,14 +21,14 @@ def as_text(name: str) -> str:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception of a library as a short clause."""
+    """A library's exception as a short clause."""
     return as_text(" ".join(str(error)[:2000].split())[:200]) or type(error).__name__
 
 
 def visible(text: object) -> str:
-    """`text` with control characters, and those that turn the reading direction, shown by their codes.
+    """`text` with control characters, and those that change the reading direction, shown by their codes, as \\x1b.
 
-    What a terminal would obey (ESC and its C1 kin, CR, BEL) comes out as \\x1b; what is visible already is left alone.
+    So a terminal does not act on them (ESC and its C1 forms, CR, BEL). Visible characters stay.
     """
     text = str(text)
     if text.isascii() and text.isprintable():

@@ -12,13 +12,13 @@ import pandas as pd
 import pytest
 
 from densitywatch.batches.inbox import find_batches
-from densitywatch.batches.score_batch import score_source
+from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png
 
 
 def score(source: str, params: Params, root: Path, **options: bool) -> tuple[pd.DataFrame, dict[str, object]]:
-    score_source(source, params, root, root / "out", Brightness(), **options)
+    score_source(source, params, root, root / "out", Brightness(), ScoreOptions(**options))
     return pd.read_parquet(root / "out" / "scores.parquet"), json.loads((root / "out" / "summary.json").read_text())
 
 

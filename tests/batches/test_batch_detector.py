@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from densitywatch.batches.score_batch import load_detector, score_source
+from densitywatch.batches.score_batch import score_source
+from densitywatch.batches.scorer import load_detector
 from densitywatch.detector import detector
 from densitywatch.params import Params
 from tests.batches.conftest import PROJECT

@@ -9,7 +9,8 @@ import fsspec
 import pytest
 
 from densitywatch.batches.inbox import Batch, find_batches
-from densitywatch.batches.score_batch import note_run, score_source
+from densitywatch.batches.results_folder import note_run
+from densitywatch.batches.score_batch import score_source
 from densitywatch.errors import DataError
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png

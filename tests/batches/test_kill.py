@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from densitywatch.batches.score_batch import score_source
+from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.batches.verdicts import Verdict, write_verdicts
 from densitywatch.params import Params
 from tests.batches import job
@@ -66,7 +66,7 @@ def test_killed_at_any_change_to_the_disk_the_job_gives_one_result(
     prepared.mkdir()
     verdict: dict[tuple[str, str], Verdict] = {("odd_0000.png", "0" * 64): "fine"}
     if start == "older results":
-        score_source(str(source), params, tmp_path, prepared / "out", Brightness(), limit=12)
+        score_source(str(source), params, tmp_path, prepared / "out", Brightness(), ScoreOptions(limit=12))
         write_verdicts(prepared / "out", verdict)
         reference = {**reference, "verdicts.json": (prepared / "out" / "verdicts.json").read_bytes()}
     ours, theirs = job.context().Pipe()

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.inbox import find_batches
-from densitywatch.batches.report import write_report
-from densitywatch.batches.review.review import batch_folder, give_verdicts
-from densitywatch.batches.score_batch import note_run, score_source
+from densitywatch.batches.results_folder import note_run
+from densitywatch.batches.review.judging import batch_folder, give_verdicts
+from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.batches.verdicts import read_verdicts, write_verdicts
 from densitywatch.data.dataset import read_info
 from densitywatch.data.raw import open_raw
@@ -76,7 +77,7 @@ def test_a_folder_of_the_users_next_to_the_results_is_left_alone(params: Params,
     (tmp_path / name).mkdir()
     (tmp_path / name / "thesis.txt").write_text("do not lose")
     for rate in (0.1, 0.2):
-        score_source("batch", params, tmp_path, tmp_path / "out", Brightness(), false_discovery_rate=rate)
+        score_source("batch", params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(false_discovery_rate=rate))
         assert (tmp_path / name / "thesis.txt").read_text() == "do not lose"
     assert (tmp_path / "out" / "scores.parquet").is_file()
 
@@ -98,7 +99,7 @@ def test_what_a_person_puts_into_a_results_folder_stays_there(params: Params, tm
     score_source("batch", params, tmp_path, out, Brightness())
     (out / "notes.txt").write_text("do not lose")
     (out / ".hidden.partial-1").write_text("nor this")
-    score_source("batch", params, tmp_path, out, Brightness(), false_discovery_rate=0.2)
+    score_source("batch", params, tmp_path, out, Brightness(), ScoreOptions(false_discovery_rate=0.2))
     assert (out / "notes.txt").read_text() == "do not lose"
     assert (out / ".hidden.partial-1").read_text() == "nor this"
     assert json.loads((out / "summary.json").read_text())["false_discovery_rate"] == 0.2
@@ -182,7 +183,7 @@ def test_damaged_scores_are_made_anew_and_cost_no_other_batch(params: Params, tm
     assert score_source("two", params, tmp_path, None, Brightness())["past_batches"] == 0
     if what in ("cut off", "text", "gone"):
         with pytest.raises(DataError, match="score the batch again"):
-            write_report(one)
+            write_batch_report(one)
     score_source("one", params, tmp_path, None, Brightness())
     assert bytes_of(one) == before
 

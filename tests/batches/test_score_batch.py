@@ -12,7 +12,8 @@ import torch
 
 from densitywatch.batches import chunks
 from densitywatch.batches import results as outlier_results
-from densitywatch.batches.score_batch import batch_name, results_folder, score_source
+from densitywatch.batches.results_folder import batch_name, results_folder
+from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.batches.verdicts import read_verdicts, write_verdicts
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.detector import conformal
@@ -64,7 +65,9 @@ def test_the_flags_are_those_of_benjamini_hochberg_over_the_whole_batch(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
     for rate in (0.02, 0.3):
-        summary = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), false_discovery_rate=rate)
+        summary = score_source(
+            str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(false_discovery_rate=rate)
+        )
         table = pd.read_parquet(tmp_path / "out" / "scores.parquet").query("status == 'scored'")
         assert (table.outlier == conformal.benjamini_hochberg(table.p_value, rate)).all()
         assert summary["false_discovery_rate"] == rate
@@ -75,8 +78,10 @@ def test_strict_flags_no_more_and_promises_for_the_calibration_set_at_hand(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
     kwargs: dict[str, Any] = {"false_discovery_rate": 0.3}
-    plain = score_source(str(source), params, tmp_path, tmp_path / "plain", Brightness(), **kwargs)
-    strict = score_source(str(source), params, tmp_path, tmp_path / "strict", Brightness(), strict=True, **kwargs)
+    plain = score_source(str(source), params, tmp_path, tmp_path / "plain", Brightness(), ScoreOptions(**kwargs))
+    strict = score_source(
+        str(source), params, tmp_path, tmp_path / "strict", Brightness(), ScoreOptions(strict=True, **kwargs)
+    )
     tables = [pd.read_parquet(tmp_path / name / "scores.parquet") for name in ("plain", "strict")]
     assert (tables[0].p_value.dropna() == tables[1].p_value.dropna()).all(), "the column keeps the plain p-values"
     p = conformal.conditional_p_values(tables[1].p_value.dropna(), len(Brightness().calibration))
@@ -118,7 +123,9 @@ def test_a_conditional_density_labels_every_image_beside_the_verdict(
     save_model(model, tmp_path / "models" / "labeller", kind="pixelcnn", class_names=names, about={})
 
     without = score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts())
-    score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts(), label_model="models/labeller")
+    score_source(
+        str(source), params, tmp_path, tmp_path / "out", Verdicts(), ScoreOptions(label_model="models/labeller")
+    )
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet").query("status == 'scored'")
     images = np.stack(
         [decode_picture((source / path).read_bytes(), size=28, channels=1, resize="crop").pixels for path in table.path]
@@ -133,7 +140,9 @@ def test_a_conditional_density_labels_every_image_beside_the_verdict(
     unconditional = pixelcnn.PixelCNN(settings, channels=1, size=28, classes=0)
     save_model(unconditional, tmp_path / "models" / "plain", kind="pixelcnn", class_names=(), about={})
     with pytest.raises(ModelError, match="is no density by label"):
-        score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts(), label_model="models/plain")
+        score_source(
+            str(source), params, tmp_path, tmp_path / "out", Verdicts(), ScoreOptions(label_model="models/plain")
+        )
 
 
 def test_an_image_of_another_size_or_colour_is_scored_and_its_row_says_what_was_changed(
@@ -219,13 +228,13 @@ def test_verdicts_stay_with_the_batch_when_it_is_scored_anew(params: Params, sou
     table = pd.read_parquet(out / "scores.parquet")
     row = table[table.outlier].iloc[0]
     write_verdicts(out, {(row.path, row.sha256): "fine"})
-    score_source(str(source), params, tmp_path, out, Brightness(), false_discovery_rate=0.2)
+    score_source(str(source), params, tmp_path, out, Brightness(), ScoreOptions(false_discovery_rate=0.2))
     assert read_verdicts(out) == {(row.path, row.sha256): "fine"}
     assert "0 of 1 reviewed" in (out / "report.html").read_text()
 
 
 def test_limit_looks_at_the_first_files_only(params: Params, source: Path, tmp_path: Path) -> None:
-    summary = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), limit=10)
+    summary = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(limit=10))
     assert summary["files"] == 10
     assert "Only the first 10 files" in (tmp_path / "out" / "report.html").read_text()
 
@@ -233,9 +242,9 @@ def test_limit_looks_at_the_first_files_only(params: Params, source: Path, tmp_p
 def test_fail_on_fails_when_so_many_are_flagged_and_after_the_results_are_written(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
-    score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), fail_on=5)
+    score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(fail_on=5))
     with pytest.raises(OutliersFound, match="4 of 44 images are outliers"):
-        score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), fail_on=4)
+        score_source(str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(fail_on=4))
     assert (tmp_path / "out" / "report.html").is_file()
 
 
@@ -244,7 +253,7 @@ def test_fail_on_fails_when_so_many_are_flagged_and_after_the_results_are_writte
 )
 def test_an_impossible_option_is_refused_before_any_work(params: Params, tmp_path: Path, options: Any) -> None:
     with pytest.raises(ParamsError):
-        score_source("nowhere", params, tmp_path, tmp_path / "out", Brightness(), **options)
+        score_source("nowhere", params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(**options))
 
 
 def test_a_folder_that_holds_something_else_is_left_alone(params: Params, source: Path, tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_table_of_labels_beside_the_images_gives_their_labels(images: Path, fe
     put(images / "labels.csv", "\n".join([header, *rows, f"gone.png{comma}ok"]).encode())
     found = fetched()
     assert found.labels == TWO
-    assert "labels.csv: 1 of the files are no usable image here: 'gone.png'" in found.told
+    assert "labels.csv: 1 of the files are not usable images here: 'gone.png'" in found.told
 
 
 def test_a_table_in_a_part_or_in_a_zip_speaks_for_its_own_folder(tmp_path: Path, images: Path, fetched: Fetch) -> None:

@@ -19,7 +19,7 @@ from densitywatch.data import prepare as module
 from densitywatch.data.dataset import SPLITS, batches, open_split, read_info
 from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import Row, assign, choose, prepare
-from densitywatch.data.raw import Entry, open_raw, read_idx
+from densitywatch.data.raw import RawImage, open_raw, read_idx
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest
 from densitywatch.params import DataParams
@@ -126,7 +126,7 @@ def test_splits_are_whole_disjoint_and_near_their_shares(
 ) -> None:
     rows = [
         Row(
-            Entry(f"{n}", "test" if own_test and n % 4 == 0 else "", label, f"group {n // 3}" if grouped else ""),
+            RawImage(f"{n}", "test" if own_test and n % 4 == 0 else "", label, f"group {n // 3}" if grouped else ""),
             n, 28, 28, "L", hashlib.sha256(f"{n // repeats if not own_test else n}".encode()).hexdigest(),
         )
         for n, label in enumerate(labels)
@@ -137,27 +137,27 @@ def test_splits_are_whole_disjoint_and_near_their_shares(
         groups = -(-len(rows) // max(repeats, 3 if grouped else 1))
         assert groups < 12
         return
-    placed = [row.entry.path for split in splits.values() for row in split]
-    assert sorted([*placed, *(item["path"] for item in dropped)]) == sorted(row.entry.path for row in rows)
+    placed = [row.image.path for split in splits.values() for row in split]
+    assert sorted([*placed, *(item["path"] for item in dropped)]) == sorted(row.image.path for row in rows)
     largest = max(Counter(row.sha256 for row in rows).values()) * (5 if grouped else 1)
-    rest = sum(row.entry.part != "test" for row in rows)
+    rest = sum(row.image.part != "test" for row in rows)
     assert abs(len(splits["validation"]) - 0.05 * rest) <= largest + 1
     assert abs(len(splits["calibration"]) - 0.1 * rest) <= largest + 1
     again, _ = assign(rows[::-1], DATA, seed)
     for name in SPLITS:
-        paths = [[row.entry.path for row in split] for split in (again[name], splits[name])]
+        paths = [[row.image.path for row in split] for split in (again[name], splits[name])]
         assert paths[0] == paths[1], "the order of the files does not matter"
 
 
 @settings(max_examples=60, deadline=None)
 @given(labels=labels, limit=st.integers(8, 60))
 def test_a_limit_takes_labels_in_turn(labels: list[int], limit: int) -> None:
-    entries = [Entry(f"{number}", "test" if number % 2 else "train", label) for number, label in enumerate(labels)]
-    chosen = choose(entries, limit, seed=1)
+    images = [RawImage(f"{number}", "test" if number % 2 else "train", label) for number, label in enumerate(labels)]
+    chosen = choose(images, limit, seed=1)
     assert chosen == sorted(set(chosen))
     for part in ("train", "test"):
-        taken = Counter(entries[index].label for index in chosen if entries[index].part == part)
-        there = Counter(entry.label for entry in entries if entry.part == part)
+        taken = Counter(images[index].label for index in chosen if images[index].part == part)
+        there = Counter(image.label for image in images if image.part == part)
         assert sum(taken.values()) == min(limit, sum(there.values()))
         fair = max(taken.values(), default=0)
         assert all(taken[label] >= min(there[label], fair - 1) for label in there)

@@ -33,7 +33,14 @@ class Brightness:
         time.sleep(self.seconds)
         score = images.reshape(len(images), -1).mean(axis=1).astype(np.float64)
         p_value = conformal.p_values(self.calibration, score)
-        return SimpleNamespace(score=score, p_value=p_value, bits_per_dim=score / 100, members={"mean": score})
+        return SimpleNamespace(
+            score=score,
+            p_value=p_value,
+            bits_per_dim=score / 100,
+            members={"mean": score},
+            label=None,
+            label_probability=None,
+        )
 
     def surprise_map(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return images.mean(axis=1).astype(np.float32)

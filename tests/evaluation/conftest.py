@@ -15,8 +15,9 @@ from sklearn.datasets import load_digits
 
 from densitywatch.data.dataset import DatasetInfo, read_info
 from densitywatch.evaluation.measures.context import Context
+from densitywatch.evaluation.measures.feature_network import train_classifier
 from densitywatch.models.storage import WEIGHTS, build_model, save_model
-from densitywatch.params import ModelBlock, Params, load_params
+from densitywatch.params import ClassifierParams, ClassifierSettings, ModelBlock, Params, TrainingParams, load_params
 from densitywatch.training.bookkeeping import note_training
 
 TOP = Path(__file__).parents[2]
@@ -83,6 +84,23 @@ def context_of(project: Path, params: Params) -> Callable[..., Context]:
         return Context(**(usual | changes))
 
     return make
+
+
+@pytest.fixture
+def with_classifier(params: Params, project: Path) -> tuple[Params, Path]:
+    """Params and folder of a project whose feature network has learned a little."""
+    training = TrainingParams(
+        steps=60,
+        batch_size=32,
+        learning_rate=5e-3,
+        warmup_steps=5,
+        evaluate_every=60,
+        checkpoint_every=60,
+        ema_decay=0.9,
+    )
+    settings = ClassifierSettings(channels=8, features=16)
+    params = params.model_copy(update={"classifier": ClassifierParams(settings=settings, training=training)})
+    return params, train_classifier(params, project)
 
 
 def write_params(root: Path, models: dict[str, Any], **blocks: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor
 
 from densitywatch.errors import ModelError, ParamsError
-from densitywatch.evaluation import evaluators
+from densitywatch.evaluation import evaluate
 from densitywatch.evaluation.evaluate import evaluate_model
 from densitywatch.evaluation.measures.context import Context, Figure, Result
 from densitywatch.params import Params
@@ -110,7 +110,7 @@ def test_a_figure_that_is_not_a_number_leaves_the_last_results_alone(
         (context.out / "half.png").write_bytes(b"half")
         return Result({"fid": math.nan})
 
-    monkeypatch.setattr(evaluators, "EVALUATORS", [broken])
+    monkeypatch.setattr(evaluate, "EVALUATORS", [broken])
     with pytest.raises(ModelError, match=r"vae: fid is nan, so nothing was written"):
         evaluate_model("vae", params, project)
     assert ({path.name: path.read_bytes() for path in folder.iterdir()}, metrics.read_bytes()) == before
@@ -127,7 +127,7 @@ def test_a_further_evaluator_is_a_function_in_the_list(
     def absent(context: Context) -> Tensor | None:
         return None
 
-    monkeypatch.setattr(evaluators, "EVALUATORS", [absent, colours])
+    monkeypatch.setattr(evaluate, "EVALUATORS", [absent, colours])
     assert evaluate_model("vae", params, project)["colours"] == 3
     folder = project / "reports" / "models" / "vae"
     assert read(folder / "figures.json")[0]["title"] == "Colours"
@@ -135,8 +135,8 @@ def test_a_further_evaluator_is_a_function_in_the_list(
 
 
 def test_two_evaluators_cannot_claim_one_figure(project: Path, params: Params, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evaluators, "EVALUATORS", [lambda context: Result({"fid": 1.0})] * 2)
-    with pytest.raises(ValueError, match="fid stands in the metrics already"):
+    monkeypatch.setattr(evaluate, "EVALUATORS", [lambda context: Result({"fid": 1.0})] * 2)
+    with pytest.raises(ValueError, match="another evaluator already gave fid"):
         evaluate_model("vae", params, project)
 
 

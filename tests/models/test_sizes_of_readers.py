@@ -101,7 +101,7 @@ def test_the_gate_compares_only_models_that_see_images_at_one_size(project: tupl
 
 
 def test_labels_come_from_a_model_of_another_size(project: tuple[Path, Params], images: NDArray[np.uint8]) -> None:
-    from densitywatch.batches.labels import WithLabels
+    from densitywatch.batches.scorer import WithLabels
 
     detector = load(project[0] / "models" / "detector")
     model: Any = load_model_folder(save(project[0] / "by_label", size=SMALL, data_size=SIZE, conditional=True))

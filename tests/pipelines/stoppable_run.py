@@ -11,18 +11,18 @@ PROJECT = Path(__file__).parents[2]
 
 
 def promote(*_: Any, **__: Any) -> Any:
-    from densitywatch.registry.gate import Verdict
+    from densitywatch.registry.gate import Decision
 
-    return Verdict(True, "version 1 is the champion already")
+    return Decision(True, "version 1 is the champion already")
 
 
 if __name__ == "__main__":
     registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote, stand_in=lambda *_: None)
     sys.modules["densitywatch.registry.versions"] = registry
     if sys.argv[1:] == ["flow"]:
-        from pipelines import home
+        from pipelines import prefect_home
 
-        home.settle(Path.cwd())
+        prefect_home.settle(Path.cwd())
         from prefect.flow_engine import _main
 
         sys.exit(_main([f"{PROJECT / 'pipelines' / 'retrain.py'}:retrain"]))

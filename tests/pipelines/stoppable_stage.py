@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from densitywatch import cli, stopping
+from densitywatch import cli, console
 
 
 def train(name: str) -> None:
@@ -38,7 +38,8 @@ def train(name: str) -> None:
     loop.likelihood_step = slow_step
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
     state = Path("checkpoints") / name
-    best, progress = loop.train(fabric, model, split, split, training, name=name, seed=5, folder=state, identity=name)
+    run = loop.Run(name=name, seed=5, folder=state, identity=name)
+    best, progress = loop.train(fabric, model, split, split, training, run)
     Path("models").mkdir(exist_ok=True)
     folder = Path("models") / name
     folder.mkdir(exist_ok=True)
@@ -48,6 +49,5 @@ def train(name: str) -> None:
 if __name__ == "__main__":
     cli.app.registered_commands.clear()
     cli.app.command()(train)
-    with stopping.listening(cli._end_in_time):
-        sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
-        cli._run()
+    sys.argv = [sys.argv[0], "train", *sys.argv[1:]]
+    console.run(cli.app)

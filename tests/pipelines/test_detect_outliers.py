@@ -7,11 +7,20 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+import torch
 
 from densitywatch.batches.inbox import find_batches
+from densitywatch.data.decoding.images import decode_picture
+from densitywatch.detector import conformal
+from densitywatch.detector.detector import Scores
 from densitywatch.errors import DataError
+from densitywatch.models import pixelcnn
+from densitywatch.models.storage import save_model
 from densitywatch.params import load_params
+from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers as job
 from tests.detector.standin import Brightness, fill
@@ -32,6 +41,41 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         fill(tmp_path / "data" / "inbox" / name, 5)
         (tmp_path / "data" / "inbox" / name / "_SUCCESS").touch()
     return tmp_path
+
+
+def set_inbox(root: Path, key: str, value: str) -> None:
+    """Write another value for a key of the inbox into params.yaml."""
+    text = (root / "params.yaml").read_text()
+    block = text[text.index("\ninbox:") :]
+    changed, several = re.subn(rf"(?m)^  {key}: \S+", f"  {key}: {value}", block, count=1)
+    assert several == 1, key
+    (root / "params.yaml").write_text(text.replace(block, changed))
+
+
+def scored(root: Path, batch: str) -> pd.DataFrame:
+    table = pd.read_parquet(root / "data" / "outliers" / batch / "scores.parquet")
+    return table[table.status == "scored"]
+
+
+def make_label_champion(root: Path, names: tuple[str, ...]) -> pixelcnn.PixelCNN:
+    """A density by label with random weights, champion of `densitywatch-labeller` in the registry of `root`."""
+    torch.manual_seed(0)
+    settings = pixelcnn.Settings(channels=4, dilations=(1,), conditional=True)
+    model = pixelcnn.PixelCNN(settings, channels=1, size=28, classes=len(names))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, 0.0, 0.3)
+    home = root / "mlartifacts" / "labeller"
+    folder = home / "artifacts" / "model"
+    save_model(model, folder, kind="pixelcnn", class_names=names, about={})
+    params = load_params(root / "params.yaml")
+    tracking.prepare_store(params, root)
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    client.create_registered_model("densitywatch-labeller")
+    made = client.create_model_version(
+        "densitywatch-labeller", home.as_uri(), tags={"content_sha256": content_digest(folder)}
+    )
+    client.set_registered_model_alias("densitywatch-labeller", "champion", made.version)
+    return model
 
 
 def states(root: Path) -> dict[str, str]:
@@ -82,3 +126,51 @@ def test_a_job_killed_after_the_results_stood_is_taken_up_and_mlflow_hears_of_th
     assert logged(root) == 2
     assert (results / "scores.parquet").stat().st_mtime_ns == before, "the results stood and were not made again"
     assert job.detect_outliers(root) == []
+
+
+def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdict(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Verdicts(Brightness):
+        def score(self, images: Any) -> Any:
+            found = super().score(images)
+            return Scores(found.score, found.p_value, found.bits_per_dim, found.members)
+
+    monkeypatch.setattr(job, "CHAMPION", Verdicts())
+    fill(root / "data" / "inbox" / "a", 5, bright=3)
+    names = ("shirt", "bag", "boot")
+    model = make_label_champion(root, names)
+    job.detect_outliers(root, batches=["a"])
+    without = scored(root, "a")
+    assert "label" not in without
+
+    set_inbox(root, "labels", "labeller")
+    job.detect_outliers(root, batches=["a"])
+    labelled = scored(root, "a")
+    source = root / "data" / "inbox" / "a"
+    images = [
+        decode_picture((source / path).read_bytes(), size=28, channels=1, resize="crop") for path in labelled.path
+    ]
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.stack([image.pixels for image in images]))
+        posterior = model.log_prob_by_label(pixels).double().softmax(1)
+    assert len(labelled) == 8
+    assert list(labelled.label) == [names[k] for k in posterior.argmax(1)]
+    assert np.allclose(labelled.label_probability, posterior.amax(1), atol=5e-3)
+    assert list(labelled.outlier) == list(without.outlier)
+
+
+def test_a_strict_inbox_flags_by_the_bound_for_this_calibration_set(root: Path) -> None:
+    fill(root / "data" / "inbox" / "a", 40, bright=1)
+    job.detect_outliers(root, batches=["a"])
+    plain = scored(root, "a")
+    set_inbox(root, "strict", "true")
+    job.detect_outliers(root, batches=["a"])
+    strict = scored(root, "a")
+
+    rate, calibration = Brightness.false_discovery_rate, len(Brightness.calibration)
+    bounds = conformal.conditional_p_values(strict.p_value, calibration)
+    assert list(strict.p_value) == list(plain.p_value), "the column keeps the plain p-values"
+    assert list(plain.outlier) == list(conformal.benjamini_hochberg(plain.p_value, rate))
+    assert list(strict.outlier) == list(conformal.benjamini_hochberg(bounds, rate))
+    assert (plain.outlier.sum(), strict.outlier.sum()) == (1, 0)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from densitywatch.params import load_params
 from pipelines import __main__ as entry
-from pipelines import dag, fresh
+from pipelines import dvc_commands, dvc_graph, up_to_date
 
 
 def write_image(path: Path, seed: int) -> None:
@@ -58,12 +58,12 @@ def test_dvc_alone_fetches_again_what_has_changed_and_nothing_for_new_dates_or_a
     said: list[str] = []
 
     def repro() -> list[str]:
-        said.append(dag.run_dvc(project, "repro", "fetch"))
+        said.append(dvc_commands.run_dvc(project, "repro", "fetch"))
         return re.findall(r"Running stage '(.+)'", said[-1])
 
     assert repro() == ["look", "fetch"]
     assert repro() == ["look"]
-    assert not {"look", "fetch"} & dag.stale_stages(project), "a stage that always runs is not a stale one"
+    assert not {"look", "fetch"} & dvc_commands.stale_stages(project), "a stage that always runs is not a stale one"
     lock = (project / "dvc.lock").read_bytes()
 
     os.utime(images / "0.png")
@@ -95,22 +95,22 @@ def done(tmp_path: Path, images: Path, project_root: Path, monkeypatch: pytest.M
     (root / "mlflow.db").touch()
     monkeypatch.chdir(root)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    monkeypatch.setattr(dvc_commands, "stale_stages", lambda root: set())
     look(load_params(root / "params.yaml"), root)
-    fresh.note_fresh(root)
+    up_to_date.note_up_to_date(root)
     return root
 
 
 def test_an_image_that_was_added_removed_or_replaced_is_work_and_new_dates_are_none(done: Path, images: Path) -> None:
-    assert fresh.is_fresh(done)
+    assert up_to_date.is_up_to_date(done)
     os.utime(images / "0.png")
-    assert fresh.is_fresh(done)
+    assert up_to_date.is_up_to_date(done)
     write_image(images / "new.png", 9)
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
     (images / "new.png").unlink()
-    assert fresh.is_fresh(done)
+    assert up_to_date.is_up_to_date(done)
     (images / "0.png").write_bytes((images / "1.png").read_bytes())
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
 
 
 def test_with_the_folder_away_a_run_says_so_in_one_line_and_that_the_rest_is_up_to_date(
@@ -127,18 +127,18 @@ def test_with_the_folder_away_a_run_says_so_in_one_line_and_that_the_rest_is_up_
 
 def test_a_batch_that_waits_is_seen_before_the_folder_is_looked_at(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[Path] = []
-    monkeypatch.setattr(fresh, "is_changed", lambda params, root: bool(looked.append(root)))
-    assert fresh.is_fresh(done)
+    monkeypatch.setattr(up_to_date, "is_changed", lambda params, root: bool(looked.append(root)))
+    assert up_to_date.is_up_to_date(done)
     assert looked == [done]
     batch = done / "data" / "inbox" / "monday"
     batch.mkdir(parents=True)
     (batch / "_SUCCESS").touch()
-    assert not fresh.is_fresh(done)
+    assert not up_to_date.is_up_to_date(done)
     assert looked == [done]
 
 
 def test_in_the_real_graph_fetch_comes_after_a_look_that_every_run_takes(project_root: Path) -> None:
-    stages = {stage.name: stage for stage in dag.read_graph(project_root)}
+    stages = {stage.name: stage for stage in dvc_graph.read_graph(project_root)}
     assert [name for name, stage in stages.items() if stage.always] == ["look"]
     assert stages["look"].after == ()
     assert stages["fetch"].after == ("look",)
@@ -148,13 +148,13 @@ def test_in_the_real_graph_fetch_comes_after_a_look_that_every_run_takes(project
 def test_a_stage_that_always_runs_is_stale_when_something_else_about_it_has_changed(toy: Path) -> None:
     graph = (toy / "dvc.yaml").read_text().replace("stages:\n", "stages:\n" + LOOK)
     (toy / "dvc.yaml").write_text(graph)
-    dag.run_dvc(toy, "repro", "look")
-    assert "look" not in dag.stale_stages(toy)
+    dvc_commands.run_dvc(toy, "repro", "look")
+    assert "look" not in dvc_commands.stale_stages(toy)
     (toy / "seen").unlink()
-    assert "look" in dag.stale_stages(toy)
-    dag.run_dvc(toy, "repro", "look")
+    assert "look" in dvc_commands.stale_stages(toy)
+    dvc_commands.run_dvc(toy, "repro", "look")
     (toy / "dvc.yaml").write_text(graph.replace("echo seen", "echo sighted"))
-    assert "look" in dag.stale_stages(toy)
+    assert "look" in dvc_commands.stale_stages(toy)
 
 
 LOOK = """  look:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines import dag
+from pipelines import dvc_commands, dvc_graph
 from tests.small_project import SIZE, make_project
 
 # dvc 3.67 builds its tree of outputs with a property that pygtrie 2.5 is about to drop; the lock file keeps the pair
@@ -27,7 +27,7 @@ def write_params(root: Path, source: Path, models: list[str], **detector: Any) -
 
 def waits_for(root: Path, name: str) -> set[str]:
     """Every stage before `name`, near and far."""
-    after = {stage.name: stage.after for stage in dag.read_graph(root)}
+    after = {stage.name: stage.after for stage in dvc_graph.read_graph(root)}
     found, waiting = set[str](), [name]
     while waiting:
         new = set(after[waiting.pop()]) - found
@@ -74,13 +74,13 @@ def test_the_detector_and_its_benchmark_wait_for_the_models_that_params_name(
     for stage, expected in (("calibrate", detector_waits), ("benchmark", benchmark_waits)):
         before = waits_for(project, stage)
         assert {name.partition("@")[2] for name in before if name.startswith("train@")} == expected
-    uses = {stage.name: stage.uses_device for stage in dag.read_graph(project)}
+    uses = {stage.name: stage.uses_device for stage in dvc_graph.read_graph(project)}
     assert not uses["detector_reads@pixelcnn"], "a copy waits for no slot"
     assert uses["calibrate"]
 
 
 def run(root: Path, *stages: str) -> list[str]:
-    return [dag.run_stage(stage, root, lambda line: None) for stage in stages]
+    return [dvc_commands.run_stage(stage, root, lambda line: None) for stage in stages]
 
 
 def test_without_a_vae_the_detector_is_calibrated_and_measured_and_nothing_reruns_for_equal_weights_or_a_move(
@@ -103,7 +103,7 @@ def test_without_a_vae_the_detector_is_calibrated_and_measured_and_nothing_rerun
     assert run(project, *chain) == ["skipped"] * 3
 
     moved = project.rename(project.with_name("elsewhere"))
-    assert not set(chain) & dag.stale_stages(moved)
+    assert not set(chain) & dvc_commands.stale_stages(moved)
     assert run(moved, *chain) == ["skipped"] * 3
 
     weights = moved / "models" / "pixelcnn" / "model.safetensors"
@@ -123,5 +123,5 @@ def test_a_member_without_its_model_is_one_sentence(
 ) -> None:
     write_params(project, project_root, models, members=["composition", "vae_kl"], reads=reads, rivals_read=[])
     run(project, "detector_reads@pixelcnn")
-    with pytest.raises(dag.StageFailed, match=f"^stage calibrate: {said}"):
+    with pytest.raises(dvc_commands.StageFailed, match=f"^stage calibrate: {said}"):
         run(project, "calibrate")

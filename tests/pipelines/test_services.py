@@ -33,7 +33,7 @@ import yaml
 
 from densitywatch.batches.gallery import GALLERY, picture
 from densitywatch.errors import ParamsError
-from pipelines import home, processes, services
+from pipelines import prefect_home, service_processes, services
 from pipelines.server import ServiceFailed
 from tests.detector.standin import fill
 from tests.pipelines.checkout import own_environment, run
@@ -224,7 +224,7 @@ def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> Non
 
 
 def test_up_again_keeps_what_a_person_set_and_takes_what_is_new_in_params(site: Site) -> None:
-    before = processes.noted(site.root)
+    before = service_processes.noted(site.root)
     inbox = site.deployment("inbox")
     schedule = inbox["schedules"][0]
     site.ask("PATCH", f"deployments/{inbox['id']}", {"tags": ["night"], "concurrency_limit": 3})
@@ -241,7 +241,7 @@ def test_up_again_keeps_what_a_person_set_and_takes_what_is_new_in_params(site: 
         return found["tags"], limit, one["active"], one["schedule"]["cron"], pool, slots
 
     again = site.services("up")
-    assert (again.returncode, processes.noted(site.root)) == (0, before), again.stdout
+    assert (again.returncode, service_processes.noted(site.root)) == (0, before), again.stdout
     assert seen() == (["night"], 3, False, "* * * * *", 7, 5)
     params = site.root / "params.yaml"
     edited = params.read_text().replace('"* * * * *"', '"30 2 * * *"').replace("  slots: 2", "  slots: 4")
@@ -274,7 +274,7 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
 
 def test_down_leaves_no_process_and_no_run_that_waits_for_one(site: Site) -> None:
     deployment = site.deployment("inbox")["id"]
-    worker = next(entry["pid"] for entry in processes.noted(site.root) if entry["name"] == "worker")
+    worker = next(entry["pid"] for entry in service_processes.noted(site.root) if entry["name"] == "worker")
     os.killpg(worker, signal.SIGSTOP)  # it is about to start them, as far as the server knows
     submitted, running, waiting = (
         site.ask("POST", f"deployments/{deployment}/create_flow_run", {})["id"] for _ in range(3)
@@ -283,7 +283,7 @@ def test_down_leaves_no_process_and_no_run_that_waits_for_one(site: Site) -> Non
     for one, state in ((submitted, pending), (running, pending), (running, {"type": "RUNNING"})):
         site.ask("POST", f"flow_runs/{one}/set_state", {"state": state, "force": True})
     os.killpg(worker, signal.SIGCONT)
-    entries = processes.noted(site.root)
+    entries = service_processes.noted(site.root)
     stopped = site.services("down")
     assert stopped.stdout == "stopped: prefect, mlflow, worker\n"
     assert not any(psutil.pid_exists(entry["pid"]) for entry in entries)
@@ -307,8 +307,8 @@ def test_without_servers_the_job_has_one_of_its_own_which_ends_with_it(site: Sit
 TEMPORARY = """
 import time
 from pathlib import Path
-from pipelines import home, server
-home.settle(Path())
+from pipelines import prefect_home, server
+prefect_home.settle(Path())
 print(server.start_temporary(Path()), flush=True)
 time.sleep(300)
 """
@@ -343,22 +343,22 @@ def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Pat
 
 def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: Path) -> None:
     drawn = "echo '╭─ Error ─╮'; echo '│ the database is of a newer version │'; echo '╰─────────╯'; exit 1"
-    processes.start(tmp_path, "prefect", ["sh", "-c", drawn]).wait()
+    service_processes.start(tmp_path, "prefect", ["sh", "-c", drawn]).wait()
     with pytest.raises(
         ServiceFailed, match=r"^prefect ended as it started: the database is of a newer version; see .*log$"
     ):
-        processes.wait_until_it_answers(tmp_path, "prefect", "http://127.0.0.1:9/health", 9)
+        service_processes.wait_until_it_answers(tmp_path, "prefect", "http://127.0.0.1:9/health", 9)
 
 
 def test_an_answer_from_another_program_on_the_port_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     port = free_port()
     other = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
     with subprocess.Popen(other, cwd=tmp_path, stderr=subprocess.DEVNULL) as program:
-        own = processes.start(tmp_path, "mlflow", ["sleep", "300"])
+        own = service_processes.start(tmp_path, "mlflow", ["sleep", "300"])
         try:
-            until(lambda: home.answers(f"http://127.0.0.1:{port}/"), 60)
+            until(lambda: prefect_home.answers(f"http://127.0.0.1:{port}/"), 60)
             with pytest.raises(ServiceFailed, match=r"another program answers at .* in the place of mlflow"):
-                processes.wait_until_it_answers(tmp_path, "mlflow", f"http://127.0.0.1:{port}/", port)
+                service_processes.wait_until_it_answers(tmp_path, "mlflow", f"http://127.0.0.1:{port}/", port)
         finally:
             program.kill()
             own.kill()
@@ -368,7 +368,7 @@ def test_an_answer_from_another_program_on_the_port_is_not_taken_for_ones_own(tm
 @pytest.mark.parametrize("port", ["prefect", "0", "70000", "-1"])
 def test_what_is_no_port_is_refused(port: str) -> None:
     with pytest.raises(ParamsError, match=f"^PREFECT_PORT={port}: not a port"):
-        processes.check_port("Prefect", port, "PREFECT_PORT")
+        service_processes.check_port("Prefect", port, "PREFECT_PORT")
 
 
 @pytest.mark.parametrize("name", ["50%", "what?", "no#1", "a:b", "{{ x }}", "two\nlines"])

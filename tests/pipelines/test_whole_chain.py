@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipelines import dag
+from pipelines import dvc_graph
 from tests.pipelines.checkout import copy_checkout, own_environment, run
 
 pytestmark = pytest.mark.timeout(2400)  # minutes on a free machine; a busy one takes its time
@@ -51,7 +51,7 @@ def project(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def test_the_chain_runs_to_its_end_and_prints_each_stage_with_its_seconds(project: Project) -> None:
     assert project.exit_code == 0, project.said[-6000:]
     steps = {step["name"]: step for step in json.loads((project.root / "var" / "run.json").read_text())["steps"]}
-    for stage in dag.read_graph(project.root):
+    for stage in dvc_graph.read_graph(project.root):
         assert steps[stage.name]["outcome"] == "ran"
         assert stage.name in project.said
     assert "everything else" in project.said
@@ -121,5 +121,5 @@ def test_a_lost_registry_is_filled_again_without_training_again(project: Project
     steps = {
         step["name"]: step["outcome"] for step in json.loads((project.root / "var" / "run.json").read_text())["steps"]
     }
-    assert {steps[stage.name] for stage in dag.read_graph(project.root) if not stage.always} == {"skipped"}
+    assert {steps[stage.name] for stage in dvc_graph.read_graph(project.root) if not stage.always} == {"skipped"}
     assert steps["release pixelcnn"] == "promoted"

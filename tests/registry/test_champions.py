@@ -12,7 +12,7 @@ import pytest
 from densitywatch.errors import RegistryError
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Figure, Verdict, judge
+from densitywatch.registry.gate import Decision, Measurement, judge
 from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
@@ -50,7 +50,7 @@ class Shelf:
         self.client.set_registered_model_alias(self.model, "challenger", made.version)
         return int(made.version)
 
-    def promote(self, version: int | None = None, **how: bool) -> Verdict:
+    def promote(self, version: int | None = None, **how: bool) -> Decision:
         return registry.promote(self.name, self.params, self.root, version, **how)
 
     def retrain(self) -> str:
@@ -86,8 +86,10 @@ class Shelf:
 def shelf(params: Params, root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     """A model with three champions so far, each better than the one before: 3.0, 2.0, 1.0."""
 
-    def compare(name: str, ours: Path, theirs: Path | None, *_: Any) -> Verdict:
-        new, old = (None if f is None else Figure("bits", float((f / "figure").read_text())) for f in (ours, theirs))
+    def compare(name: str, ours: Path, theirs: Path | None, *_: Any) -> Decision:
+        new, old = (
+            None if f is None else Measurement("bits", float((f / "figure").read_text())) for f in (ours, theirs)
+        )
         assert new is not None
         return judge(new, old, 0.0)
 

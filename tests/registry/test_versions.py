@@ -23,7 +23,7 @@ from densitywatch.errors import DensitywatchError, ModelError, RegistryError
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Figure, Verdict, cut_and_paste, gate, judge
+from densitywatch.registry.gate import Decision, Measurement, cut_and_paste, gate, judge
 from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from densitywatch.training.bookkeeping import note_training
@@ -56,27 +56,28 @@ def aliases(params: Params, root: Path, name: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_candidate_without_a_finite_figure_is_rejected(value: float) -> None:
-    assert not judge(Figure("bits/dim", value), None, 0.0).passed
-    assert not judge(Figure("bits/dim", value), Figure("bits/dim", 3.0), 1e9).passed
+    assert not judge(Measurement("bits/dim", value), None, 0.0).passed
+    assert not judge(Measurement("bits/dim", value), Measurement("bits/dim", 3.0), 1e9).passed
 
 
 def test_a_champion_without_a_finite_figure_rejects_every_candidate() -> None:
-    verdict = judge(Figure("bits/dim", 2.0), Figure("bits/dim", math.nan), 0.0)
+    verdict = judge(Measurement("bits/dim", 2.0), Measurement("bits/dim", math.nan), 0.0)
     assert not verdict.passed
     assert "promote --afresh" in verdict.reason
 
 
 def test_as_good_passes_and_worse_passes_within_the_tolerance_only() -> None:
-    champion = Figure("bits/dim", 3.0)
-    assert judge(Figure("bits/dim", 3.0), champion, 0.0).passed
-    assert not judge(Figure("bits/dim", 3.0001), champion, 0.0).passed
-    assert judge(Figure("bits/dim", 3.02), champion, 0.01).passed
-    assert not judge(Figure("bits/dim", 3.04), champion, 0.01).passed
-    assert judge(Figure("kid", -0.09), Figure("kid", -0.1), 0.2).passed  # a negative figure has its tolerance upwards
+    champion = Measurement("bits/dim", 3.0)
+    assert judge(Measurement("bits/dim", 3.0), champion, 0.0).passed
+    assert not judge(Measurement("bits/dim", 3.0001), champion, 0.0).passed
+    assert judge(Measurement("bits/dim", 3.02), champion, 0.01).passed
+    assert not judge(Measurement("bits/dim", 3.04), champion, 0.01).passed
+    # the tolerance of a negative figure lies above it as well
+    assert judge(Measurement("kid", -0.09), Measurement("kid", -0.1), 0.2).passed
 
 
 def test_figures_of_different_measures_are_not_compared() -> None:
-    assert not judge(Figure("ELBO bits/dim", 2.0), Figure("bits/dim", 3.0), 0.0).passed
+    assert not judge(Measurement("ELBO bits/dim", 2.0), Measurement("bits/dim", 3.0), 0.0).passed
 
 
 def test_the_gate_measures_both_now_and_rejects_what_cannot_be_measured(params: Params, root: Path) -> None:
@@ -120,7 +121,7 @@ def test_a_model_that_only_draws_samples_is_judged_by_their_distance(
 
     monkeypatch.setattr(quality, "quality_figure", lambda model, params, root: 12.5)
     verdict = gate("x", write_model(root, "gate_gan", kind="gan"), None, params, root)
-    assert verdict.candidate == Figure("FID of samples", 12.5)
+    assert verdict.candidate == Measurement("FID of samples", 12.5)
 
 
 def test_a_bound_is_measured_with_the_same_draws_each_time(params: Params, root: Path) -> None:
@@ -239,9 +240,9 @@ def test_a_champion_that_changed_behind_the_gate_is_left_alone(
         registry.register(name, params, root)
     client = tracking.open_client(tracking.tracking_uri(params, root))
 
-    def slow_gate(*_: object) -> Verdict:
+    def slow_gate(*_: object) -> Decision:
         client.set_registered_model_alias("densitywatch-raced", "champion", "1")
-        return Verdict(True, "passed")
+        return Decision(True, "passed")
 
     monkeypatch.setattr(registry, "gate", slow_gate)
     with pytest.raises(RegistryError, match="the champion changed"):

@@ -14,7 +14,7 @@ from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params, load_params
 from densitywatch.registry import versions as registry
 from densitywatch.tracking import runs as tracking
-from pipelines import dag, fresh
+from pipelines import dvc_commands, up_to_date
 from tests.registry.registry_project import PARAMS, tiny_params, write_data, write_model
 
 ODD = "neu gestellt/Prüfung #2, 100%25 & mehr"
@@ -40,7 +40,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
         note_a_run(params, root)
     (root / "params.yaml").write_bytes(PARAMS.read_bytes())
     look(load_params(root / "params.yaml"), root)
-    fresh.note_fresh(root)
+    up_to_date.note_up_to_date(root)
     return root
 
 
@@ -48,7 +48,7 @@ def written(tmp_path_factory: pytest.TempPathFactory, params: Params) -> Path:
 def old(written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The project where it was written, put back for each test."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(dag, "stale_stages", lambda root: set())
+    monkeypatch.setattr(dvc_commands, "stale_stages", lambda root: set())
     kept = written.parent / "kept"
     if not kept.exists():
         shutil.copytree(written, kept)
@@ -98,7 +98,7 @@ def test_after_a_move_the_champion_loads_and_everything_goes_on(
     assert not old.exists(), "nothing is written where the checkout was"
     assert len(addresses(new)) > 5
     assert {address.startswith(f"{new.as_uri()}/mlartifacts") for address in addresses(new)} == {True}
-    assert fresh.is_fresh(new)
+    assert up_to_date.is_up_to_date(new)
 
 
 def test_what_is_registered_after_a_move_is_served_from_there(params: Params, old: Path, tmp_path: Path) -> None:
@@ -121,12 +121,12 @@ def test_a_run_that_has_nothing_to_do_says_so_after_a_move_and_looks_at_the_cham
 ) -> None:
     new = tmp_path / "moved"
     old.rename(new)
-    assert fresh.is_fresh(new)
+    assert up_to_date.is_up_to_date(new)
     assert "addresses lead into" in capsys.readouterr().err
-    assert fresh.is_fresh(new)
+    assert up_to_date.is_up_to_date(new)
     assert capsys.readouterr().err == "", "once is enough"
     shutil.rmtree(new / "mlartifacts")
-    assert not fresh.is_fresh(new)
+    assert not up_to_date.is_up_to_date(new)
     assert capsys.readouterr().out == "densitywatch-pixelcnn: the champion's files are gone or altered\n"
 
 
@@ -134,11 +134,11 @@ def test_a_lost_champion_is_made_again_from_what_is_in_models(params: Params, ol
     restored = tmp_path / "restored"
     shutil.copytree(old, restored, ignore=shutil.ignore_patterns("mlartifacts"))
     shutil.rmtree(old)
-    assert not fresh.is_fresh(restored)
+    assert not up_to_date.is_up_to_date(restored)
     assert registry.register("pixelcnn", params, restored) == 3
     assert registry.promote("pixelcnn", params, restored, automatic=True).passed
     assert registry.download_model("models:/densitywatch-pixelcnn@champion", params, restored).is_dir()
-    assert fresh.is_fresh(restored)
+    assert up_to_date.is_up_to_date(restored)
 
 
 def test_a_copy_beside_the_original_has_files_of_its_own(params: Params, old: Path, tmp_path: Path) -> None:

@@ -113,26 +113,26 @@ def main(root: Path) -> None:
             written.append(path)
 
     sys.addaudithook(watch)
-    from densitywatch.evaluation.measures.feature_network import train_classifier
+    from densitywatch.evaluation.measures import feature_network
     from densitywatch.params import load_params
     from densitywatch.training import loop
-    from densitywatch.training import train as training
+    from densitywatch.training import train as stage
 
     digests: dict[str, str] = {}
     train = loop.train
 
-    def noted(*arguments: Any, name: str, **more: Any) -> Any:
-        best, progress = train(*arguments, name=name, **more)
-        digests[name] = digest_of(best)
+    def noted(*arguments: Any) -> Any:
+        best, progress = train(*arguments)
+        digests[arguments[-1].name] = digest_of(best)
         return best, progress
 
-    loop.train = training.train = noted
+    loop.train = stage.train = feature_network.train = noted  # type: ignore[assignment]
     params = load_params(root / "params.yaml")
     for name in NAMES:
         if name == "classifier":
-            train_classifier(params, root)
+            feature_network.train_classifier(params, root)
         else:
-            training.train_model(name, params, root)
+            stage.train_model(name, params, root)
     (root / f"rank{rank}.json").write_text(json.dumps({"digests": digests, "written": written}))
 
 

@@ -51,9 +51,8 @@ def run(kind: str, folder: Path, kill_after: int | None = None) -> None:
             return logs
 
         loop.likelihood_step = step_then_die
-    best, progress = loop.train(
-        fabric, model, split, split, TRAINING, name=kind, seed=5, folder=folder / "state", identity="one"
-    )
+    run = loop.Run(name=kind, seed=5, folder=folder / "state", identity="one")
+    best, progress = loop.train(fabric, model, split, split, TRAINING, run)
     save_model(best, folder, kind=kind, class_names=("a", "b", "c"), about={"best_step": progress.best_step})
     (folder / "history.txt").write_text(repr(progress.history))
 

@@ -15,8 +15,8 @@ from densitywatch.devices import start_fabric
 from densitywatch.models.storage import build_model
 from densitywatch.params import DeviceParams, ModelBlock, TrainingParams
 from densitywatch.training.adversarial import adversarial_step, adversarial_warnings
-from densitywatch.training.loop import train
-from densitywatch.training.steps import make_optimizers
+from densitywatch.training.loop import Run, train
+from densitywatch.training.optimizers import make_optimizers
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "gan": {"latent": 4, "generator": [8], "discriminator": [8]},
@@ -100,14 +100,14 @@ def test_a_game_that_was_stopped_and_goes_on_ends_with_the_same_weights(
     fabric: Any, kind: str, split: Split, tmp_path: Path
 ) -> None:
     def play(folder: Path, steps: int) -> dict[str, torch.Tensor]:
-        settings = training(steps=6)
+        settings, run = training(steps=6), Run(name=kind, seed=2, folder=folder, identity="one")
         if steps < 6:  # stop: the loop ends early, the schedule stays that of the whole run
             images = Stopping(split.images, split.labels)
             images.left = steps
             with pytest.raises(KeyboardInterrupt):
-                train(fabric, made(kind), images, split, settings, name=kind, seed=2, folder=folder, identity="one")
+                train(fabric, made(kind), images, split, settings, run)
             return {}
-        best, _ = train(fabric, made(kind), split, split, settings, name=kind, seed=2, folder=folder, identity="one")
+        best, _ = train(fabric, made(kind), split, split, settings, run)
         return best.state_dict()
 
     whole = play(tmp_path / "whole", 6)
@@ -164,5 +164,6 @@ def test_a_collapsed_game_is_a_warning_of_the_run(fabric: Any, split: Split, tmp
     model: Any = made("gan")
     torch.nn.init.zeros_(model.generator[-3].weight)  # every image is the bias of the last layer
     settings = training(steps=2, learning_rate=1e-9, discriminator_learning_rate=1e-9)
-    _, progress = train(fabric, model, split, split, settings, name="gan", seed=1, folder=tmp_path, identity="one")
+    run = Run(name="gan", seed=1, folder=tmp_path, identity="one")
+    _, progress = train(fabric, model, split, split, settings, run)
     assert any(warning.startswith("collapsed generator") for warning in progress.warnings)

@@ -81,7 +81,8 @@ def test_an_edit_of_the_source_is_another_run_and_of_an_unrelated_file_is_not(
 
     made("pixelcnn"), made("vae")
     before = source_digest(loop.__name__, "densitywatch.models.pixelcnn")
-    for module in ("training.steps", "training.loop", "models.pixelcnn", "models.common.autoregressive"):
+    used = ("training.optimizers", "training.steps", "training.loop", "models.pixelcnn", "models.common.pixel_head")
+    for module in used:
         assert edited(f"densitywatch.{module}") != before, module
     for module in ("models.vae", "cli"):
         __import__(f"densitywatch.{module}")

@@ -23,7 +23,8 @@ from densitywatch.devices import start_fabric
 from densitywatch.errors import TrainingDiverged
 from densitywatch.params import DeviceParams, TrainingParams
 from densitywatch.training import checkpoint, loop
-from densitywatch.training.steps import KernelMuon, clip_gradients, make_optimizers, orthogonal, schedule
+from densitywatch.training.optimizers import KernelMuon, make_optimizers, orthogonal, schedule
+from densitywatch.training.steps import clip_gradients
 
 RUNNER = Path(__file__).with_name("runner.py")
 
@@ -68,7 +69,8 @@ def small_run(model: nn.Module, folder: Path, **changes: object) -> tuple[nn.Mod
     )
     split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
-    return loop.train(fabric, model, split, split, training, name="slope", seed=1, folder=folder, identity="one")
+    run = loop.Run(name="slope", seed=1, folder=folder, identity="one")
+    return loop.train(fabric, model, split, split, training, run)
 
 
 def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
@@ -249,5 +251,6 @@ def test_mixed_precision_reaches_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_p
     split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # emulated where it is not
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1), "bf16-mixed")
-    loop.train(fabric, Linear(), split, split, training, name="linear", seed=1, folder=tmp_path, identity="one")
+    run = loop.Run(name="linear", seed=1, folder=tmp_path, identity="one")
+    loop.train(fabric, Linear(), split, split, training, run)
     assert seen == [torch.bfloat16, torch.bfloat16]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from densitywatch.batches.results_folder import CHECKS, SCORES
 from densitywatch.data.validation.manifest_suite import Check
 from densitywatch.data.validation.page import Outcome
 from densitywatch.data.validation.validate import great_expectations, run
@@ -19,7 +20,6 @@ from densitywatch.errors import DataError, ValidationFailed
 from densitywatch.files import write_whole
 from densitywatch.params import Params
 
-PAGE = "validation.html"
 COLUMNS = ["path", "sha256", "status", "reason", "bits_per_dim", "score", "p_value", "outlier"]
 LABELS = ["label", "label_probability"]
 
@@ -31,20 +31,20 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     was found instead, after the page is written; DataError when there are no whole results.
     """
     try:
-        with (folder / "scores.parquet").open("rb") as file:
+        with (folder / SCORES).open("rb") as file:
             scores = pd.read_parquet(file)
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no whole results of a batch here ({' '.join(str(error).split())[:100]})") from None
     if scores.empty and not files:
         return []
     outcomes, documents = run(batch_suite(files, list(scores.columns), params), with_findings(scores))
-    write_whole(folder / PAGE, documents)
+    write_whole(folder / CHECKS, documents)
     failed = [outcome for outcome in outcomes if not outcome.holds]
     if failed:
         first = failed[0]
         more = f"; {len(failed) - 1} more failed" if len(failed) > 1 else ""
         raise ValidationFailed(
-            f"expectation '{first.name}' failed: {first.means}, but {first.found}{more}; see {folder / PAGE}"
+            f"expectation '{first.name}' failed: {first.means}, but {first.found}{more}; see {folder / CHECKS}"
         )
     return outcomes
 

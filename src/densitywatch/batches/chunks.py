@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from densitywatch.batches.scorer import BatchScores, Scorer
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.errors import DataError
@@ -46,17 +47,6 @@ RESULTS = pa.schema(
     ]
 )
 PICTURE = pa.field("pixels", pa.binary())
-
-
-class Scorer(Protocol):
-    """What batch scoring asks of a detector; see detector/detector.py."""
-
-    size: int
-    channels: int
-    resize: str
-    class_names: tuple[str, ...]
-
-    def score(self, images: NDArray[np.uint8]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -132,7 +122,7 @@ def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
     ]
     where = [i for i, item in enumerate(chunk) if item.image is not None]
     if where:
-        scores = detector.score(np.stack([image for item in chunk if (image := item.image) is not None]))
+        scores: BatchScores = detector.score(np.stack([image for item in chunk if (image := item.image) is not None]))
         for k, i in enumerate(where):
             if not (np.isfinite(scores.score[k]) and np.isfinite(scores.p_value[k])):
                 rows[i]["reason"] = "the detector gives it no finite score"
@@ -143,7 +133,7 @@ def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
                 "score": float(scores.score[k]),
                 "p_value": float(scores.p_value[k]),
             }
-            if getattr(scores, "label", None) is not None:
+            if scores.label is not None and scores.label_probability is not None:
                 number = int(scores.label[k])
                 known = 0 <= number < len(detector.class_names)
                 rows[i]["label"] = detector.class_names[number] if known else None

@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from densitywatch.batches.results_folder import GALLERY, SCORES
+from densitywatch.batches.scorer import Scorer
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
 from densitywatch.errors import DataError, ModelError
 
-GALLERY = "gallery.parquet"
 SHOWN = 100
 AT_LEAST = 12
 NEIGHBOURS = 3
@@ -49,11 +50,9 @@ SCHEMA = pa.schema(
 _FROM_SCORES = ("path", "sha256", "score", "p_value", "bits_per_dim", "reason")
 
 
-def write_gallery(work: Path, fresh: Path, detector: Any, root: Path) -> None:
+def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None:
     """fresh/gallery.parquet from the chunks in `work` and the flags in fresh/scores.parquet."""
-    flags = (
-        pq.read_table(fresh / "scores.parquet", columns=["outlier"]).column("outlier").to_numpy(zero_copy_only=False)
-    )
+    flags = pq.read_table(fresh / SCORES, columns=["outlier"]).column("outlier").to_numpy(zero_copy_only=False)
     candidates = ((row["p_value"], -row["score"], row["row"]) for row in _pictured(work, flags, pixels=False))
     wanted = max(AT_LEAST, min(SHOWN, int(flags.sum())))
     chosen = heapq.nsmallest(wanted, candidates)
@@ -100,7 +99,7 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
 
 
-def _explain(rows: list[dict[str, Any]], images: NDArray[np.uint8], detector: Any, root: Path) -> None:
+def _explain(rows: list[dict[str, Any]], images: NDArray[np.uint8], detector: Scorer, root: Path) -> None:
     scores = detector.score(images)
     try:
         maps = list(detector.surprise_map(images))

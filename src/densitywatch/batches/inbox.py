@@ -15,9 +15,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from densitywatch.batches.score_batch import read_run, results_folder
+from densitywatch.batches.results_folder import read_run, results_folder
 from densitywatch.data.inputs.archives import ARCHIVE
-from densitywatch.data.inputs.left_behind import is_junk
+from densitywatch.data.inputs.clutter import is_clutter
 from densitywatch.data.inputs.source import MARKER, is_local, local_path, without_secrets
 from densitywatch.errors import DataError
 from densitywatch.params import Params
@@ -66,7 +66,7 @@ def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, 
     if files is None:
         return Batch(as_text(name), source, "stray", 1, "")
     # what a file manager leaves behind when someone looks at a batch must not make it a new one
-    files = [file for file in files if file.name == MARKER or not is_junk(file.name)]
+    files = [file for file in files if file.name == MARKER or not is_clutter(file.name)]
     listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
     # as 0.1.0 noted it: what it has scored is not read again for another way to look at it
     before = _fingerprint([f"{file.name!r} {file.size} {file.modified}" for file in files])
@@ -94,7 +94,7 @@ def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Li
     except OSError as error:
         raise DataError(f"{as_text(str(inbox))}: the inbox cannot be listed ({error.strerror})") from None
     for child in children:
-        if child.name.startswith((".", "_")) or is_junk(child.name) or is_junk(f"{child.name}/-"):
+        if child.name.startswith((".", "_")) or is_clutter(child.name) or is_clutter(f"{child.name}/-"):
             continue
         if child.is_symlink() and not follow_links:
             yield str(child), child.name, None
@@ -144,7 +144,7 @@ def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:
         for item in found:
             path = str(item["name"]).rstrip("/")
             name = path.rpartition("/")[2]
-            if path == top.rstrip("/") or name.startswith((".", "_")) or is_junk(name) or is_junk(f"{name}/-"):
+            if path == top.rstrip("/") or name.startswith((".", "_")) or is_clutter(name) or is_clutter(f"{name}/-"):
                 continue
             source = filesystem.unstrip_protocol(path)
             if item["type"] == "directory":

@@ -11,8 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from densitywatch.batches import results_folder as publishing
-from densitywatch.batches.results import SCORES
+from densitywatch.batches.results_folder import SCORES, read_summary
 from densitywatch.detector import conformal
 from densitywatch.progress import say
 from densitywatch.text import as_text, one_line
@@ -32,7 +31,7 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
     for other in _latest_first(folder.parent):
         if other == folder:
             continue
-        summary = publishing.read_summary(other)
+        summary = read_summary(other)
         if summary is None or summary["identity"]["detector"] != detector:
             continue
         values = _p_values(other)

@@ -18,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from densitywatch.batches.chunks import RESULTS, is_whole
-from densitywatch.batches.gallery import GALLERY, SCHEMA
+from densitywatch.batches.gallery import SCHEMA
+from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, SUMMARY
+from densitywatch.batches.scorer import Scorer
 from densitywatch.detector import conformal
 from densitywatch.detector.conformal import Floats
 from densitywatch.files import write_whole
 
-SCORES, SUMMARY, RUN = "scores.parquet", "summary.json", "run.json"
 LABELS = ("label", "label_probability")
 OUTLIER = pa.field("outlier", pa.bool_())
 GROUP = 10_000
@@ -35,7 +36,7 @@ REASONS = 50
 def write_scores(
     work: Path,
     fresh: Path,
-    detector: Any,
+    scorer: Scorer,
     rate: float,
     identity: dict[str, Any],
     *,
@@ -47,13 +48,12 @@ def write_scores(
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
-    calibration = getattr(detector, "calibration", None)
-    p, bars, labelled = _read(parts, calibration)
+    p, bars, labelled = _read(parts, scorer.calibration)
     scored = np.isfinite(p)
     p = p[scored]  # from here on of the scored images alone; a batch may have millions, so it is kept but once
     outlier = np.zeros(len(scored), dtype=bool)
     strict = bool(identity["strict"])
-    decisive = conformal.conditional_p_values(p, len(detector.calibration)) if strict else p
+    decisive = conformal.conditional_p_values(p, len(scorer.calibration)) if strict else p
     outlier[scored] = conformal.benjamini_hochberg(decisive, rate)
 
     names = [name for name in RESULTS.names if name not in LABELS]
@@ -78,7 +78,7 @@ def write_scores(
                     changed += 1
             writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
 
-    drift = conformal.drift(p, calibration_size=None if calibration is None else len(calibration))
+    drift = conformal.drift(p, calibration_size=len(scorer.calibration))
     summary = {
         "batch": identity["source"],
         "files": len(scored),
@@ -88,11 +88,11 @@ def write_scores(
         "outliers": int(outlier.sum()),
         "changed_to_fit": changed,
         "false_discovery_rate": rate,
-        "false_alarm_rate": detector.false_alarm_rate,
+        "false_alarm_rate": scorer.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
         "median_p_value": float(np.median(p)) if len(p) else None,
         "promise": promise(rate, strict=strict),
-        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, calibration, strict=strict),
+        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, scorer.calibration, strict=strict),
         "content": content.hexdigest(),
         "identity": identity,
         "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
@@ -103,7 +103,7 @@ def write_scores(
     return summary
 
 
-def _read(parts: list[Path], calibration: Any) -> tuple[Floats, dict[str, Any] | None, bool]:
+def _read(parts: list[Path], calibration: Floats) -> tuple[Floats, dict[str, Any], bool]:
     """Every row's p-value (NaN where there is none), the scores' histogram, and whether any row has a label."""
     # arrays that grow in place: lists of a chunk's values would be in memory twice while they are joined
     p, score, labelled = array("d"), array("d"), False
@@ -174,22 +174,18 @@ def promise(rate: float, *, strict: bool = False) -> str:
     )
 
 
-def fewest_to_flag(images: int, rate: float, calibration: Any, *, strict: bool = False) -> int | None:
+def fewest_to_flag(images: int, rate: float, calibration: Floats, *, strict: bool = False) -> int:
     """How many images must be as unusual as can be before Benjamini-Hochberg flags any of a batch of `images`.
 
     No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
     """
-    if calibration is None or len(calibration) == 0:
-        return None
     n = len(calibration)
     smallest = float(conformal.conditional_p_values(1 / (n + 1), n)) if strict else 1 / (n + 1)
     return max(1, math.ceil(images * smallest / rate - 1e-9))
 
 
-def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:
+def histogram(scores: Floats, calibration: Floats) -> dict[str, Any]:
     """Counts of the batch's and the calibration's scores in the same bins; the first and last bin take all beyond."""
-    if calibration is None or len(calibration) == 0:
-        return None
     low, high = np.quantile(calibration, [0.001, 0.999])
     span = float(high - low) or 1.0
     edges = np.linspace(low - 0.25 * span, high + 0.75 * span, BINS + 1)
@@ -201,7 +197,7 @@ def histogram(scores: Any, calibration: Any) -> dict[str, Any] | None:
     }
 
 
-def stand(folder: Path, fresh: Path) -> bool:
+def are_same(folder: Path, fresh: Path) -> bool:
     """Whether the published tables in `folder` are whole: the scores those in `fresh`, the gallery readable."""
     try:
         if not filecmp.cmp(folder / SCORES, fresh / SCORES, shallow=False):
@@ -211,4 +207,4 @@ def stand(folder: Path, fresh: Path) -> bool:
             gallery.read_row_group(group)
     except (OSError, ValueError, pa.ArrowException):
         return False
-    return bool(gallery.schema_arrow.equals(SCHEMA)) and (folder / "report.html").is_file()
+    return bool(gallery.schema_arrow.equals(SCHEMA)) and (folder / REPORT).is_file()

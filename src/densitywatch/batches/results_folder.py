@@ -1,41 +1,43 @@
-"""Results that appear whole: one job a batch, work kept between kills, a swap by rename, verdicts carried along.
+"""A results folder: where it is, which files it has, and what is read back from it.
 
-A results folder is trusted no more than any other input: what is read back from it is checked, and what is damaged is
-named and made anew. Nothing is removed or renamed that does not carry this program's mark (files.py) or is not one of
-the files of results; what else lies in a results folder goes along.
+    results/<batch>/                scores.parquet, summary.json, report.html, gallery.parquet, run.json;
+                                    verdicts.json after a review, validation.html after a scheduled job
+    results/.<batch>.densitywatch/  work in progress, until the results are published
+    results/.<batch>.lock           held by the process that changes the results
+
+A results folder is trusted no more than any other input: what is read back is checked, and damage is named. How new
+results take the place of old ones is in publishing.py. Nothing here imports pyarrow or torch: a schedule that looks at
+the inbox every few minutes needs this file only.
 """
 
 from __future__ import annotations
 
-import fcntl
+import hashlib
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from densitywatch.data.inputs.archives import ARCHIVE
+from densitywatch.data.inputs.source import is_local, local_path, without_secrets
 from densitywatch.errors import DataError
-from densitywatch.files import (
-    drop_own_folder,
-    is_leftover,
-    is_own_folder,
-    own_folder,
-    read_back,
-    read_json,
-    write_whole,
-)
+from densitywatch.files import read_back, read_json, write_whole
+from densitywatch.params import Params
 from densitywatch.progress import say
 from densitywatch.text import as_text
 
+SCORES = "scores.parquet"
 SUMMARY = "summary.json"
+GALLERY = "gallery.parquet"
+REPORT = "report.html"
+CHECKS = "validation.html"
+VERDICTS_FILE = "verdicts.json"
+RUN = "run.json"
+FILES = frozenset([SCORES, SUMMARY, GALLERY, REPORT, CHECKS, VERDICTS_FILE, RUN])
 IDENTITY = "identity.json"
-VERDICTS = ("verdicts.json",)
-TABLES = ("scores.parquet", "gallery.parquet")
-FILES = frozenset([SUMMARY, *VERDICTS, *TABLES, "report.html", "run.json", "validation.html"])
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -60,14 +62,14 @@ class Histogram(BaseModel):
     calibration: Annotated[list[Count], Field(min_length=1)]
 
     @model_validator(mode="after")
-    def _as_many(self) -> Histogram:
+    def _one_count_a_bin(self) -> Histogram:
         if not len(self.batch) == len(self.calibration) == len(self.edges) - 1:
-            raise ValueError("the bins are not as many as their edges say")
+            raise ValueError("the number of bins does not fit the number of edges")
         return self
 
 
 class Summary(BaseModel):
-    """summary.json as far as it is read back."""
+    """The part of summary.json that is read back."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -90,74 +92,58 @@ class Summary(BaseModel):
 
 
 class Work(BaseModel):
-    """identity.json of chunks that wait, as far as it is read back."""
+    """The part of the waiting chunks' identity.json that is read back."""
 
     source: str
 
 
+def results_folder(source: str, params: Params, root: Path) -> Path:
+    """Where the results of `source` go: <inbox.results>/<name>. A source of the same name from elsewhere gets its own.
+
+    The second one's folder has a digest of its address in its name.
+    """
+    shown = shown_source(source, root)
+    folder = root / params.inbox.results / batch_name(shown)
+    if owner(folder) in (None, shown):
+        return folder
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}")
+
+
+def batch_name(source: str) -> str:
+    """The folder name of a source's results: its last part, made of safe characters."""
+    last = [part for part in re.split(r"[/\\]|::", source.rstrip("/")) if part][-1:] or ["batch"]
+    plain = ARCHIVE.sub("", last[0])
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._")[:100]
+    if safe == plain:
+        return safe
+    return f"{safe or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+
+
+def shown_source(source: str, root: Path) -> str:
+    """The source as results name it: relative to the project where it lies inside, without passwords."""
+    if not is_local(source):
+        return as_text(without_secrets(source))
+    path = root / local_path(source)
+    path = path.parent.resolve() / path.name if path.name not in ("", "..") else path.resolve()
+    inside = path.is_relative_to(root.resolve())
+    return as_text(str(path.relative_to(root.resolve()) if inside else path))
+
+
 def behind_link(folder: Path) -> Path:
-    """The folder that a symbolic link given for the results leads to, whether it is there yet or not."""
+    """The folder that a symbolic link given for the results leads to, whether it exists yet or not."""
     try:
         return folder.resolve() if folder.is_symlink() else folder
     except (OSError, RuntimeError):
         raise DataError(f"{as_text(str(folder))}: a symbolic link that leads nowhere; choose another --out") from None
 
 
-def own(folder: Path) -> Path:
-    """The marked folder beside the results `folder`, where their work, the new and the old ones are."""
+def side_folder(folder: Path) -> Path:
+    """The marked folder next to the results `folder`: chunks that wait, and new and old results during the swap."""
     return folder.parent / f".{folder.name}.densitywatch"
 
 
-@contextmanager
-def only_job(folder: Path) -> Iterator[None]:
-    """Wait until no other process works on these results; the lock goes with its holder, however that ends."""
-    lock_file = folder.parent / f".{folder.name}.lock"
-    try:
-        lock = lock_file.open("a")
-    except IsADirectoryError:
-        raise DataError(f"{lock_file}: a folder is where the lock of these results goes; move it away") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"score: another job works on {as_text(folder.name)}; waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def recover(folder: Path) -> None:
-    """Finish or undo the swap that a killed job left half done; refuse a folder that holds something else.
-
-    Raises DataError when `folder` exists and holds no results.
-    """
-    old = own(folder) / "old"
-    if is_own_folder(own(folder)) and old.is_dir():
-        if folder.exists():
-            _keep_others(old, folder)
-            shutil.rmtree(old)
-        else:
-            old.rename(folder)
-    if folder.exists() and not folder.is_dir():
-        raise DataError(f"{as_text(str(folder))}: is a file; choose another --out")
-    if not folder.is_dir():
-        return
-    names = {path.name for path in folder.iterdir()}
-    if names and not _are_results(folder, names):
-        raise DataError(f"{as_text(str(folder))}: holds no results of a batch and is left alone; choose another --out")
-    for name in names:  # all who write here hold the lock, so nobody is writing these now
-        if is_leftover(name, FILES):
-            (folder / name).unlink()
-
-
-def _are_results(folder: Path, names: set[str]) -> bool:
-    """Whether the folder holds a batch's results, damaged ones as well."""
-    if read_summary(folder) is not None or names.issuperset(TABLES):
-        return True
-    return all(name in VERDICTS or is_leftover(name, FILES) for name in names)
-
-
 def read_summary(folder: Path) -> dict[str, Any] | None:
-    """The summary of published results, or None; a damaged one is named."""
+    """The summary of published results. None where there is none, or a damaged one, which is named."""
     try:
         return read_back(folder / SUMMARY, Summary)
     except FileNotFoundError:
@@ -173,74 +159,25 @@ def _name_once(message: str) -> None:
 
 
 def owner(folder: Path) -> str | None:
-    """The source whose results, published or in work, have this folder's name."""
+    """The source whose results, published or in work, use this folder; None where there are none."""
     summary = read_summary(folder)
     if summary is not None:
         return str(summary["identity"]["source"])
     try:
-        return str(read_back(own(folder) / "work" / IDENTITY, Work)["source"])
+        return str(read_back(side_folder(folder) / "work" / IDENTITY, Work)["source"])
     except (FileNotFoundError, DataError):
         return None
 
 
-def work_folder(folder: Path, identity: dict[str, Any]) -> Path:
-    """Where chunks wait; emptied when they belong to another source, detector or rate.
+def note_run(folder: Path, **facts: Any) -> None:
+    """Add facts to run.json, which holds what differs from run to run. A `listing` in it marks a batch as done."""
+    write_whole(folder / RUN, json.dumps({**read_run(folder), **facts}, indent=2) + "\n", new_folder=False)
 
-    Raises DataError when something that is not of this program is in the way.
-    """
-    own_folder(own(folder))
-    work = own(folder) / "work"
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """What run.json says. Empty where it is missing or damaged: then the batch is only looked at again."""
     try:
-        same = read_json(work / IDENTITY) == json.loads(json.dumps(identity))
+        run = read_json(folder / RUN)
     except (FileNotFoundError, DataError):
-        same = False
-    if not same:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_whole(work / IDENTITY, json.dumps(identity, sort_keys=True))
-    return work
-
-
-def drop_chunks_from(work: Path, number: int) -> None:
-    """Remove chunks past the last one: the batch was larger when a job before began."""
-    for path in work.glob("*.parquet"):
-        if not path.stem.isdecimal() or int(path.stem) >= number:
-            path.unlink()
-
-
-def fresh_folder(folder: Path) -> Path:
-    """An empty folder beside, for the new results."""
-    fresh = own(folder) / "new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    return fresh
-
-
-def discard(folder: Path) -> None:
-    """Drop the work on the results `folder`, which are as they should be."""
-    drop_own_folder(own(folder))
-
-
-def keep_verdicts(folder: Path, fresh: Path) -> None:
-    """Verdicts are a person's work: they go along when a batch is scored anew."""
-    for name in VERDICTS:
-        if (folder / name).is_file():
-            shutil.copy2(folder / name, fresh / name)
-
-
-def publish(fresh: Path, folder: Path) -> None:
-    """Put the new results in the place of the old ones, then drop what is no longer needed."""
-    old = own(folder) / "old"
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    if old.exists():
-        _keep_others(old, folder)
-    discard(folder)
-
-
-def _keep_others(old: Path, folder: Path) -> None:
-    """What a person has put next to the results stays there."""
-    for path in old.iterdir():
-        if path.name not in FILES and not is_leftover(path.name, FILES) and not (folder / path.name).exists():
-            path.rename(folder / path.name)
+        return {}
+    return run if isinstance(run, dict) else {}

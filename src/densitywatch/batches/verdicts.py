@@ -1,4 +1,4 @@
-"""What people said about flagged images: kept with the batch, keyed by path and content."""
+"""What people said about flagged images: verdicts.json next to the results, one verdict by path and content."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel
 from scipy import stats
 
+from densitywatch.batches.results_folder import VERDICTS_FILE
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_back, write_whole
 
 Verdict = Literal["outlier", "fine"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-FILE = "verdicts.json"
 Key = tuple[str, str]
 
 
-class Row(BaseModel):
-    """What was said of one image."""
+class SavedVerdict(BaseModel):
+    """One image's line of verdicts.json."""
 
     path: str
     sha256: str
     verdict: Verdict
 
 
-class Rows(BaseModel):
+class SavedVerdicts(BaseModel):
     """verdicts.json."""
 
-    verdicts: list[Row]
+    verdicts: list[SavedVerdict]
 
 
 def read_verdicts(folder: Path) -> dict[Key, Verdict]:
     """(path, sha256) -> verdict. Raises DataError when the file is not readable: a person's work is not replaced."""
     try:
-        rows = read_back(folder / FILE, Rows, MOST_LISTS)["verdicts"]
+        rows = read_back(folder / VERDICTS_FILE, SavedVerdicts, MOST_LISTS)["verdicts"]
     except FileNotFoundError:
         return {}
     except DataError as error:
@@ -50,7 +50,7 @@ def write_verdicts(folder: Path, verdicts: dict[Key, Verdict]) -> None:
         {"path": path, "sha256": digest, "verdict": verdict} for (path, digest), verdict in sorted(verdicts.items())
     ]
     text = json.dumps({"verdicts": rows}, indent=1, ensure_ascii=False) + "\n"
-    write_whole(folder / FILE, text, new_folder=False)
+    write_whole(folder / VERDICTS_FILE, text, new_folder=False)
 
 
 def precision(verdicts: Iterable[Verdict | None]) -> dict[str, Any] | None:

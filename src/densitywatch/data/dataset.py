@@ -1,4 +1,4 @@
-"""The prepared dataset as every later stage reads it: uint8 arrays by split, labels, and what it is called."""
+"""The prepared dataset as every later stage reads it: for each split uint8 arrays and labels, and dataset.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a stage needs to know about the dataset without opening an array."""
+    """What a stage knows about the dataset without opening an array."""
 
     name: str
     size: int
@@ -30,7 +30,7 @@ class DatasetInfo:
     class_names: tuple[str, ...]
     """Empty when the images have no labels."""
     digest: str
-    """sha256 over all arrays and labels: two datasets with one digest are the same images in the same order."""
+    """sha256 over all arrays and labels: datasets with the same digest are the same images in the same order."""
     counts: dict[SplitName, int]
 
 
@@ -59,7 +59,7 @@ class LeftOut(BaseModel):
 
 
 class Facts(BaseModel):
-    """dataset.json."""
+    """The content of dataset.json."""
 
     name: str
     size: PositiveInt
@@ -72,7 +72,7 @@ class Facts(BaseModel):
 
 
 def read_facts(folder: Path) -> Facts:
-    """All that `folder/dataset.json` says. Raises DataError when it is missing or damaged."""
+    """The whole `folder/dataset.json`. Raises DataError when it is missing or damaged."""
     try:
         facts = Facts.model_validate(read_back(folder / "dataset.json", Facts, MOST_LISTS))
         if missing := [name for name in SPLITS if name not in facts.counts]:
@@ -85,7 +85,7 @@ def read_facts(folder: Path) -> Facts:
 
 
 def read_info(folder: Path) -> DatasetInfo:
-    """What `folder/dataset.json` says of the arrays. Raises DataError when it is missing or damaged."""
+    """The part of `folder/dataset.json` about the arrays. Raises DataError when it is missing or damaged."""
     facts = read_facts(folder)
     return DatasetInfo(
         name=facts.name,
@@ -121,9 +121,9 @@ def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split
 def batches(
     split: Split, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]]:
-    """Consecutive (images (B, C, H, W), labels (B,)) in the split's order, at most `limit` images; copies, so writable.
+    """Consecutive (images (B, C, H, W), labels (B,)) in the split's order, at most `limit` images; writable copies.
 
-    The order of a split mixes the classes evenly, so that its first images stand for all of them.
+    The order of a split mixes the labels evenly, so its first images are a fair sample of all.
     """
     count = len(split) if limit is None else min(limit, len(split))
     for start in range(0, count, batch_size):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.encoding import png
 from densitywatch.data.fetch import PANEL
 from densitywatch.data.prepare import PREPARED
 from densitywatch.errors import DataError
@@ -25,9 +23,8 @@ FOREIGN_IMAGES = 25
 def make_demo_batch(params: Params, root: Path) -> None:
     """Write `root`/data/inbox/demo: 500 test images, 25 MNIST digits, a truncated PNG, a text named .png, _SUCCESS.
 
-    Smaller datasets give what their test split has.
-
-    The names say what is what, so that a reader of the batch report can check it.
+    A dataset with fewer test images gives those it has. The files' names say what is in them, so that a reader of the
+    batch report can check it.
     """
     folder = root / PREPARED
     read_info(folder)
@@ -48,10 +45,3 @@ def make_demo_batch(params: Params, root: Path) -> None:
         (batch / "text.png").write_text("This is a text file whose name ends in .png.\n", encoding="utf-8")
         (batch / "_SUCCESS").touch()
     say(f"{len(test)} test images, {len(digits)} MNIST digits and 2 broken files in {DEMO}")
-
-
-def png(image: npt.NDArray[np.uint8]) -> bytes:
-    """A (C, H, W) uint8 image as PNG bytes."""
-    out = io.BytesIO()
-    Image.fromarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)).save(out, format="PNG")
-    return out.getvalue()

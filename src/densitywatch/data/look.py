@@ -1,9 +1,9 @@
-"""`look`: what the source holds now, as a digest in data/source.json, so that a folder that changed is fetched again.
+"""`look`: a digest of what the source holds now, in data/source.json, so that a folder that changed is fetched again.
 
-DVC does not look outside of the project; `fetch` depends on this file in the place of the user's folder. Names and
-contents count, dates do not. A file is read again when its size, one of its times or its inode is another than at the
-last look, which var/look.json remembers. Of a bucket the listing alone is read. What is downloaded as it was published,
-or comes over http, is not asked again.
+DVC does not look outside of the project; so `fetch` depends on this file instead of the user's folder. Names and
+contents count, dates do not. A file is read again when its size, one of its times or its inode has changed since the
+last look, which var/look.json remembers. Of a bucket only the listing is read. Sources that are downloaded as they were
+published, and any address over http, are not asked again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from densitywatch.data.decoding.images import MAX_BYTES
-from densitywatch.data.inputs.left_behind import is_junk
+from densitywatch.data.inputs.clutter import is_clutter
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest, write_whole
 from densitywatch.params import DataParams, Params
@@ -30,27 +30,27 @@ from densitywatch.text import one_line
 NOTE = Path("data/source.json")
 MEMORY = Path("var/look.json")
 SETTLED = 2_000_000_000
-"""Nanoseconds: a file that changed this shortly before a look could change again within the same tick of its clock."""
+"""Nanoseconds. A file that changed so shortly before a look may change again within the same tick of the clock."""
 MANY = 1000
-"""Progress is shown from this number of files on."""
+"""Number of files from which on progress is shown."""
 ASKED_ONCE = re.compile(r"(^|::)https?://")
 TAGS = ("ETag", "etag", "md5Hash", "crc32c", "CRC", "blob_id", "sha", "LastModified", "updated", "mtime", "created")
-"""What stores say of an object's content; where they say nothing of it, its time."""
+"""What stores list about an object's content, or else its time; the first one that is there is taken."""
 
 Stamp = tuple[int, int, int, int]
 """Size, time of the last write, time of the last change of any kind, inode."""
 Remembered = dict[str, tuple[Stamp, str]]
-"""Of each file below the address: its stamp when it was read, and the digest of its content."""
+"""By file name: the file's stamp when it was read, and the digest of its content."""
 
 
 class _Gone(Exception):
-    """The address is not there, or holds nothing, as a folder does whose disk is not mounted."""
+    """The address does not exist or is empty, as the folder of a disk that is not mounted."""
 
 
 def look(params: Params, root: Path) -> None:
-    """Bring `root`/data/source.json up to date; where nothing has changed it is left as it is.
+    """Bring `root`/data/source.json up to date; where nothing has changed the file is not touched.
 
-    Raises DataError when the address is not there and was not at hand before either.
+    Raises DataError when the address does not exist and did not at the last look either.
     """
     note = _note(params.data, root)
     if note != _json(root / NOTE):
@@ -58,7 +58,7 @@ def look(params: Params, root: Path) -> None:
 
 
 def is_changed(params: Params, root: Path) -> bool:
-    """Whether `look` would write another data/source.json; the file is left as it is. Raises as `look` does."""
+    """Whether `look` would write another data/source.json; the file is not touched. Raises as `look` does."""
     return bool(_note(params.data, root) != _json(root / NOTE))
 
 
@@ -80,7 +80,7 @@ def _note(data: DataParams, root: Path) -> dict[str, Any]:
 
 
 def _contents(address: str, root: Path) -> Mapping[str, str]:
-    """Each file's name below the address and what stands for its content. Raises _Gone."""
+    """Each file's name below the address, and a digest or another mark of its content. Raises _Gone."""
     plain = "://" not in address and "::" not in address
     try:
         found = _local(root / Path(address).expanduser(), address, root) if plain else _elsewhere(address, root)
@@ -127,9 +127,10 @@ def _local(top: Path, address: str, root: Path) -> dict[str, str]:
 
 
 def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
-    """Name below `top`, path, and status (of what a link leads to) of every file but junk, or why there is none.
+    """Of every file but clutter: its name below `top`, its path, and its status or the reason why there is none.
 
-    A file that is the address itself has the empty name, what a glob matches its own path.
+    The status is that of what a link leads to. A file that is the address itself has the empty name, and a file that a
+    glob matches has its path as its name.
     """
     if not top.exists():
         for path in glob.glob(str(top), recursive=True):  # noqa: PTH207 (names that are no UTF-8)
@@ -153,9 +154,9 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
         for child in children:
             name = f"{before}{child.name}"
             if child.is_dir(follow_symlinks=False):
-                if not is_junk(f"{child.name}/-"):
+                if not is_clutter(f"{child.name}/-"):
                     folders.append(f"{name}/")
-            elif not is_junk(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
+            elif not is_clutter(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
                 try:
                     yield name, child.path, child.stat()
                 except OSError as error:
@@ -163,7 +164,7 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
 
 
 def _file_at(path: str) -> Iterator[tuple[str, str, os.stat_result | str]]:
-    if not is_junk(os.path.basename(path)):  # noqa: PTH119
+    if not is_clutter(os.path.basename(path)):  # noqa: PTH119
         try:
             yield path, path, os.stat(path)  # noqa: PTH116
         except OSError as error:
@@ -171,7 +172,7 @@ def _file_at(path: str) -> Iterator[tuple[str, str, os.stat_result | str]]:
 
 
 def _remembered(root: Path, address: str) -> Remembered:
-    """What the last look at this very address left; nothing where that cannot be read."""
+    """What the last look at this address kept; empty where that cannot be read."""
     kept = _json(root / MEMORY)
     try:
         if kept["address"] != address:
@@ -182,11 +183,11 @@ def _remembered(root: Path, address: str) -> Remembered:
 
 
 def _elsewhere(address: str, root: Path) -> dict[str, str]:
-    """An fsspec address by its listing, without reading an object."""
+    """An fsspec address by its listing; no object is read."""
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
 
-    quick: dict[str, Any] = {}  # as fetch has it: no minutes of retries for an endpoint that does not exist
+    quick: dict[str, Any] = {}  # as in fetch: no minutes of retries for an endpoint that does not exist
     if address.split("://")[0] in ("s3", "s3a"):
         quick = {"config_kwargs": {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}}
     try:
@@ -199,7 +200,7 @@ def _elsewhere(address: str, root: Path) -> dict[str, str]:
         raise
     except Exception as error:  # each fsspec driver raises its own library's exceptions
         raise _Gone(f"{address} cannot be reached: {one_line(error)}") from None
-    return {name: _tag(facts) for name, facts in listed.items() if not is_junk(name)}
+    return {name: _tag(facts) for name, facts in listed.items() if not is_clutter(name)}
 
 
 def _tag(facts: Mapping[str, Any]) -> str:

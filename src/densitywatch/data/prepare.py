@@ -1,9 +1,9 @@
-"""`prepare`: data/raw -> one memory-mapped uint8 array a split, labels, one manifest row an image, dataset.json.
+"""`prepare`: from data/raw to an array and labels for each split, one manifest row an image, and dataset.json.
 
-Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels,
-so neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source
-has parts of its own, an image that is in several of them stays in the test part, or else in the validation part, and
-the others are left out and listed in dataset.json: published figures are about the test part.
+Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels. So
+neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source has
+parts, an image that is in several of them stays in the test part, or else in the validation part, since published
+figures are about the test part; its copies elsewhere are left out and listed in dataset.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.fetch import RAW
 from densitywatch.data.inputs.source import without_secrets
-from densitywatch.data.raw import Entry, Raw, open_raw
+from densitywatch.data.raw import Raw, RawImage, open_raw
 from densitywatch.data.reading import PART, images_within
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
@@ -38,7 +38,7 @@ BLOCK = 1024
 class Row:
     """One manifest row; `source` is its row in the scratch file of decoded pixels."""
 
-    entry: Entry
+    image: RawImage
     source: int
     width: int
     height: int
@@ -51,12 +51,12 @@ class Row:
 
 
 def prepare(params: Params, root: Path) -> None:
-    """Write `root`/data/prepared, whole or not at all; the memory used does not grow with the pixels.
+    """Write `root`/data/prepared, whole or not at all. The memory used does not grow with the number of images.
 
     Raises DataError when nothing was fetched, or too little of it is usable to fill the four splits.
     """
     raw = open_raw(params.data, root / RAW)
-    chosen = choose(raw.entries, params.data.limit, params.seed)
+    chosen = choose(raw.images, params.data.limit, params.seed)
     shape = (params.data.channels, params.data.size, params.data.size)
     with whole_folder(root / PREPARED) as folder:
         scratch = folder / "scratch"
@@ -75,7 +75,7 @@ def prepare(params: Params, root: Path) -> None:
             "digest": digest,
             "counts": counts,
             "seed": params.seed,
-            "source_images": len(raw.entries),
+            "source_images": len(raw.images),
             "dropped": dropped,
             "rejected": rejected,
         }
@@ -94,18 +94,18 @@ def dataset_name(data: DataParams) -> str:
     return re.sub(r"[^\w.-]+", "_", last).strip("._") or data.source
 
 
-def choose(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
-    """Indices, ascending, of at most `limit` entries of each part: the labels take turns, chosen by hash."""
+def choose(images: Sequence[RawImage], limit: int | None, seed: int) -> list[int]:
+    """Indices, ascending, of at most `limit` images of each part: the labels take turns, chosen by hash."""
     if limit is None:
-        return list(range(len(entries)))
+        return list(range(len(images)))
     by_part: dict[str, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for index, entry in enumerate(entries):
-        by_part[entry.part][entry.label].append(index)
+    for index, image in enumerate(images):
+        by_part[image.part][image.label].append(index)
     chosen: list[int] = []
     for labels in by_part.values():
         turns = []
         for label, indices in labels.items():
-            indices.sort(key=lambda index: _hash(seed, entries[index].path))
+            indices.sort(key=lambda index: _hash(seed, images[index].path))
             turns += [(turn, label, index) for turn, index in enumerate(indices)]
         chosen += [index for _, _, index in sorted(turns)[:limit]]
     return sorted(chosen)
@@ -114,17 +114,17 @@ def choose(entries: Sequence[Entry], limit: int | None, seed: int) -> list[int]:
 def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
     """Every row in one split, or among the dropped (path, reason).
 
-    A split's order mixes the labels evenly, so that its first rows stand for the whole.
+    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole.
     """
     own: dict[SplitName, list[Row]] = {"test": [], "validation": []}
     kept: dict[str, str] = {}
     dropped: list[dict[str, str]] = []
     for name, part in own.items():
-        members = [row for row in rows if row.entry.part == name]
+        members = [row for row in rows if row.image.part == name]
         dropped += [_dropped(row, kept) for row in members if row.sha256 in kept]
         part += [row for row in members if row.sha256 not in kept]
-        kept |= {row.sha256: f"{row.entry.path} of the {name} part" for row in reversed(part)}
-    others = [row for row in rows if row.entry.part not in own]
+        kept |= {row.sha256: f"{row.image.path} of the {name} part" for row in reversed(part)}
+    others = [row for row in rows if row.image.part not in own]
     dropped += [_dropped(row, kept) for row in others if row.sha256 in kept]
     rest = _mixed(_together([row for row in others if row.sha256 not in kept]), seed)
     shares: dict[SplitName, float] = {
@@ -149,25 +149,25 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
 
 
 def _dropped(row: Row, kept: dict[str, str]) -> dict[str, str]:
-    return {"path": row.entry.path, "reason": f"the same pixels as {kept[row.sha256]}"}
+    return {"path": row.image.path, "reason": f"the same pixels as {kept[row.sha256]}"}
 
 
 def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
-    """How many images another part has as well, and which."""
+    """One clause: how many images the test and the validation part have too."""
     of_test = sum(item["reason"].endswith("of the test part") for item in dropped)
     kinds = [("test", of_test), ("validation", len(dropped) - of_test)]
-    return " and ".join(f"{count} images also stand in the {name} part" for name, count in kinds if count)
+    return " and ".join(f"{count} images are also in the {name} part" for name, count in kinds if count)
 
 
 def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:
-    """The groups in an order in which every stretch holds the labels in their overall shares.
+    """The groups in an order in which every stretch has the labels in their overall shares.
 
     The order follows from the pixels (and, between equal images, from the paths), not from the order given.
     """
     by_label: dict[int, list[tuple[tuple[str, str], list[Row]]]] = defaultdict(list)
     for group in groups:
-        key = min((_hash(seed, row.sha256), row.entry.path) for row in group)
-        by_label[min(row.entry.label for row in group)].append((key, group))
+        key = min((_hash(seed, row.sha256), row.image.path) for row in group)
+        by_label[min(row.image.label for row in group)].append((key, group))
     placed = [
         ((turn + 0.5) / len(members), key, group)
         for members in by_label.values()
@@ -188,7 +188,7 @@ def _together(rows: Sequence[Row]) -> list[list[Row]]:
 
     first: dict[str, int] = {}
     for index, row in enumerate(rows):
-        for key in (row.sha256, f"group {row.entry.group}") if row.entry.group else (row.sha256,):
+        for key in (row.sha256, f"group {row.image.group}") if row.image.group else (row.sha256,):
             parent[find(index)] = find(first.setdefault(key, index))
     groups: dict[int, list[Row]] = defaultdict(list)
     for index, row in enumerate(rows):
@@ -203,16 +203,16 @@ def _decode_all(
     rows: list[Row] = []
     rejected: list[dict[str, str]] = []
     block: list[npt.NDArray[np.uint8]] = []
-    # ordinary writes: on a full disk they fail with an error, where a memory-mapped array kills the process
+    # ordinary writes: on a full disk they raise an error, and a memory-mapped array would kill the process
     with scratch.open("wb") as file:
         for index, picture in track(zip(chosen, raw.read(chosen), strict=True), "decoding images", len(chosen)):
-            entry = raw.entries[index]
+            image = raw.images[index]
             if isinstance(picture, DataError):
-                rejected.append({"path": entry.path, "reason": str(picture)})
+                rejected.append({"path": image.path, "reason": str(picture)})
                 continue
             pixels = picture.pixels
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-            rows.append(Row(entry, len(rows), picture.width, picture.height, picture.mode, sha256))
+            rows.append(Row(image, len(rows), picture.width, picture.height, picture.mode, sha256))
             block.append(pixels)
             if len(block) == block_of(pixels.shape):
                 _flush(file, block, rows)
@@ -228,7 +228,7 @@ def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) 
     images = np.stack(block)
     flat = images.reshape(len(images), -1)
     means = flat.mean(axis=1, dtype=np.float64)
-    # within the channels, so that an image of one colour has no deviation
+    # within each channel, so that an image of one colour has a deviation of 0
     deviations = np.sqrt(images.var(axis=(2, 3), dtype=np.float64).mean(axis=1))
     for row, mean, std, low, high in zip(
         rows[-len(block) :], means, deviations, flat.min(axis=1), flat.max(axis=1), strict=True
@@ -252,14 +252,14 @@ def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]
                 images = pixels[block]
                 digest.update(images.data)
                 file.write(images.data)
-        labels = np.array([row.entry.label for row in rows], dtype=np.int64)
+        labels = np.array([row.image.label for row in rows], dtype=np.int64)
         digest.update(labels.tobytes())
         np.save(folder / f"{name}_labels.npy", labels)
     return digest.hexdigest()
 
 
 def block_of(shape: tuple[int, ...]) -> int:
-    """Images that are written together: BLOCK, fewer of large ones."""
+    """Number of images that are written together: BLOCK, fewer of large ones."""
     return images_within(BLOCK, int(np.prod(shape)), PART)
 
 
@@ -274,10 +274,10 @@ def _write_manifest(path: Path, splits: dict[SplitName, list[Row]]) -> None:
 
     placed = [(name, number, row) for name, rows in splits.items() for number, row in enumerate(rows)]
     columns = {
-        "path": pa.array([row.entry.path for _, _, row in placed], pa.string()),
+        "path": pa.array([row.image.path for _, _, row in placed], pa.string()),
         "split": pa.array([name for name, _, _ in placed], pa.string()),
         "row": pa.array([number for _, number, _ in placed], pa.int64()),
-        "label": pa.array([row.entry.label for _, _, row in placed], pa.int64()),
+        "label": pa.array([row.image.label for _, _, row in placed], pa.int64()),
     }
     kinds = {"width": pa.int64(), "height": pa.int64(), "mode": pa.string(), "mean": pa.float64(), "std": pa.float64()}
     for column, kind in {**kinds, "min": pa.int64(), "max": pa.int64(), "sha256": pa.string()}.items():

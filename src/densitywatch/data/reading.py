@@ -1,7 +1,7 @@
-"""At which size images are read, and how many at a time.
+"""The size at which images are read, and how many are read at a time.
 
-`prepare` stores images at `data.size`. Whoever reads them (a model, the feature network, the detector) does so at its
-own size, by default at most 32 pixels a side: a density of larger images costs more than most streams are worth.
+`prepare` stores images at `data.size`. A model, the feature network and the detector each read them at their own size,
+by default at most 32 pixels a side: the cost of a density grows with the number of pixels.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from densitywatch.errors import ModelError
 LARGEST_BY_DEFAULT = 32
 LARGEST_STORED = 1024
 MEMORY = 2 << 30
-"""What a batch of images may take, bytes: of 8 GiB, with two stages at once, this leaves room for everything else."""
+"""Bytes that a batch of images may take: on a machine of 8 GiB two stages at once still fit."""
 BYTES_A_PIXEL = 2400
-"""What a network keeps of one pixel's position: about 600 numbers, features and parameters of the distribution."""
+"""Bytes that a network keeps for a pixel: about 600 numbers, features and parameters of the distribution."""
 HELD = 1 << 30
-"""What images that are kept together may take, bytes."""
+"""Bytes that images kept together may take."""
 KEPT = 256 << 20
-"""Resized images of a split are kept in memory up to this many bytes, so that every epoch need not resize anew."""
+"""Resized images of a split are kept in memory up to this many bytes, so that an epoch need not resize them again."""
 PART = 64 << 20
-"""Images are resized in parts of this many bytes."""
+"""Bytes of images that are resized at a time."""
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -45,14 +45,14 @@ class Images(Protocol):
 
 
 def reading_size(asked: int | None, data_size: int) -> int:
-    """Pixels a side that a reader sees: what params ask for, else those of the data, at most 32."""
+    """Pixels a side that a reader sees: what params ask for, or else those of the data, at most 32."""
     return min(data_size, LARGEST_BY_DEFAULT) if asked is None else asked
 
 
 def stored_size(model: Any) -> int:
-    """Pixels a side of the data that a model was trained on, which is what its images come in.
+    """Pixels a side of the dataset that a model was trained on.
 
-    Raises ModelError where the header of the model's file says nonsense.
+    Raises ModelError where the header of the model's file has no usable size.
     """
     size = getattr(model, "header", {}).get("data_size", model.size)
     if type(size) is not int or not 1 <= size <= LARGEST_STORED:
@@ -66,10 +66,9 @@ def size_of(model: Any, otherwise: int) -> int:
 
 
 def resized(images: Pixels, size: int) -> Pixels:
-    """Images (N, C, H, W) at `size` x `size`; the very same array where they have that size already.
+    """Images (N, C, H, W) at `size` x `size`; the same array where they have that size already.
 
-    A triangle filter as wide as the step between two pixels (Pillow's antialiased bilinear), in whole numbers: every
-    machine gives the same bytes.
+    Pillow's antialiased bilinear filter, which computes in whole numbers: every machine gives the same bytes.
     """
     if images.shape[2:] == (size, size):
         return images
@@ -93,7 +92,7 @@ def at_size(images: Images, size: int) -> Images:
 
 
 class Resized:
-    """Images that are resized when they are asked for; few enough of them are kept."""
+    """Images that are resized when they are asked for, and kept where all of them fit into KEPT bytes."""
 
     def __init__(self, images: Images, size: int) -> None:
         self.images, self.size = images, size
@@ -151,10 +150,10 @@ def in_memory(images: Images) -> Pixels:
 
 
 def images_within(most: int, bytes_an_image: int, memory: int = HELD) -> int:
-    """How many images fit into `memory` bytes: at least one, at most `most`."""
+    """Number of images that fit into `memory` bytes: at least one, at most `most`."""
     return max(1, min(most, memory // max(1, bytes_an_image)))
 
 
 def images_at_once(most: int, size: int) -> int:
-    """How many images of `size` x `size` pixels a network reads at a time: `most`, fewer where memory asks for it."""
+    """Number of images of `size` x `size` pixels that a network reads at a time: `most`, fewer of large ones."""
     return images_within(most, BYTES_A_PIXEL * size * size, MEMORY)

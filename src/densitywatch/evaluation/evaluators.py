@@ -1,4 +1,4 @@
-"""Every evaluator, in the order of the report; a new one is a function in a file of its own and a line here."""
+"""The list of evaluators, in the order of the report. A new one is a function in a new file and a line here."""
 
 from __future__ import annotations
 

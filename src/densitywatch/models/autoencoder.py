@@ -1,7 +1,7 @@
 """Convolutional autoencoder with an L2 loss (Hinton & Salakhutdinov 2006; denoising: Vincent et al. 2008).
 
-The narrow code must hold what tells one image from another, so it serves other tasks. With `noise` above 0 the encoder
-sees a spoilt image and the loss still asks for the clean one, which keeps it from copying.
+The code is narrow, so it must hold what tells one image from another; that serves other tasks. With `noise` above 0
+the encoder sees a noisy image and the loss still asks for the clean one, so copying does not pay.
 
 What differs from the papers: strided convolutions instead of layers trained one by one, Gaussian noise instead of
 masking.
@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import halvings, scale_images, unscale_images
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):
@@ -36,6 +37,7 @@ class Autoencoder(nn.Module):
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
+        # as many halvings as lead to a map of 4 to 8 pixels a side, and the same number of doublings back
         depth = halvings(size)
         self.start = -(-size // 2**depth)
         widths = [settings.channels * min(8, 2**i) for i in range(depth)]
@@ -58,6 +60,7 @@ class Autoencoder(nn.Module):
 
     def restore(self, code: Tensor) -> Tensor:
         """Images in [-1, 1] of codes."""
+        # a size that is no multiple of 2^depth comes out larger and is cropped
         images: Tensor = self.decoder(code)[:, :, : self.size, : self.size]
         return images
 
@@ -65,7 +68,7 @@ class Autoencoder(nn.Module):
         """The mean squared error of a pixel that spans [0, 1], to minimise."""
         images = scale_images(x)
         seen = images + self.settings.noise * torch.randn_like(images) if self.training else images
-        loss = F.mse_loss(self.restore(self.code(seen)), images) / 4.0  # [-1, 1] is twice as wide
+        loss = F.mse_loss(self.restore(self.code(seen)), images) / 4.0  # [-1, 1] is twice as wide as [0, 1]
         return loss, {"reconstruction_mse": loss.detach()}
 
     def encode(self, x: Tensor) -> Tensor:
@@ -78,7 +81,7 @@ class Autoencoder(nn.Module):
         return unscale_images(self.restore(z))
 
     def reconstruct(self, x: Tensor) -> Tensor:
-        """The image that its own code gives back, uint8."""
+        """The decoded code of each image, uint8."""
         return self.decode(self.encode(x))
 
 

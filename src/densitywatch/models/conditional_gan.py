@@ -1,12 +1,18 @@
-"""Conditional GAN: projection discriminator (Miyato & Koyama 2018) under spectral normalisation (Miyato et al. 2018),
-and a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): scale and shift per
-label.
+"""Conditional GAN: samples of a given label.
 
-What differs from the papers: no residual blocks but DCGAN's strided ones, which suffices for small images; the label
-enters the generator beside the latent, too, as in BigGAN (Brock et al. 2019), because scales and shifts that start out
-equal part too slowly; the discriminator's last layer looks at the whole map instead of summing over it; a label may
-also be a mixture of labels, so that one can walk from one to the other; an exponential average of the generator's
-weights. Without labels in the dataset it trains as one label, that is unconditionally.
+* a projection discriminator (Miyato & Koyama 2018) under spectral normalisation (Miyato et al. 2018);
+* a generator with conditional batch normalisation (Dumoulin et al. 2017, de Vries et al. 2017): a scale and a shift for
+  each label.
+
+What differs from the papers:
+* DCGAN's strided blocks instead of residual ones, which is enough for small images;
+* the label also enters the generator next to the latent, as in BigGAN (Brock et al. 2019): scales and shifts start out
+  equal, and alone they grow apart too slowly;
+* the discriminator's last layer sees the whole map instead of a sum over it;
+* a label may be a mixture of labels, so that one can walk from one label to another;
+* samples come from an exponential average of the generator's weights.
+
+In a dataset without labels all images have one label: it is an unconditional GAN.
 """
 
 from __future__ import annotations
@@ -21,16 +27,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
-from densitywatch.models.common.layers import (
-    FULL_MAP,
+from densitywatch.models.common.gan_losses import (
     discriminator_game_loss,
+    discriminator_hinge_loss,
     game_logs,
     generator_game_loss,
-    halvings,
-    scale_images,
-    standard_normal,
-    unscale_images,
+    generator_hinge_loss,
 )
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import FULL_MAP, halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):
@@ -49,11 +55,11 @@ class Settings(BaseModel):
 
 
 WIDEST = 512
-"""Channels of the discriminator of images beyond 32 pixels a side: more halvings need no more channels than that."""
+"""Channels that the discriminator has at most for images beyond 32 pixels a side."""
 
 
 class ConditionalBatchNorm(nn.Module):
-    """Batch normalisation of (B, F, H, W) with a scale and a shift of its own for every label."""
+    """Batch normalisation of (B, F, H, W) with a scale and a shift for every label."""
 
     def __init__(self, features: int, labels: int) -> None:
         super().__init__()
@@ -63,7 +69,9 @@ class ConditionalBatchNorm(nn.Module):
 
     def forward(self, h: Tensor, weights: Tensor) -> Tensor:
         """weights: (B, labels), how much of each label; one-hot for an image of one label."""
+        # (B, labels) @ (labels, F): the row of the image's label, or a mixture of rows
         scale, shift = weights @ self.scale, weights @ self.shift
+        # mean 0 and variance 1 over the whole batch, whatever the labels; then the label's scale and shift
         normalised: Tensor = self.norm(h)
         return normalised * scale[:, :, None, None] + shift[:, :, None, None]
 
@@ -86,17 +94,25 @@ class Generator(nn.Module):
         h = h.contiguous(memory_format=torch.channels_last)
         for norm, double in zip(self.norms[:-1], self.doublings, strict=True):
             h = double(F.relu(norm(h, weights)))
-        # at full size a convolution sees across the seams that a doubling leaves
+        # a last convolution at full size smooths the checkerboard that transposed convolutions leave
         h = self.out(F.relu(self.norms[-1](h, weights)))
         return torch.tanh(h[:, :, : self.size, : self.size].float())
 
     def joined(self, z: Tensor, weights: Tensor) -> Tensor:
-        """Latents and labels side by side, (B, latent + labels), a label as long as a latent is on average."""
+        """Latents and label weights in one vector, (B, latent + labels).
+
+        A standard normal latent of D numbers has a length of about sqrt(D), so a one-hot label is scaled to that.
+        """
         return torch.cat([z, weights * math.sqrt(z.shape[1])], 1)
 
 
 class Discriminator(nn.Module):
-    """Images in [-1, 1] and labels to logits (B,): psi(phi(x)) + <embedding of the label, phi(x)>."""
+    """Images in [-1, 1] and labels to logits (B,): psi(phi(x)) + <embedding of the label, phi(x)>.
+
+    phi: the features of an image. psi: how real they are whatever the label. The inner product: how well they fit the
+    label. Spectral normalisation divides each weight by its largest singular value, as one step of power iteration
+    a forward pass estimates it; so no layer stretches a difference, and the logit changes smoothly with the image.
+    """
 
     def __init__(self, settings: Settings, channels: int, size: int, labels: int) -> None:
         super().__init__()
@@ -108,7 +124,7 @@ class Discriminator(nn.Module):
             spectral_norm(nn.Conv2d(i, o, 4, stride=2, padding=1))
             for i, o in zip([channels, *widths], widths, strict=False)
         )
-        # one layer over the whole map: summed over places instead, local texture would be all that counts
+        # a layer over the whole map: with a sum over positions only local texture would count
         self.last = spectral_norm(nn.Linear(widths[-1] * (size // 2**depth) ** 2, settings.discriminator_features))
         self.out = spectral_norm(nn.Linear(settings.discriminator_features, 1))
         self.embedding = spectral_norm(nn.Embedding(labels, settings.discriminator_features))
@@ -137,7 +153,7 @@ class ConditionalGAN(nn.Module):
         self.discriminator = Discriminator(settings, channels, size, self.labels)
 
     def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of the prior, (n, latent + labels), with the given labels or with labels drawn evenly."""
+        """n draws of the prior, (n, latent + labels), with the given labels or with equally likely ones."""
         device = next(self.parameters()).device
         z = standard_normal(n, self.settings.latent, generator=generator, device=device)
         if labels is None or not self.conditional:
@@ -156,20 +172,23 @@ class ConditionalGAN(nn.Module):
         images = scale_images(x)
         with torch.no_grad():
             generated = self.generate(self.latents(len(x), labels))
+        # one pass for both: a second one would see weights after one more power iteration
         real, fake = self.discriminator(torch.cat([images, generated]), labels.repeat(2)).chunk(2)
         logs = game_logs(images, generated, real, fake)
         if self.settings.loss == "hinge":
-            return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean(), logs
+            return discriminator_hinge_loss(real, fake), logs
         return discriminator_game_loss(real, fake), logs
 
     def generator_loss(self, n: int, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss over n generated images, for the generator to minimise."""
         labels = self.labels_of(n, labels)
         fake = self.discriminator(self.generate(self.latents(n, labels)), labels)
-        return -fake.mean() if self.settings.loss == "hinge" else generator_game_loss(fake, self.settings.loss), {}
+        if self.settings.loss == "hinge":
+            return generator_hinge_loss(fake), {}
+        return generator_game_loss(fake, self.settings.loss), {}
 
     def labels_of(self, n: int, labels: Tensor | None) -> Tensor:
-        """The labels of a batch; drawn evenly where none are given, all alike in a dataset without labels."""
+        """The labels of a batch: those given, or equally likely ones; in a dataset without labels all are 0."""
         if self.conditional and labels is not None:
             return labels
         return torch.randint(self.labels, (n,), device=next(self.parameters()).device)
@@ -180,7 +199,7 @@ class ConditionalGAN(nn.Module):
         return unscale_images(self.generate(z))
 
     def sample(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """n images, uint8 (n, C, H, W), of the given labels (n,) or of labels drawn evenly."""
+        """n images, uint8 (n, C, H, W), of the given labels (n,) or of equally likely ones."""
         return self.decode(self.latents(n, labels, generator))
 
 

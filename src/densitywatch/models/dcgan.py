@@ -1,11 +1,11 @@
 """Deep convolutional GAN (Radford, Metz & Chintala 2016): the game of gan.py between two convolutional networks.
 
-Strided and transposed convolutions instead of pooling, batch normalisation in both except at the generator's output and
-the discriminator's input, ReLU in the generator with tanh at its end, leaky ReLU in the discriminator, weights from
-N(0, 0.02).
+From the paper: strided and transposed convolutions instead of pooling; batch normalisation in both networks except at
+the generator's output and the discriminator's input; ReLU in the generator with tanh at its end, leaky ReLU in the
+discriminator; weights from N(0, 0.02).
 
 What differs from the paper: as many doublings as the image's size needs (two for 28 x 28), narrower layers, a learning
-rate for each player, and an exponential average of the generator's weights, which is what samples come from.
+rate for each player, and samples from an exponential average of the generator's weights.
 """
 
 from __future__ import annotations
@@ -15,16 +15,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import (
-    GeneratorLoss,
-    discriminator_game_loss,
-    game_logs,
-    generator_game_loss,
-    halvings,
-    scale_images,
-    standard_normal,
-    unscale_images,
-)
+from densitywatch.models.common.gan_losses import GeneratorLoss, discriminator_game_loss, game_logs, generator_game_loss
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 
 class Settings(BaseModel):
@@ -63,7 +57,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images in [-1, 1] to logits (B,): positive where they are taken for real."""
+    """Images in [-1, 1] to logits (B,), positive where an image is taken for real."""
 
     def __init__(self, settings: Settings, channels: int, size: int) -> None:
         super().__init__()
@@ -103,14 +97,14 @@ class DCGAN(nn.Module):
                 nn.init.normal_(module.weight, 1.0, 0.02)
 
     def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of the prior, (n, latent); an unconditional model pays no heed to labels."""
+        """n draws of the prior, (n, latent); labels are ignored."""
         device = next(self.parameters()).device
         return standard_normal(n, self.settings.latent, generator=generator, device=device)
 
     def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the game's value on a batch and as many generated images, for the discriminator to minimise.
 
-        Real and generated images pass in batches of their own, so each is normalised by its own statistics.
+        Real and generated images pass in two batches, so each is normalised by its own statistics.
         """
         images = scale_images(x)
         with torch.no_grad():
@@ -133,8 +127,10 @@ class DCGAN(nn.Module):
         return self.decode(self.latents(n, generator=generator))
 
     def encode(self, x: Tensor) -> Tensor:
-        """The discriminator's features for other tasks (the paper's section 5.1): every layer's activations, max-pooled
-        to a 4 x 4 grid, (B, D). They are no latents: `decode` does not take them."""
+        """The discriminator's features for other tasks (section 5.1 of the paper), (B, D).
+
+        Every layer's activations, max-pooled to a 4 x 4 grid. They are not latents: `decode` does not take them.
+        """
         maps = self.discriminator.maps(scale_images(x))
         return torch.cat([F.adaptive_max_pool2d(h, 4).flatten(1) for h in maps], 1)
 

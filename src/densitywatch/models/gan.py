@@ -2,12 +2,12 @@
 
     min_G max_D V(D, G) = E_x[log D(x)] + E_z[log(1 - D(G(z)))]
 
-The discriminator ascends V. The generator descends it (`minimax`), or ascends E_z[log D(G(z))] (`non_saturating`),
-which has the same fixed point and, as the paper says in section 3, a gradient that does not vanish while D wins easily.
+The discriminator ascends V. The generator descends V (`minimax`), or ascends E_z[log D(G(z))] (`non_saturating`). Both
+have the same fixed point; the second one's gradient does not vanish while D wins easily (section 3 of the paper).
 
 What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the
 generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum. Beyond
-48 pixels a side the layers that touch pixels are factorised: 100 million weights would hardly be learned.
+48 pixels a side the layers that touch pixels are factorised, or they would have 100 million weights.
 """
 
 from __future__ import annotations
@@ -20,15 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import (
-    GeneratorLoss,
-    discriminator_game_loss,
-    game_logs,
-    generator_game_loss,
-    scale_images,
-    standard_normal,
-    unscale_images,
-)
+from densitywatch.models.common.gan_losses import GeneratorLoss, discriminator_game_loss, game_logs, generator_game_loss
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.pixel_values import scale_images, unscale_images
 
 Width = Annotated[int, Field(ge=1, le=65536)]
 
@@ -54,11 +48,12 @@ CORE = 48
 class Separable(nn.Module):
     """A linear map of images (B, C, H, H) to (B, C, K, K): one matrix along the rows and one along the columns.
 
-    It starts as bilinear interpolation, so that at first the game is that of smaller images.
+    It starts as bilinear interpolation, so that at first the game is played on smaller images.
     """
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
+        # interpolating the unit vectors gives the matrix of the interpolation
         each = torch.eye(before)[None, None]
         start = F.interpolate(each, size=(before, after), mode="bilinear", antialias=True)[0, 0].t()
         self.rows = nn.Parameter(start.contiguous())  # (after, before)
@@ -74,7 +69,7 @@ class GAN(nn.Module):
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
-        core = min(size, CORE)
+        core = min(size, CORE)  # above it, images are core x core inside and Separable brings them to size
         pixels = channels * core * core
         layers: list[nn.Module] = []
         for i, o in pairwise((settings.latent, *settings.generator)):
@@ -92,14 +87,14 @@ class GAN(nn.Module):
         self.discriminator = nn.Sequential(*layers, nn.Linear(settings.discriminator[-1], 1), nn.Flatten(0))
 
     def latents(self, n: int, labels: Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """n draws of the prior, (n, latent); an unconditional model pays no heed to labels."""
+        """n draws of the prior, (n, latent); labels are ignored."""
         device = next(self.parameters()).device
         return standard_normal(n, self.settings.latent, generator=generator, device=device)
 
     def discriminator_loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Minus the game's value on a batch and as many generated images, for the discriminator to minimise."""
         images = scale_images(x)
-        with torch.no_grad():
+        with torch.no_grad():  # the generator does not move in this step
             generated = self.generator(self.latents(len(x)))
         real, fake = self.discriminator(images), self.discriminator(generated)
         return discriminator_game_loss(real, fake), game_logs(images, generated, real, fake)

@@ -7,10 +7,10 @@ What differs from the paper:
 * a learned map of positions is added to the first features, since images are centred and of one size (beyond 32 pixels
   a side the sum of a map of rows and one of columns);
 * a label enters after the masked layers, through gated 1x1 layers, not in every layer: what the pixels before say is
-  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0016);
-* beside it enters what the rows above show as a whole, seen at half the resolution (RowContext);
+  computed once for all labels, and Bayes' rule costs little more than one density (docs/decisions/0012);
+* next to the label enters what the rows above show as a whole, seen at half the resolution (RowContext);
 * a conditional model's loss also asks that Bayes' rule give an image its own label (Raina et al. 2003);
-* the head takes the colours in sequence in one place (layers.PixelHead): 256-way softmax or logistic mixture.
+* the head takes the colours in sequence in one place (pixel_head.PixelHead): 256-way softmax or logistic mixture.
 """
 
 from __future__ import annotations
@@ -23,16 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.autoregressive import PixelDensity
-from densitywatch.models.common.layers import (
-    FULL_MAP,
-    PixelHead,
-    bits_per_dim,
-    position_map,
-    positions,
-    require_labels,
-    scale_images,
-)
+from densitywatch.models.common.autoregressive import PixelDensity, require_labels
+from densitywatch.models.common.map_sizes import FULL_MAP
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim, scale_images
+from densitywatch.models.common.positions import position_map, positions
 from densitywatch.models.common.sampling import bias_of, taps
 
 
@@ -60,7 +55,7 @@ class Settings(BaseModel):
 
 
 def gate(x: Tensor) -> Tensor:
-    """tanh of the one half times sigmoid of the other."""
+    """The gated activation unit: tanh(a) * sigmoid(b), a and b the two halves of the channels."""
     a, b = x.chunk(2, 1)
     # tanh(a) = 2 sigmoid(2a) - 1: torch's tanh takes six times as long as its sigmoid on a CPU
     return (2.0 * torch.sigmoid(2.0 * a) - 1.0) * torch.sigmoid(b)
@@ -79,8 +74,11 @@ class GatedLayer(nn.Module):
 
     def forward(self, v: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         d = self.vertical.dilation[0]
-        # zeros above and to the left alone: row i of the output sees input rows i - d and i; nothing is cropped away
+        # a masked 3 x 3 kernel is non-zero in two rows alone, and the masked 1 x 3 one in two columns: the kernels have
+        # those alone, and zeros are padded above and to the left. So row i of the output sees input rows i - d and i
+        # in columns j - d, j and j + d, and nothing is cropped away
         vertical = self.vertical(F.pad(v, (d, d, d, 0)))
+        # column j of the output sees columns j - d and j of this row, and by the vertical stack the rows above
         horizontal = self.horizontal(F.pad(h, (d, 0, 0, 0))) + self.vertical_to_horizontal(vertical)
         return v + gate(vertical), h + self.out(gate(horizontal))
 
@@ -88,8 +86,8 @@ class GatedLayer(nn.Module):
 class RowContext(nn.Module):
     """What the rows above show as a whole: a plain residual network on pairs of rows, at half the resolution.
 
-    A label shows in shapes more than in pixels. Rows are in sequence here and columns are not: a pair of rows sees all
-    of the pairs above it, to the left and to the right, and nothing of itself.
+    A label shows in shapes more than in pixels. Here only rows are in sequence: a pair of rows sees the pairs above it,
+    in all columns, and nothing of itself.
     """
 
     DILATIONS = (1, 2, 4, 4)
@@ -105,7 +103,7 @@ class RowContext(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, H, W), on the scale [-1, 1] -> (B, width, H / 2, W / 2), rounded up.
 
-        Of the first H rows of an image as well: what a row is given does not depend on how many follow.
+        Also of the first H rows of an image alone: what a row gets does not depend on the rows after it.
         """
         h = image.shape[2]
         pairs = F.pad(F.avg_pool2d(image, 2, ceil_mode=True), (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones
@@ -117,22 +115,22 @@ class RowContext(nn.Module):
 
 
 def doubled(x: Tensor, size: int) -> Tensor:
-    """Every row and every column twice, up to size x size: from pairs back to pixels."""
+    """Every row and every column twice, cropped to size x size: from pairs back to pixels."""
     return x.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :size, :size]
 
 
 class LabelLayer(nn.Module):
-    """A pixel's features in the light of a label and of the rows above, each pixel by itself."""
+    """A gated 1x1 layer that adds to a pixel's features what the label and the rows above say."""
 
     def __init__(self, channels: int, context: int, classes: int) -> None:
         super().__init__()
         self.inner = nn.Conv2d(channels + context, 2 * channels, 1)
         self.label = nn.Embedding(classes, 2 * channels)
-        nn.init.normal_(self.label.weight, std=0.3)  # the labels start out as small changes of one density
+        nn.init.normal_(self.label.weight, std=0.3)  # at first the labels' densities differ little
         self.out = nn.Conv2d(channels, channels, 1)
 
     def from_context(self, context: Tensor) -> Tensor:
-        """The context's share of the first convolution, (B, 2 F, H, W): the same for every label, so computed once."""
+        """The context's share of the first convolution, (B, 2 F, H, W): the same for every label, computed once."""
         return F.conv2d(context, self.inner.weight[:, self.out.in_channels :], self.inner.bias)
 
     def forward(self, h: Tensor, from_context: Tensor, labels: Tensor) -> Tensor:
@@ -163,7 +161,7 @@ class PixelCNN(PixelDensity):
         super().__init__()
         self.settings, self.channels, self.size, self.classes = settings, channels, size, classes
         width = settings.channels
-        # the channel of ones beside the image tells zero padding from a pixel of the middle grey
+        # the extra channel is 1 inside the image and 0 in the padding, which the image's own zero, middle grey, is not
         self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3))
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = positions(width, size)
@@ -188,7 +186,7 @@ class PixelCNN(PixelDensity):
         return self.with_label(self.before_label(x), None if labels is None else labels.unsqueeze(1))
 
     def before_label(self, x: Tensor) -> Tensor:
-        """What all labels share, (B, F, H, W): the features, then for each label layer its share of the context."""
+        """What all labels share: the features, (B, F, H, W), then each label layer's share of the context."""
         scaled = scale_images(x, self.first_vertical.weight.dtype)
         image = F.pad(scaled, (0, 0, 0, 0, 0, 1), value=1.0).contiguous(memory_format=torch.channels_last)
         # strictly above, strictly left: input rows i - 2 and i - 1, columns j - 2 and j - 1
@@ -217,12 +215,12 @@ class PixelCNN(PixelDensity):
     def log_prob_by_label(self, x: Tensor) -> Tensor:
         """log p(x | label) for every label, (B, classes) nats; for conditional models.
 
-        A few images at a time: with all labels beside each other they take as much memory as a batch.
+        A few images at a time: under all labels they take as much memory as a batch.
         """
         return torch.cat([self.every_label(part) for part in torch.split(x, self.IMAGES_AT_ONCE)])
 
     def every_label(self, x: Tensor) -> Tensor:
-        """The same for all images at once: B times classes rows."""
+        """The same for all images at once, as a batch of B times classes rows."""
         return self.pixels_by_label(self.before_label(x), x)
 
     def pixels_by_label(self, h: Tensor, x: Tensor) -> Tensor:
@@ -234,8 +232,8 @@ class PixelCNN(PixelDensity):
     def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean bits per dimension, to minimise; with labels also a label's nats by Bayes' rule, weighted.
 
-        Of every other row and column, from a random one on, alone: a quarter of the arithmetic, and a label that shows
-        in any such quarter shows in the whole.
+        The label's nats are those of every other row and column, beginning at random: a quarter of the arithmetic. A
+        label that shows in every such quarter shows in the whole image.
         """
         if not self.conditional or not self.settings.label_weight:
             return super().loss(x, labels)
@@ -261,10 +259,13 @@ class PixelCNN(PixelDensity):
         return PixelCNNSteps(self, n, labels)
 
 
-# PixelCNN one pixel at a time: a row of the vertical stack, then the horizontal stack column by column.
+# ------------------------------------------------------------------------------------------------------------------
+# The same network one pixel at a time, for sampling, completing and coding (common/sampling.py).
 #
-# Memory: for each layer about (2 + dilation) rows of activations of every image; for conditional models also the image
-# itself, and at half the resolution the activations of one layer of the context.
+# The vertical stack is computed for a whole row, then the horizontal stack column by column. Memory: for each layer
+# about (2 + dilation) rows of activations of every image; for conditional models also the image itself, and at half the
+# resolution the activations of one layer of the context.
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class PixelCNNSteps:
@@ -281,7 +282,7 @@ class PixelCNNSteps:
         self.first_vertical = taps(model.first_vertical.weight)
         self.first_vertical_bias = bias_of(model.first_vertical)
 
-        # this row: two zeros, then the columns; the ones' share of the first horizontal layer is the same in every row
+        # this row: two zeros, then the columns; what the channel of ones adds is the same in every row
         self.row = new_zeros(n, self.size + 2, channels)
         self.row_views = [self.row[:, j : j + 2].flatten(1) for j in range(self.size)]
         weight = model.first_horizontal.weight.detach()
@@ -333,7 +334,7 @@ class PixelCNNSteps:
 
 
 class LayerSteps:
-    """pixelcnn.GatedLayer: its input's rows for the vertical stack and its input's columns for the horizontal one."""
+    """GatedLayer, one pixel at a time: keeps its input's rows for the vertical stack and columns for the horizontal."""
 
     def __init__(self, layer: GatedLayer, size: int, n: int, width: int) -> None:
         self.size, d = size, layer.vertical.dilation[0]
@@ -356,8 +357,8 @@ class LayerSteps:
         self.gates[:, -1] = 1.0
         self.both, self.a, self.b = self.gates[:, :-1], self.gates[:, :width], self.gates[:, width:-1]
 
-        # columns in an order that puts j - d beside j, so that the two taps are one (B, 2 F) matrix; a zero column
-        # stands before each of the d runs
+        # columns in an order in which j - d comes right before j, so that both taps are one (B, 2 F) matrix: d runs of
+        # columns, each with a column of zeros before it
         run = -(-size // d) + 1
         self.columns = new_zeros(n, d * run, width)
         places = [(j % d) * run + j // d + 1 for j in range(size)]
@@ -365,7 +366,8 @@ class LayerSteps:
         self.views = [self.columns[:, place] for place in places]
 
     def start_row(self, v: Tensor) -> Tensor:
-        """The vertical stack's row (W, B, F) of this layer's input -> of its output; the horizontal part is kept."""
+        """The vertical stack's row (W, B, F): of this layer's input to its output. What the horizontal stack takes from
+        it is kept for `step`."""
         d, size = self.dilation, self.size
         self.rows.append(self.rows.pop(0))
         self.rows[-1][d : d + size] = v
@@ -384,7 +386,7 @@ class LayerSteps:
 
 
 class LabelSteps:
-    """pixelcnn.LabelLayer for images of the given labels, (B,)."""
+    """LabelLayer, one pixel at a time, for images of the given labels, (B,)."""
 
     def __init__(self, layer: LabelLayer, labels: Tensor | None) -> None:
         assert labels is not None
@@ -396,7 +398,7 @@ class LabelSteps:
         self.biases: list[Tensor] = []
 
     def start_row(self, context: Tensor) -> None:
-        """Takes the context of the row's pair in each column, (W, B, context channels)."""
+        """`context`: of this row's pair in each column, (W, B, context channels)."""
         self.biases = list((self.bias + F.linear(context, self.from_context)).unbind(0))
 
     def step(self, j: int, h: Tensor) -> Tensor:

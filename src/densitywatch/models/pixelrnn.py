@@ -10,11 +10,11 @@ over all pixels beforehand. In the Row LSTM a line is a row, and a state sees th
 What differs from the paper:
 * masked convolutions are cropped to what their mask leaves, and the first one has a channel of ones beside the image,
   which tells the border from the middle grey; a learned map of positions is added to the first features;
-* since its states move down a row, the pass from the right may see its own pixel: without that, the last pixel of a row
-  would be hidden from most of the next row;
+* the pass from the right sees its own pixel, which it may, since its states move down a row: otherwise most of the next
+  row would not see the last pixel of a row;
 * only the pixels of a diagonal that lie in the image are computed, half of the skewed map;
-* the colours meet in sequence in the head alone (layers.PixelHead), which keeps the masks in one place; it is the
-  paper's 256-way softmax, or a logistic mixture as a setting, which learns faster;
+* the colours are in sequence in the head alone (pixel_head.PixelHead), which keeps the masks in one place; the head is
+  the paper's 256-way softmax or, as a setting, a logistic mixture, which learns faster;
 * label conditioning as a setting (from the gated PixelCNN).
 """
 
@@ -27,9 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.autoregressive import PixelDensity
-from densitywatch.models.common.layers import PixelHead, position_map, positions, require_labels, scale_images
+from densitywatch.models.common.autoregressive import PixelDensity, require_labels
 from densitywatch.models.common.lstm_scan import lstm_scan
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import scale_images
+from densitywatch.models.common.positions import position_map, positions
 from densitywatch.models.common.sampling import bias_of, taps
 
 
@@ -50,7 +52,7 @@ class Settings(BaseModel):
 
 
 def by_tap(*layers: nn.Module, taps: int) -> Tensor:
-    """State-to-state layers, one a direction, as lstm_scan takes them: (D, taps, K, 4 K)."""
+    """The weights of the state-to-state layers, one layer a direction, as lstm_scan takes them: (D, taps, K, 4 K)."""
     weights = [layer.get_parameter("weight") for layer in layers]
     return torch.stack([weight.view(len(weight), taps, -1).permute(1, 2, 0) for weight in weights])
 
@@ -68,10 +70,12 @@ class RowLSTM(nn.Module):
         self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
     def forward(self, x: Tensor, image: Tensor, labels: Tensor | None) -> Tensor:
+        # the input-to-state convolution of 1 x 3, cropped to what its mask leaves: the pixel to the left and its own
         to_the_left = F.pad(x[:, :-1], (0, 0, 0, 0, 1, 0))
         maps = self.input_to_state(torch.cat([to_the_left, x], 3))
         if self.label is not None and labels is not None:
             maps = maps + self.label(labels)
+        # row by row; each state sees three states of the row above
         states = lstm_scan(maps.unsqueeze(0), by_tap(self.state_to_state, taps=3), self.offsets, diagonal=False)
         return x + F.linear(states[0], self.out.weight, self.out.bias)
 
@@ -90,10 +94,12 @@ class DiagonalBiLSTM(nn.Module):
         self.label = nn.Embedding(classes, 4 * channels) if classes else None
 
     def forward(self, x: Tensor, image: Tensor, labels: Tensor | None) -> Tensor:
+        # the pass from the right is one from the left over the image with its columns reversed
         maps = torch.stack([self.left(x), self.right(torch.cat([x, image], 3).flip(1))])
         if self.label is not None and labels is not None:
             maps = maps + self.label(labels)
         left, right = lstm_scan(maps, by_tap(*self.state_to_state, taps=2), self.offsets, diagonal=True)
+        # columns back in order and a row down: a pixel sees the row above from the right, never its own row
         states = left + F.pad(right.flip(1)[:-1], (0, 0, 0, 0, 0, 0, 1, 0))
         return x + F.linear(states, self.out.weight, self.out.bias)
 
@@ -127,7 +133,8 @@ class PixelRNN(PixelDensity):
         if self.conditional:
             labels = require_labels(labels, self.classes)
         image = scale_images(x, self.above.weight.dtype)
-        with_ones = F.pad(image, (0, 0, 0, 0, 0, 1), value=1.0)
+        with_ones = F.pad(image, (0, 0, 0, 0, 0, 1), value=1.0)  # a channel of ones: outside of the image it is 0
+        # both are padded on all sides and cropped: row i sees rows i - 3 .. i - 1, column j columns j - 3 .. j - 1
         first = self.above(with_ones)[:, :, : self.size] + self.left(with_ones)[..., : self.size]
         first = first + position_map(self.position)
         features, image = first.permute(2, 3, 0, 1).contiguous(), image.permute(2, 3, 0, 1)  # (H, W, B, F or C)
@@ -140,9 +147,12 @@ class PixelRNN(PixelDensity):
         return PixelRNNSteps(self, n, labels)
 
 
-# PixelRNN one pixel at a time: what comes from the row above at once, then the LSTMs' states column by column.
+# ------------------------------------------------------------------------------------------------------------------
+# The same network one pixel at a time, for sampling, completing and coding (common/sampling.py).
 #
-# Memory: for each layer about three rows of activations of every image.
+# What comes from the row above is computed for a whole row, then the LSTMs' states column by column. Memory: for each
+# layer about three rows of activations of every image.
+# ------------------------------------------------------------------------------------------------------------------
 
 
 class PixelRNNSteps:
@@ -158,7 +168,7 @@ class PixelRNNSteps:
         self.above = [new_zeros(self.size + 6, n, channels + 1) for _ in range(3)]
         self.from_above, bias = taps(model.above.weight).t(), bias_of(model.above) + bias_of(model.left)
 
-        # this row: three zeros, then the columns; the ones' share of it is the same in every row
+        # this row: three zeros, then the columns; what the channel of ones adds is the same in every row
         self.row = new_zeros(n, self.size + 3, channels)
         self.last_row = new_zeros(self.size, n, channels)
         self.row_views = [self.row[:, j : j + 3].flatten(1) for j in range(self.size)]
@@ -200,14 +210,15 @@ class PixelRNNSteps:
 
 
 class Cell:
-    """The gates of an LSTM for one pixel of n images; the cell gate's weights are doubled (see lstm_scan)."""
+    """The gates of an LSTM for one pixel of n images; the last gate's weights are doubled (see lstm_scan)."""
 
     def __init__(self, like: Tensor, n: int, k: int) -> None:
         self.gates, self.squashed = like.new_zeros(n, 4 * k), like.new_zeros(n, k)
         self.i, self.f, self.o, self.g = self.gates.chunk(4, 1)
 
     def step(self, cell: Tensor, state: Tensor) -> None:
-        """From what stands in `gates` before the sigmoid: `cell` in place, the new state into `state`, (B, K) both."""
+        """From `gates`, filled and before their sigmoid: `cell` in place, the new state into `state`, (B, K) both."""
+        # c = f c + i g with g = 2 sigmoid(2 a_g) - 1
         self.gates.sigmoid_()
         cell.mul_(self.f).addcmul_(self.i, self.g, value=2.0).sub_(self.i)
         torch.tanh(cell, out=self.squashed)
@@ -215,14 +226,14 @@ class Cell:
 
 
 def doubled(weight: Tensor) -> Tensor:
-    """Weights (..., 4 K) of the gates with those of the last, the cell's, doubled."""
+    """Weights (..., 4 K) of the gates, those of the last gate doubled."""
     factor = torch.ones_like(weight)
     factor[..., 3 * weight.shape[-1] // 4 :] = 2.0
     return weight * factor
 
 
 class RowSteps:
-    """pixelrnn.RowLSTM: `inputs[j]` (B, F) is where its input at column j is written."""
+    """RowLSTM, one pixel at a time; its input at column j is written to `inputs[j]`, (B, F)."""
 
     def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
         self.size = size
@@ -238,7 +249,7 @@ class RowSteps:
         columns = new_zeros(n, size + 1, f)  # a zero column, then the row
         self.inputs = [columns[:, j + 1] for j in range(size)]
         self.pairs = [columns[:, j : j + 2].flatten(1) for j in range(size)]
-        self.states = new_zeros(size + 2, n, k)  # of the row above until they are overwritten by this row's
+        self.states = new_zeros(size + 2, n, k)  # the row above's, overwritten column by column by this row's
         self.state_views = list(self.states[1:-1].unbind(0))
         self.cells = new_zeros(size, n, k)
         self.cell_views = list(self.cells.unbind(0))
@@ -258,7 +269,7 @@ class RowSteps:
 
 
 class DiagonalSteps:
-    """pixelrnn.DiagonalBiLSTM: from the left with each pixel, from the right when a row is known."""
+    """DiagonalBiLSTM, one pixel at a time: from the left with each pixel, from the right once a row is known."""
 
     def __init__(self, layer: Any, size: int, n: int, labels: Tensor | None) -> None:
         self.size = size
@@ -274,7 +285,7 @@ class DiagonalSteps:
         self.out, self.out_bias = layer.out.weight.detach().t().contiguous(), layer.out.bias.detach()
         k, f = self.out.shape
         new_zeros = self.out.new_zeros
-        # a column's input beside the state of the pixel to its left: one matrix (B, F + K)
+        # a column's input and the state of the pixel to its left in one matrix (B, F + K)
         self.columns = new_zeros(n, size + 1, f + k)
         self.both = [self.columns[:, j] for j in range(size)]
         self.inputs = [self.columns[:, j, :f] for j in range(size)]
@@ -292,7 +303,7 @@ class DiagonalSteps:
         self.cell = Cell(self.out, n, k)
 
     def start_row(self, i: int, last_row: Tensor) -> None:
-        """last_row: the image's row above, (W, B, C), which the pass from the right goes over now that it is known."""
+        """last_row: the image's row above, (W, B, C); now that it is known, the pass from the right goes over it."""
         if i:
             inputs = torch.cat([self.row_of_inputs, last_row], 2) @ self.input_to_right + self.bias_right
             torch.add(inputs, self.right_states[:-1] @ self.right_from_above, out=self.right_in)

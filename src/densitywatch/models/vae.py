@@ -3,8 +3,8 @@
     log p(x) >= E_q(z|x)[log p(x|z)] - KL(q(z|x) || p(z))        the ELBO: reconstruction and KL, logged apart
     log p(x) >= log mean_k p(x, z_k) / q(z_k|x), z_k ~ q(z|x)    the importance-weighted bound (Burda et al. 2016)
 
-What differs from the paper: a convolutional encoder and decoder, and p(x|z) is a discrete distribution over 0..255 for
-every sub-pixel (layers.PixelHead), so its bounds stand in one table with the exact densities.
+What differs from the paper: a convolutional encoder and decoder; and p(x|z) is a discrete distribution over 0..255 for
+every sub-pixel (pixel_head.PixelHead), so its bounds have the unit of the exact densities and compare with them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import FULL_MAP, PixelHead, bits_per_dim, halvings, scale_images, standard_normal
+from densitywatch.models.common.latents import standard_normal
+from densitywatch.models.common.map_sizes import FULL_MAP, halvings
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim, scale_images
 
 
 class Settings(BaseModel):
@@ -40,6 +43,7 @@ def diagonal_gaussian_log_prob(z: Tensor, mean: Tensor, log_variance: Tensor) ->
 
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """KL(N(mean, diag(exp(log_variance))) || N(0, I)) in nats, summed over the last axis."""
+    # of one dimension: (mean^2 + variance - 1 - log variance) / 2
     return 0.5 * (mean**2 + log_variance.exp() - 1.0 - log_variance).sum(-1)
 
 
@@ -82,14 +86,14 @@ class VAE(nn.Module):
         )
 
     def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of q(z|x), each (B, latent)."""
+        """Mean and log-variance of q(z|x), each (B, latent); a width of at most e^4 and at least e^-6."""
         image = scale_images(x, self.head.hidden.weight.dtype).contiguous(memory_format=torch.channels_last)
         out = self.encoder(image)
         mean, log_variance = out.to(torch.promote_types(out.dtype, torch.float32)).chunk(2, 1)
         return mean, log_variance.clamp(-12.0, 8.0)
 
     def decoder_features(self, z: Tensor) -> Tensor:
-        """What the head draws pixels from, (B, F, H, W)."""
+        """The features from which the head computes the pixels' distributions, (B, F, H, W)."""
         h: Tensor = self.decoder_in(z).view(len(z), -1, self.sizes[0], self.sizes[0])
         h = h.contiguous(memory_format=torch.channels_last)
         for size, convolution in zip(self.sizes, self.decoder_convolutions, strict=True):
@@ -106,7 +110,9 @@ class VAE(nn.Module):
     def elbo_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(reconstruction, KL), each (B,) nats, with one z of torch's global generator; ELBO = reconstruction - KL."""
         mean, log_variance = self.posterior(x)
+        # z ~ q(z|x) as a function of mean and variance, through which the gradient passes (the paper's section 2.4)
         z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
+        # E_q[log p(x|z)] is estimated by this one z; the KL of two Gaussians is known exactly
         return self.conditional_log_prob(x, z), kl_to_standard_normal(mean, log_variance)
 
     def elbo(self, x: Tensor) -> Tensor:
@@ -121,6 +127,7 @@ class VAE(nn.Module):
         for _ in range(samples):
             z = mean + (0.5 * log_variance).exp() * torch.randn_like(mean)
             prior = diagonal_gaussian_log_prob(z, torch.zeros_like(z), torch.zeros_like(z))
+            # log of p(x|z) p(z) / q(z|x)
             weights.append(self.conditional_log_prob(x, z) + prior - diagonal_gaussian_log_prob(z, mean, log_variance))
         return torch.logsumexp(torch.stack(weights), 0) - math.log(samples)
 

@@ -243,7 +243,7 @@ def write_report(
                 )
             ],
             "The detector without one of its members: AUROC",
-            "For information: members are chosen on synthetic outliers (docs/outliers.md), never by this table.",
+            "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
         )
     table(
         "false_discoveries.csv",

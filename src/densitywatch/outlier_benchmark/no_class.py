@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densitywatch.data.dataset import open_split
-from densitywatch.evaluation.measures.context import takes_labels
 from densitywatch.evaluation.measures.labels import belonging_p_values, known_by_label, nats_by_label
+from densitywatch.models.offers import takes_labels
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import track

@@ -1,4 +1,8 @@
-"""Charts as SVG files that need no script, follow the reader's light or dark setting, and come out byte-identical."""
+"""Charts as SVG text. They need no script, follow the reader's light or dark setting, and are the same byte for byte.
+
+altair and vl_convert are imported by the functions that draw: they take a second, and many who import this file draw
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-# each colour of the light chart and what the dark one has in its place
+# a colour of the light chart: the colour of the dark one
 COLOURS = {
     "#1f6f8b": "#6cc0dd",
     "#c2571a": "#f0a26b",
@@ -57,14 +61,14 @@ def lines(
             scale=alt.Scale(domain=names, range=colours),
             legend=alt.Legend(orient="top", title=None, columns=2),
         )
-    # a single point draws no line, so points are marked as long as they are few
+    # a single point draws no line, so a few points are marked
     few = len(rows) <= 40
     mark = alt.MarkDef(type="line", strokeWidth=2, color=SERIES[0], point=few, clip=True)
     return to_svg(alt.Chart(alt.InlineData(values=[dict(row) for row in rows]), mark=mark).encode(**encoding))
 
 
 def histogram(values: np.ndarray, *, title: str, y_title: str = "images", most_bins: int = 40) -> str:
-    """How `values` (N,) are spread, as SVG text; a line marks their mean. Binned here: the file is small for any N."""
+    """A histogram of `values` (N,) as SVG text; a line marks their mean. The SVG holds bins alone, so it is small."""
     import altair as alt
 
     low, high = float(values.min()), float(values.max())
@@ -91,7 +95,7 @@ def histogram(values: np.ndarray, *, title: str, y_title: str = "images", most_b
 
 
 def bars(rows: Sequence[Row], *, x: str, y: str, x_title: str) -> str:
-    """Horizontal bars, one a row, in the order of `rows`, as SVG text."""
+    """Horizontal bars, one for each of `rows`, in their order, as SVG text."""
     import altair as alt
 
     chart = (
@@ -103,7 +107,7 @@ def bars(rows: Sequence[Row], *, x: str, y: str, x_title: str) -> str:
 
 
 def to_svg(chart: Any) -> str:
-    """An altair chart as SVG text in the project's look; it carries its dark colours, so it works as an image file."""
+    """An altair chart as SVG text in the project's look. The dark colours are inside, so it works as an image file."""
     import vl_convert
 
     style: dict[str, Any] = {
@@ -126,7 +130,7 @@ def to_svg(chart: Any) -> str:
         "mark": {"color": SERIES[0]},
     }
     svg: str = vl_convert.vegalite_to_svg(chart.configure(**style).to_json(indent=None))
-    # vega numbers its clip paths through a process's life; the file must not tell how many charts came before it
+    # vega counts clip paths over the whole process; numbered from 0 again, the same chart gives the same bytes
     numbers = {old: f"clip{i}" for i, old in enumerate(dict.fromkeys(re.findall(r'id="(clip\d+)"', svg)))}
     svg = re.sub(r'(id="|url\(#)(clip\d+)', lambda found: found[1] + numbers[found[2]], svg)
     dark = "".join(

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
+from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
 
 GAP = 2
 WIDTH = 1024
-"""Pixels across a grid of large pictures."""
-# a map from black over violet and orange to pale yellow whose lightness rises all the way: readable in grey, too
+"""Width in pixels of a grid of large pictures."""
+# from black over violet and orange to pale yellow; lightness rises all the way, so it is readable in grey too
 HEAT = np.array(
     [
         (0, 0, 4),
@@ -28,9 +26,10 @@ HEAT = np.array(
 
 
 def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None = WIDTH) -> bytes:
-    """Images (n, C, H, W) uint8 row by row as a PNG; small ones are enlarged to about `cell` pixels, gaps are clear.
+    """Images (n, C, H, W) uint8, row by row, as a PNG with transparent gaps.
 
-    Large ones are scaled down until the grid is about `width` pixels wide: a page is looked at, not measured.
+    Small images are enlarged to about `cell` pixels a side. Large ones are scaled down until the grid is about `width`
+    pixels wide, unless `width` is None.
     """
     if width is not None and max(images.shape[2:]) > (largest := max(cell, width // max(1, min(columns, len(images))))):
         images = resized(images, largest)
@@ -45,11 +44,11 @@ def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None 
         enlarged = np.broadcast_to(image, (3, *image.shape[1:])).repeat(factor, 1).repeat(factor, 2)
         sheet[top : top + height, left : left + across, :3] = enlarged.transpose(1, 2, 0)
         sheet[top : top + height, left : left + across, 3] = 255
-    return png(sheet)
+    return png(sheet.transpose(2, 0, 1), optimize=True)
 
 
 def heat(maps: np.ndarray, top: float) -> np.ndarray:
-    """Maps (n, H, W) as colour images (n, 3, H, W) uint8: 0 and below is black, `top` and above the brightest."""
+    """Maps (n, H, W) as colour images (n, 3, H, W) uint8: 0 and less is black, `top` and more is the brightest."""
     position = np.clip(maps / top if top > 0 else np.zeros_like(maps), 0, 1) * (len(HEAT) - 1)
     channels = [np.interp(position, np.arange(len(HEAT)), HEAT[:, c]) for c in range(3)]
     return np.stack(channels, 1).round().astype(np.uint8)
@@ -58,10 +57,3 @@ def heat(maps: np.ndarray, top: float) -> np.ndarray:
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey or colour images (n, C, H, W) with three channels."""
     return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
-
-
-def png(pixels: np.ndarray) -> bytes:
-    """Pixels (H, W, 4) uint8 as a PNG file's bytes."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels, "RGBA").save(buffer, "PNG", optimize=True)
-    return buffer.getvalue()

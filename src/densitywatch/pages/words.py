@@ -1,4 +1,4 @@
-"""Keys and figures as people read them."""
+"""Keys and figures as text for people."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def readable(key: str) -> str:
 
 
 def number(value: Any) -> str:
-    """A figure in at most four significant digits, whole numbers in full; text as it is; nothing as an en dash."""
+    """A figure with at most four significant digits, a whole number in full, text as it is, None as an en dash."""
     if value is None:
         return DASH
     if isinstance(value, bool):
@@ -55,7 +55,7 @@ def share(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit that suits them: 12 ms, 3.4 s, 4 min 10 s, 2 h 5 min."""
+    """Seconds in a unit that suits them: 12 ms, 3.4 s, 4 min 10 s, 2 h 5 min."""
     if seconds < 0.9995:
         return f"{1000 * seconds:.3g} ms"
     if seconds < 60:

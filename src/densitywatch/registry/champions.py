@@ -2,7 +2,7 @@
 
 MLflow's aliases have no history and no compare-and-set. So the registered model has a tag with the trail, the present
 champion last. An alias that points elsewhere was moved by a person, whose decision stands until the next one
-(docs/decisions/0020-the-registry-belongs-to-its-checkout.md).
+(docs/decisions/0016-the-registry-belongs-to-its-checkout.md).
 """
 
 from __future__ import annotations

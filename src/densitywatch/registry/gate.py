@@ -29,7 +29,7 @@ Images = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Figure:
+class Measurement:
     """One model's measure; smaller is better for every measure of the gate."""
 
     measure: str
@@ -37,19 +37,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Decision:
     """What the gate says, in one sentence, and the figures it rests on."""
 
     passed: bool
     reason: str
-    candidate: Figure | None = None
-    champion: Figure | None = None
+    candidate: Measurement | None = None
+    champion: Measurement | None = None
 
     def __str__(self) -> str:
         return self.reason
 
 
-def gate(name: str, candidate: Path, champion: Path | None, params: Params, root: Path) -> Verdict:
+def gate(name: str, candidate: Path, champion: Path | None, params: Params, root: Path) -> Decision:
     """Measure the models (or detectors) in both folders on the first params.gate.images validation images and compare.
 
     The measure is the best that the candidate offers: bits/dim of an exact density, the ELBO's, mean squared error of
@@ -62,42 +62,42 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     try:
         new = measure(candidate, images, params, root)
     except DensitywatchError as error:
-        return Verdict(False, f"rejected: the candidate cannot be measured: {error}")
+        return Decision(False, f"rejected: the candidate cannot be measured: {error}")
     if champion is None:
         return judge(new, None, params.gate.tolerance)
     try:
         old = measure(champion, images, params, root)
     except DensitywatchError as error:
-        return Verdict(False, f"rejected: the champion cannot be measured to compare with ({error}); {AFRESH}", new)
+        return Decision(False, f"rejected: the champion cannot be measured to compare with ({error}); {AFRESH}", new)
     return judge(new, old, params.gate.tolerance)
 
 
 AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
 
 
-def judge(candidate: Figure, champion: Figure | None, tolerance: float) -> Verdict:
+def judge(candidate: Measurement, champion: Measurement | None, tolerance: float) -> Decision:
     """Compare two figures: a candidate passes that is finite and at most `tolerance`, relatively, worse."""
     shown = f"{candidate.measure} {candidate.value:.4f}"
     if not math.isfinite(candidate.value):
-        return Verdict(False, f"rejected: its {candidate.measure} is {candidate.value}, no finite number", candidate)
+        return Decision(False, f"rejected: its {candidate.measure} is {candidate.value}, no finite number", candidate)
     if champion is None:
-        return Verdict(True, f"passed: {shown}, and there is no champion to compare it with", candidate)
+        return Decision(True, f"passed: {shown}, and there is no champion to compare it with", candidate)
     if champion.measure != candidate.measure:
         reason = f"rejected: it is measured by {candidate.measure} and the champion by {champion.measure}; {AFRESH}"
-        return Verdict(False, reason, candidate, champion)
+        return Decision(False, reason, candidate, champion)
     if not math.isfinite(champion.value):
         reason = (
             f"rejected: the champion's {champion.measure} is {champion.value}, so nothing can be compared; {AFRESH}"
         )
-        return Verdict(False, reason, candidate, champion)
+        return Decision(False, reason, candidate, champion)
     if candidate.value > champion.value + tolerance * abs(champion.value):
         allowed = f", more than the {tolerance:.1%} that params.gate.tolerance allows" if tolerance else ""
         reason = f"rejected: {shown} is worse than the champion's {champion.value:.4f}{allowed}"
-        return Verdict(False, reason, candidate, champion)
-    return Verdict(True, f"passed: {shown} beside the champion's {champion.value:.4f}", candidate, champion)
+        return Decision(False, reason, candidate, champion)
+    return Decision(True, f"passed: {shown} beside the champion's {champion.value:.4f}", candidate, champion)
 
 
-def measure_model(folder: Path, images: Images, params: Params, root: Path) -> Figure:
+def measure_model(folder: Path, images: Images, params: Params, root: Path) -> Measurement:
     """The gate's figure of the model in `folder`. Raises DensitywatchError when it has none."""
     model: Any = load_model_folder(folder)
     if images.shape[1:3] != (model.channels, stored_size(model)):
@@ -115,10 +115,10 @@ def measure_model(folder: Path, images: Images, params: Params, root: Path) -> F
                     function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
                     for start in range(0, len(images), step)
                 ]
-            return Figure(measure + of_size(model, images), float(torch.cat(parts).mean()))
+            return Measurement(measure + of_size(model, images), float(torch.cat(parts).mean()))
     from densitywatch.evaluation.measures.sample_quality import quality_figure  # for models that only draw samples
 
-    return Figure("FID of samples" + of_size(model, images), quality_figure(model, params, root))
+    return Measurement("FID of samples" + of_size(model, images), quality_figure(model, params, root))
 
 
 def of_size(model: Any, images: Images) -> str:
@@ -147,7 +147,7 @@ MEASURES: tuple[tuple[str, str, Callable[[Any, Tensor], Tensor]], ...] = (
 """What a model may offer, the measure that follows, its value for each image of a batch; the first that fits counts."""
 
 
-def measure_detector(folder: Path, images: Images, params: Params, root: Path) -> Figure:
+def measure_detector(folder: Path, images: Images, params: Params, root: Path) -> Measurement:
     """The share of pairs that the detector in `folder` puts in the wrong order: 1 - AUROC on cut-and-paste images.
 
     Half of `images` stay as they are, the other half get a rectangle of another image (Li et al. 2021, "CutPaste"), by
@@ -179,7 +179,7 @@ def measure_detector(folder: Path, images: Images, params: Params, root: Path) -
     ranks = np.argsort(np.argsort(score, kind="stable"), kind="stable")
     outliers = len(score) - half
     right = ranks[half:].sum() - outliers * (outliers - 1) / 2
-    return Figure("cut-and-paste error", 1.0 - float(right) / (half * outliers))
+    return Measurement("cut-and-paste error", 1.0 - float(right) / (half * outliers))
 
 
 def cut_and_paste(images: Images, rng: np.random.Generator) -> Images:

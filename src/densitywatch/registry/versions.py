@@ -19,11 +19,10 @@ import numpy as np
 
 from densitywatch.errors import RegistryError
 from densitywatch.models.storage import WEIGHTS, load_model_folder
-from densitywatch.params import Params, load_params
+from densitywatch.params import Params
 from densitywatch.progress import say
 from densitywatch.registry.champions import (
     CHALLENGER,
-    CHAMPION,
     REGISTERED,
     ROLLED_BACK,
     Standing,
@@ -35,19 +34,20 @@ from densitywatch.registry.champions import (
     newest_verified,
     standing,
 )
-from densitywatch.registry.gate import Verdict, gate
+from densitywatch.registry.download import download_model, stand_in, who_stands_in
+from densitywatch.registry.gate import Decision, gate
 from densitywatch.registry.service import answers_of
 from densitywatch.registry.version_files import WEIGHTS_TAG, pack_detector, pack_model
-from densitywatch.tracking.addresses import CONTENT, PACKED, follow_move
+from densitywatch.tracking.addresses import CONTENT, PACKED
 from densitywatch.tracking.runs import open_client, prepare_store, run_exists, store_errors
-from densitywatch.tracking.store import check_reachable, store_lock, tracking_uri
+from densitywatch.tracking.store import store_lock, tracking_uri
 from densitywatch.training.bookkeeping import training_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Verdict", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
+__all__ = ["Decision", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
 
 DESCRIPTION = """\
 Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
@@ -164,11 +164,11 @@ def promote(
     *,
     automatic: bool = False,
     afresh: bool = False,
-) -> Verdict:
+) -> Decision:
     """Make the challenger, or `version`, champion if it passes the gate; the champion before it is kept for `rollback`.
 
     Where the alias or the champion's files are gone, the newest champion of before that can be verified is compared
-    with. A version that was rolled back is not promoted again unless it is named by its number. The verdict is noted
+    with. A version that was rolled back is not promoted again unless it is named by its number. The decision is noted
     among the version's tags. `automatic`: a champion that a person chose in MLflow stays; a promotion that a person
     asks for, whatever the gate says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
 
@@ -185,29 +185,29 @@ def promote(
             number = str(candidate.version)
             seen = standing(client, registered)
             if automatic and seen.by_hand and number != seen.alias:
-                return Verdict(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
+                return Decision(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
             if number == seen.alias:
                 fetch(client, uri, candidate)
                 if not automatic and (seen.by_hand or candidate.tags.get(ROLLED_BACK)):
                     _settle(client, seen, candidate)
-                return Verdict(True, f"version {number} is the champion already")
+                return Decision(True, f"version {number} is the champion already")
             if version is None and candidate.tags.get(ROLLED_BACK):
                 why = f"was rolled back; `densitywatch promote {name} --version {number}` would insist"
-                return Verdict(False, f"rejected: version {number} {why}")
+                return Decision(False, f"rejected: version {number} {why}")
             ours = fetch(client, uri, candidate)
             order = [] if afresh else seen.newest_first
             beside, theirs, reasons = newest_verified(client, uri, registered, order)
-        verdict = gate(name, ours, theirs, params, root)
-        told = "" if afresh else _fallen_back(seen, beside, reasons)
-        verdict = replace(verdict, reason=f"version {number} {verdict.reason}{told}")
+        decision = gate(name, ours, theirs, params, root)
+        told = "" if afresh else who_stands_in(seen, beside, reasons)
+        decision = replace(decision, reason=f"version {number} {decision.reason}{told and f'; {told}'}")
         with store_errors(uri, RegistryError):
-            client.set_model_version_tag(registered, number, "gate", verdict.reason[:5000])
-            if verdict.passed:
+            client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
+            if decision.passed:
                 _settle(client, seen, candidate)
             elif not automatic and seen.by_hand:
                 move(client, seen, seen.alias, seen.after(str(seen.alias)))
-                verdict = replace(verdict, reason=f"{verdict.reason}; automatic promotion goes on from here")
-    return verdict
+                decision = replace(decision, reason=f"{decision.reason}; automatic promotion goes on from here")
+    return decision
 
 
 def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:
@@ -219,20 +219,6 @@ def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> No
 
 def _go_on(name: str) -> str:
     return f"`densitywatch promote {name}` lets automatic promotion go on"
-
-
-def _fallen_back(seen: Standing, used: str | None, reasons: list[str]) -> str:
-    """What is to be said where the version that is used is not the one that the alias champion names."""
-    said = []
-    if seen.alias is None and seen.trail:
-        said.append("the alias champion is gone")
-    said += reasons
-    if not said:
-        return ""
-    taken = (
-        f"version {used}, the newest champion that can be verified, stood in" if used else "no other can be verified"
-    )
-    return f"; {'; '.join(said)}; {taken}"
 
 
 def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
@@ -281,63 +267,3 @@ def _nowhere_to_go(registered: str, present: str | None, reasons: list[str]) -> 
     )
     where = f"version {present}" if present is not None else "the registry"
     return f"{registered}: {where} {what}; `densitywatch promote {name} --version N` makes another one champion"
-
-
-def download_model(
-    address: str, params: Params | None = None, root: Path | None = None, *, stand_in: bool = True
-) -> Path:
-    """The local folder with model.safetensors, or the detector, of `models:/NAME@alias` or `models:/NAME/version`.
-
-    Without `params` the store is MLFLOW_TRACKING_URI's, or that of params.yaml in the present folder. Files of a remote
-    store are kept under ~/.cache/densitywatch. A champion whose alias or files are gone is stood in for by the newest
-    one before it that can be verified, and it is said, unless `stand_in` is False. Raises RegistryError when there is
-    no such model, version or alias, the store does not answer, or the files are not those that were registered.
-    """
-    project = root or Path.cwd()
-    if params is None and not os.environ.get("MLFLOW_TRACKING_URI"):
-        params = load_params(project / "params.yaml")
-    if params is not None:
-        uri, root = tracking_uri(params, project), project
-    else:
-        uri, root = os.environ["MLFLOW_TRACKING_URI"], None
-    check_reachable(uri, create=False)
-    follow_move(uri, root)
-    client = open_client(uri)
-    with store_errors(uri, RegistryError):
-        if not stand_in or not address.endswith(f"@{CHAMPION}"):
-            return fetch(client, uri, find(client, address))
-        folder, told = _champion_folder(client, uri, address)
-    if told:
-        say(told)
-    return folder
-
-
-def stand_in(name: str, params: Params, root: Path) -> str | None:
-    """What is to be said of another version that users of the champion get; None where they get the champion.
-
-    Raises RegistryError when there is none to stand in.
-    """
-    uri = tracking_uri(params, root)
-    check_reachable(uri, create=False)
-    follow_move(uri, root)
-    with store_errors(uri, RegistryError):
-        return _champion_folder(open_client(uri), uri, f"models:/{REGISTERED}{name}@{CHAMPION}")[1] or None
-
-
-def _champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
-    """The files of the champion, or of the newest one before it that can be verified and a sentence about it."""
-    registered = address.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
-    try:
-        return fetch(client, uri, find(client, address)), ""
-    except RegistryError as error:
-        failure = error
-    try:
-        seen = standing(client, registered)
-    except RegistryError:
-        raise failure from None
-    if not seen.newest_first:
-        raise failure
-    used, folder, reasons = newest_verified(client, uri, registered, seen.newest_first)
-    if folder is None:
-        raise RegistryError(f"{registered}: no champion can be verified: {'; '.join(reasons)}")
-    return folder, f"{registered}: {_fallen_back(seen, used, reasons).removeprefix('; ')}"

@@ -2,7 +2,7 @@
 
 MLflow writes whole paths into its tables. The files lie below the checkout that the database belongs to, so a checkout
 that finds itself elsewhere rewrites the part that changed, once, before anything is read or written by the old one
-(docs/decisions/0020-the-registry-belongs-to-its-checkout.md).
+(docs/decisions/0016-the-registry-belongs-to-its-checkout.md).
 """
 
 from __future__ import annotations

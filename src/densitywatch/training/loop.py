@@ -6,6 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,93 +21,105 @@ from densitywatch.data.dataset import Split
 from densitywatch.data.reading import images_at_once
 from densitywatch.devices import compiled as compile_function
 from densitywatch.errors import TrainingDiverged
+from densitywatch.models.offers import SingleLoss, is_game
 from densitywatch.params import TrainingParams
 from densitywatch.progress import track
 from densitywatch.training.adversarial import adversarial_step, adversarial_warnings
 from densitywatch.training.checkpoint import Progress, load_state, optimizer_tensors, restore_optimizers, save_state
+from densitywatch.training.optimizers import make_optimizers, schedule, set_learning_rate
 from densitywatch.training.sharing import average_figures, average_statistics, total
-from densitywatch.training.steps import likelihood_step, make_optimizers, schedule, set_learning_rate
+from densitywatch.training.steps import likelihood_step
 
 Log = Callable[[int, dict[str, float]], None]
 
 
+@dataclass(frozen=True)
+class Run:
+    """What a training is called, where its state lies, and who hears of it."""
+
+    name: str
+    """In the progress bar and in messages."""
+    seed: int
+    folder: Path
+    """Where the state is kept until the training is done."""
+    identity: str
+    """Of params, data and source (identity.py): only from a state of the same identity does a run go on."""
+    compiled: bool = False
+    """Whether the loss is compiled."""
+    log: Log | None = None
+    """Hears the scalars of a step."""
+    run_id: str | None = None
+    """MLflow's, kept in the state, so that a run that goes on is logged where it began."""
+
+
 def train(
-    fabric: Any,
-    model: Any,
-    images: Split,
-    validation: Split,
-    training: TrainingParams,
-    *,
-    name: str,
-    seed: int,
-    folder: Path,
-    identity: str,
-    compiled: bool = False,
-    log: Log | None = None,
-    progress: Progress | None = None,
+    fabric: Any, model: Any, images: Split, validation: Split, training: TrainingParams, run: Run
 ) -> tuple[nn.Module, Progress]:
     """Train `model` and return the EMA weights of its best checkpoint by validation, with what happened on the way.
 
-    The state goes to `folder` every `checkpoint_every` steps, and when the run is told to stop. A run that finds a
-    state of the same `identity` goes on from it and ends with the weights of a run never stopped, bit for bit: batches
-    and random numbers follow from (seed, step). Of several processes each takes its share of every batch, all end with
-    the same weights, and the first one alone writes.
+    The state is written to `run.folder` every `checkpoint_every` steps and when the process is told to stop. A run that
+    finds a state of the same identity goes on from it and ends with the weights of a run never stopped, bit for bit:
+    batches and random numbers follow from (seed, step). Several processes share every batch. All end with the same
+    weights, and only the first one writes.
 
     Raises TrainingDiverged when the loss is NaN or infinite; the state of the last checkpoint stays.
     """
-    ema = copy.deepcopy(model)
+    ema = copy.deepcopy(model)  # the moving average of the weights, which is what is validated and kept
     best = copy.deepcopy(model)
-    progress = progress or Progress()
-    step_function: Any = likelihood_step
-    if hasattr(model, "discriminator"):
-        step_function = adversarial_step
+    progress = Progress(run_id=run.run_id)
+    step_function: Any = adversarial_step if is_game(model) else likelihood_step
 
     model = fabric.to_device(model)
     optimizers = make_optimizers(model, training)
     parts = {"model/": model, "ema/": ema, "best/": best}
-    if (found := load_state(folder, identity, named(parts), optimizers)) is not None:
+    # go on where an earlier process of the same run was stopped
+    if (found := load_state(run.folder, run.identity, named(parts), optimizers)) is not None:
         tensors, progress = found
         for prefix, part in parts.items():
             part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         restore_optimizers(optimizers, tensors)
 
-    if compiled and hasattr(model, "loss"):
+    if run.compiled and not is_game(model):
         model.loss = compile_function(model.loss)
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
     since, started = progress.seconds, time.monotonic()
     left = range(progress.step, training.steps)
-    for step in stopping.between(track(left, f"train {name}") if fabric.is_global_zero else left):
-        x, labels = batch(images, step, training.batch_size, seed, fabric)
-        torch.manual_seed(seed_of(seed, step, fabric.global_rank))
+    for step in stopping.between(track(left, f"train {run.name}") if fabric.is_global_zero else left):
+        # the step's images, random numbers and learning rate follow from its number alone
+        x, labels = batch(images, step, training.batch_size, run.seed, fabric)
+        torch.manual_seed(seed_of(run.seed, step, fabric.global_rank))
         set_learning_rate(optimizers, schedule(step, training))
+        # forward, backward, update
         logs = average_figures(fabric, step_function(fabric, model, optimizers, x, labels, training))
         average_statistics(fabric, model)
-        stop_if_diverged(name, logs, step, training, folder)
+        stop_if_diverged(run.name, logs, step, training, run.folder)
+        # a short memory at first, so that the initial weights are soon forgotten
         update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
 
+        # validate, keep the best
         last = step + 1 == training.steps
         if last or (step + 1) % training.evaluate_every == 0:
             row = {"step": float(step + 1), **{f"train_{key}": float(value) for key, value in logs.items()}}
-            figures = validate(ema, validation, training, seed, fabric)
+            figures = validate(ema, validation, training, run.seed, fabric)
             row |= {f"validation_{key}": value for key, value in figures.items()}
-            # a game has no loss that says which checkpoint is best, so the last one stands
+            # a game has no loss that says which checkpoint is best, so the last one is kept
             figure = row.get("validation_loss")
             if figure is None or progress.best_validation is None or figure <= progress.best_validation:
                 progress.best_validation, progress.best_step = figure, step + 1
                 best.load_state_dict(ema.state_dict())
             progress.history.append(row)
-            if log is not None:
-                log(step + 1, row)
-        elif (step + 1) % 20 == 0 and log is not None:
-            log(step + 1, {f"train_{key}": float(value) for key, value in logs.items()})
+            if run.log is not None:
+                run.log(step + 1, row)
+        elif (step + 1) % 20 == 0 and run.log is not None:
+            run.log(step + 1, {f"train_{key}": float(value) for key, value in logs.items()})
 
+        # write the state
         if (last or stopping.asked() or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
             progress.step = step + 1
             progress.seconds = since + time.monotonic() - started
-            tensors = named(parts)
-            save_state(folder, identity, tensors | optimizer_tensors(optimizers), progress)
+            save_state(run.folder, run.identity, named(parts) | optimizer_tensors(optimizers), progress)
     progress.warnings += adversarial_warnings(progress.history)
     return best.cpu().eval(), progress
 
@@ -117,7 +130,7 @@ def named(parts: dict[str, nn.Module]) -> dict[str, Tensor]:
 
 
 def seed_of(seed: int, step: int, rank: int) -> int:
-    """A seed of its own for every step of every device, far from those of other runs."""
+    """Another seed for every step of every device, far from those of other runs."""
     return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0] >> 1)
 
 
@@ -140,7 +153,7 @@ def batch(images: Split, step: int, size: int, seed: int, fabric: Any) -> tuple[
 
 @lru_cache(maxsize=2)  # a batch may take the end of one epoch and the start of the next
 def epoch_order(seed: int, epoch: int, n: int) -> NDArray[np.int64]:
-    """The order of the n images in an epoch; drawing it anew for every batch takes longer than a small batch's copy."""
+    """The order of the n images in an epoch; kept, since drawing it takes longer than copying a small batch."""
     return np.random.default_rng((seed, epoch)).permutation(n)
 
 
@@ -150,14 +163,14 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
 
     `model` is on the device of `fabric`; several processes share the images.
     """
-    if not hasattr(model, "loss"):
+    if not isinstance(model, SingleLoss):
         return {}
     most = min(len(split), training.validation_images or len(split))
     # fewer images than processes: each takes all of them, which gives the same mean
     mine = range(fabric.global_rank, most, fabric.world_size) if most >= fabric.world_size else range(most)
     count = len(mine)
     sums: dict[str, float] = {}
-    torch.manual_seed(seed)  # the same noise each time, so that checkpoints are compared on one footing
+    torch.manual_seed(seed)  # the same noise for every checkpoint, so that they compare
     model.eval()
     step = images_at_once(128, split.images.shape[-1])
     for start in range(0, count, step):
@@ -166,7 +179,7 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
         x = torch.from_numpy(np.array(split.images[rows])).to(fabric.device)
         labels = torch.from_numpy(np.array(split.labels[rows])).to(fabric.device)
         with fabric.autocast():
-            loss, logs = model.loss(x, labels)  # type: ignore[operator]
+            loss, logs = model.loss(x, labels)
         for key, value in {"loss": loss, **logs}.items():
             sums[key] = sums.get(key, 0.0) + float(value) * len(x)
     model.train()

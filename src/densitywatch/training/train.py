@@ -22,7 +22,7 @@ from densitywatch.progress import say
 from densitywatch.training.bookkeeping import note_training
 from densitywatch.training.checkpoint import Progress, load_state
 from densitywatch.training.identity import identity_of
-from densitywatch.training.loop import train
+from densitywatch.training.loop import Run, train
 from densitywatch.training.sharing import check_share
 
 
@@ -73,7 +73,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     run_id = earlier[1].run_id if earlier else None
     logs = fabric.is_global_zero
     with contextlib.ExitStack() as stack:
-        run = (
+        logged = (
             stack.enter_context(
                 training_run(
                     name,
@@ -94,16 +94,18 @@ def train_model(name: str, params: Params, root: Path) -> Path:
             images,
             validation,
             block.training,
-            name=name,
-            seed=params.seed,
-            folder=folder,
-            identity=identity,
-            compiled=compiled,
-            log=run.log if run else None,
-            progress=Progress(run_id=run.run_id if run else None),
+            Run(
+                name=name,
+                seed=params.seed,
+                folder=folder,
+                identity=identity,
+                compiled=compiled,
+                log=logged.log if logged else None,
+                run_id=logged.run_id if logged else None,
+            ),
         )
         out = root / "models" / name
-        if run is not None:
+        if logged is not None:
             for warning in progress.warnings:
                 say(f"{name}: warning: {warning}")
             write_model(out, best, block, info.class_names, info.digest, progress)
@@ -114,7 +116,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
                 "mlflow_run_id": progress.run_id,
             }
             note_training(out / WEIGHTS, name, root, took)
-            run.log_artifacts(out, "model")
+            logged.log_artifacts(out, "model")
             shutil.rmtree(folder, ignore_errors=True)
             say(f"{name}: best of {progress.best_step} of {block.training.steps} steps -> {out}")
     fabric.barrier()  # no process is done before the folder stands

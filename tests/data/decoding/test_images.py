@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from densitywatch.data.decoding import guarded
+from densitywatch.data.decoding import sandbox
 from densitywatch.data.decoding.images import MAX_BYTES, decode_image, decode_images, decode_picture, fit_image
 from densitywatch.errors import DataError
 
@@ -239,13 +239,13 @@ def test_crop_keeps_the_middle_pad_keeps_all_and_stretch_fills() -> None:
 def test_one_process_serves_one_request_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
 
-    class Counted(guarded._Child):
+    class Counted(sandbox._Child):
         def __init__(self) -> None:
             started.append(self)
             super().__init__()
 
-    guarded.close()
-    monkeypatch.setattr(guarded, "_Child", Counted)
+    sandbox.close()
+    monkeypatch.setattr(sandbox, "_Child", Counted)
     out = io.BytesIO()
     Image.new("L", (9, 9), 7).save(out, "PNG")
     for _ in range(5):

@@ -325,8 +325,8 @@ with open(sys.argv[1], "rb") as file:
             entry.read()
         except DataError as error:
             reasons += 1
-from densitywatch.data.decoding import guarded
-guarded.close()
+from densitywatch.data.decoding import sandbox
+sandbox.close()
 use = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
 own = use[0].ru_maxrss  # where /proc says it, without what the process that started this one had
 if sys.platform == "linux":

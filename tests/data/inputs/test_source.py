@@ -197,7 +197,7 @@ LEFT_BEHIND = (
 )
 
 
-def with_left_behind(folder: Path) -> Path:
+def with_clutter(folder: Path) -> Path:
     for name in LEFT_BEHIND:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(b"left behind")
@@ -206,7 +206,7 @@ def with_left_behind(folder: Path) -> Path:
 
 @pytest.mark.parametrize("kind", ["folder", "glob", "memory"])
 def test_what_tools_leave_behind_is_skipped_and_counted(folder: Path, kind: str) -> None:
-    with_left_behind(folder)
+    with_clutter(folder)
     skipped: Counter[str] = Counter()
     memory = fsspec.filesystem("memory")
     try:

@@ -78,13 +78,5 @@ def test_a_conditional_density_gets_accuracy_its_curve_and_the_share_without_a_c
     assert (context.out / "accuracy_coverage.svg").read_text().startswith("<svg")
 
 
-def test_a_limited_pick_holds_every_label_in_its_share(project: Path, context_of: Callable[..., Context]) -> None:
-    # a split's order mixes the labels in turn; evenly spaced images would be of some labels alone
-    np.save(project / "data" / "prepared" / "calibration_labels.npy", np.tile(np.arange(10), 4))
-    images, labels = context_of(object()).pick("calibration", 10)
-    assert len(images) == 10
-    assert sorted(labels.tolist()) == list(range(10))
-
-
 def test_a_density_without_labels_is_left_out(context_of: Callable[..., Context]) -> None:
     assert labels_with_rejection(context_of(object())) is None

@@ -1,142 +1,68 @@
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-import densitywatch
-from densitywatch.errors import DataError, DensitywatchError, ModelError, ParamsError
-from densitywatch.sample import draw
+from densitywatch.evaluation.measures import samples
+from densitywatch.evaluation.measures.context import Context
+from densitywatch.evaluation.measures.samples import sample_grid
+from densitywatch.params import Params
 from tests.evaluation.conftest import NAMES
 
 
-class Standin(nn.Module):
-    """Draws flat images of the label's number times ten; completes what it is given with noise."""
-
-    size, channels, classes = 8, 1, 10
-    class_names = NAMES
+class Flat(torch.nn.Module):
+    """Draws flat images of the label's number times ten; without labels all are of 200."""
 
     def __init__(self, conditional: bool) -> None:
         super().__init__()
         self.conditional = conditional
+        self.asked: list[int] = []
 
-    def sample(
-        self,
-        n: int,
-        labels: Tensor | None = None,
-        generator: torch.Generator | None = None,
-        given: Tensor | None = None,
-        rows: int = 0,
-    ) -> Tensor:
-        x = torch.randint(0, 256, (n, 1, 8, 8), generator=generator, dtype=torch.uint8)
-        if labels is not None:
-            x = (labels * 10).to(torch.uint8)[:, None, None, None].expand(n, 1, 8, 8)
-        if given is not None:
-            assert given.shape == x.shape
-            x[:, :, :rows] = given[:, :, :rows]
-        return x
+    def sample(self, n: int, labels: Tensor | None = None, generator: Any = None) -> Tensor:
+        self.asked.append(n)
+        value = torch.full((n,), 200) if labels is None else labels * 10
+        return value.to(torch.uint8)[:, None, None, None].expand(n, 1, 8, 8)
 
 
-@pytest.fixture
-def conditional(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(densitywatch, "load_model", lambda where: Standin(conditional=True))
+def test_a_conditional_model_fills_one_row_per_label(context_of: Callable[..., Context]) -> None:
+    context = context_of(Flat(conditional=True))
+    result = sample_grid(context)
+    assert result is not None
+    assert result.figures[0].rows == NAMES
+    assert result.figures[0].caption.startswith("One row per label.")
+    sheet = np.asarray(Image.open(context.out / "samples.png"))[:, :, 0]
+    assert sheet[::58, 0].tolist() == [10 * label for label in range(10)]
+    assert sheet.shape[1] == 2 * 58 - 2, "20 images of 10 labels"
 
 
-@pytest.fixture
-def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(densitywatch, "load_model", lambda where: Standin(conditional=False))
-
-
-def cells(path: Path, rows: int, columns: int) -> np.ndarray:
-    """The grid's cells at the images' own size: (rows, columns, 8, 8)."""
-    sheet = np.asarray(Image.open(path))[:, :, 0]
-    pitch = 56 + 2
-    assert sheet.shape == (rows * pitch - 2, columns * pitch - 2)
-    taken = [
-        [sheet[r * pitch : r * pitch + 56, c * pitch : c * pitch + 56][::7, ::7] for c in range(columns)]
-        for r in range(rows)
-    ]
-    return np.array(taken)
-
-
-def test_a_grid_of_a_real_model_is_the_same_for_the_same_seed(project: Path) -> None:
-    address = str(project / "models" / "pixelcnn")
-    one, two, other = (project / f"{name}.png" for name in ("one", "two", "other"))
-    assert draw(address, 9, seed=5, out=one) == one
-    draw(address, 9, seed=5, out=two)
-    draw(address, 9, seed=6, out=other)
-    assert one.read_bytes() == two.read_bytes()
-    assert one.read_bytes() != other.read_bytes()
-    assert cells(one, 3, 3).shape == (3, 3, 8, 8)
-
-
-@pytest.mark.usefixtures("conditional")
-@pytest.mark.parametrize("label", ["Three", "three", "3"])
-def test_a_label_goes_by_its_name_in_any_case_or_by_its_number(tmp_path: Path, label: str) -> None:
-    draw("models/x", 4, label=label, out=tmp_path / "grid.png")
-    assert (cells(tmp_path / "grid.png", 2, 2) == 30).all()
-
-
-@pytest.mark.usefixtures("conditional")
-def test_a_conditional_model_without_a_label_fills_one_row_a_label(tmp_path: Path) -> None:
-    draw("models/x", 20, out=tmp_path / "grid.png")
-    found = cells(tmp_path / "grid.png", 10, 2)
-    assert (found[:, :, 0, 0] == 10 * np.arange(10)[:, None]).all()
-
-
-@pytest.mark.usefixtures("plain")
-def test_the_given_rows_are_kept_in_every_image(tmp_path: Path) -> None:
-    given = np.random.default_rng(0).integers(0, 256, (8, 8), dtype=np.uint8)
-    Image.fromarray(given).save(tmp_path / "given.png")
-    draw("models/x", 20, given=tmp_path / "given.png", rows=3, out=tmp_path / "grid.png")
-    found = cells(tmp_path / "grid.png", 5, 4)
-    assert (found[:, :, :3] == given[:3]).all()
-    assert not (found[:, :, 3:] == given[3:]).all()
-
-
-REFUSED: list[tuple[dict[str, Any], type[DensitywatchError], str]] = [
-    ({"n": 0}, ParamsError, "-n 0: draw between 1 and 10,000 images"),
-    ({"out": Path("grid.jpg")}, ParamsError, "give a name that ends in .png"),
-    ({"rows": 3}, ParamsError, "pass the image with --given"),
-    ({"label": "boot"}, ModelError, "models/x: this model knows no labels"),
-    ({"given": Path("missing.png")}, DataError, "missing.png: no such file"),
-    ({"given": Path("text.png")}, DataError, "text.png: "),
-    ({"given": Path("given.png"), "rows": 9}, ParamsError, "--rows 9: the model's images have 8 rows"),
-]
-
-
-@pytest.mark.usefixtures("plain")
-@pytest.mark.parametrize(("asked", "error", "sentence"), REFUSED)
-def test_what_cannot_be_drawn_is_refused_in_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: dict[str, Any], error: type[Exception], sentence: str
+def test_labels_beyond_the_first_are_left_out_and_it_is_said(
+    context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("text.png").write_text("no image")
-    Image.new("L", (8, 8)).save("given.png")
-    with pytest.raises(error) as caught:
-        draw("models/x", **({"n": 4, "out": tmp_path / "grid.png"} | asked))
-    assert sentence in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "grid.png").exists()
+    monkeypatch.setattr(samples, "CLASSES_SHOWN", 4)
+    result = sample_grid(context_of(Flat(conditional=True)))
+    assert result is not None
+    assert result.figures[0].rows == NAMES[:4]
+    assert result.notes == ["samples of the first 4 of 10 labels are shown"]
 
 
-@pytest.mark.usefixtures("conditional")
-def test_an_unknown_label_is_answered_with_the_known_ones(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"--label boot: no such label; the model knows Zero, One, "):
-        draw("models/x", 4, label="boot", out=tmp_path / "grid.png")
+def test_samples_are_drawn_in_batches_and_their_speed_is_measured(
+    context_of: Callable[..., Context], params: Params
+) -> None:
+    model = Flat(conditional=False)
+    evaluate = params.evaluate.model_copy(update={"sample_images": 50})
+    context = context_of(model, params=params.model_copy(update={"evaluate": evaluate}))
+    result = sample_grid(context)
+    assert result is not None
+    assert model.asked == [20, 20, 10]
+    assert float(result.metrics["sample_images_per_second"]) > 0
+    assert result.figures[0].rows == ()
 
 
-def test_a_model_that_completes_no_images_says_so(project: Path) -> None:
-    Image.new("L", (8, 8)).save(project / "given.png")
-    with pytest.raises(ModelError, match="this model completes no images; take an autoregressive one"):
-        draw(str(project / "models" / "vae"), 2, given=project / "given.png", out=project / "grid.png")
-
-
-def test_a_model_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no such model"):
-        draw(str(tmp_path / "models" / "gan"), 2, out=tmp_path / "grid.png")
+def test_a_model_that_draws_nothing_has_no_grid(context_of: Callable[..., Context]) -> None:
+    assert sample_grid(context_of(torch.nn.Identity())) is None

@@ -141,7 +141,7 @@ def test_the_feature_network_says_what_its_space_is_worth(measured: Path) -> Non
         {"task": "labels", "accuracy": 0.9155, "raw_pixel_probe_100": 0.7, "raw_pixel_probe_51000": 0.844},
     )
     page = " ".join(page_of(measured).split())
-    assert "it names the labels of 91.55 % of the test images rightly" in page
+    assert "it finds the right labels of 91.55 % of the test images" in page
     assert "raw pixels is right for 84.4 %" in page
     assert "test images the FID is 1.25" in page
 
@@ -163,7 +163,7 @@ def test_the_outlier_benchmark_is_shown_when_it_is_there(measured: Path) -> None
 @pytest.mark.parametrize("file", ["../../../params.yaml", "page.html", "/etc/passwd", ""])
 def test_a_figure_from_another_place_or_of_another_kind_is_refused(measured: Path, file: str) -> None:
     evaluated(measured, "vae", BOUND, [{"file": file, "title": "x", "caption": "x"}])
-    with pytest.raises(DataError, match="is no png, svg or csv file of this folder"):
+    with pytest.raises(DataError, match="is not a png, svg or csv file of this folder"):
         page_of(measured)
 
 

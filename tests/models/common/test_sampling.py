@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
 from densitywatch.models import pixelcnn, pixelrnn
-from densitywatch.models.common.layers import draw_from_table
+from densitywatch.models.common.pixel_head import draw_from_table
 from densitywatch.models.common.sampling import walk
 
 FAMILIES: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -157,7 +157,7 @@ def test_images_can_be_used_in_training_afterwards(family: str) -> None:
     ("request_", "message"),
     [
         ({"n": 0}, "at least one"),
-        ({"n": 2, "labels": torch.tensor([0, 1])}, "knows none"),
+        ({"n": 2, "labels": torch.tensor([0, 1])}, "a model without labels"),
         ({"n": 2, "rows": 3}, "no image"),
         ({"n": 2, "given": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "rows": 3}, "this model's size"),
         ({"n": 2, "given": torch.zeros(2, 1, 7, 7), "rows": 3}, "must be uint8"),

@@ -1,3 +1,3 @@
-"""From untrusted bytes to uint8 arrays, in a process of its own with little memory and little time.
+"""From untrusted bytes to uint8 arrays, in a child process with little memory and little time.
 
 Start with images.py."""

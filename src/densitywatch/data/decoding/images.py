@@ -1,15 +1,15 @@
-"""Bytes that nobody vouches for -> uint8 (C, H, W) arrays of one size, or a DataError with a short reason.
+"""Untrusted bytes to uint8 (C, H, W) arrays of one size, or a DataError with a short reason.
 
-What is decided here, and shown to users in data/README.md:
+What is decided here; data/README.md tells users the same:
 
 * PNG, JPEG, WebP, BMP, GIF, TIFF, PPM, JPEG 2000, AVIF and HEIC are read; nothing else, whatever the file is called.
-* Alpha is composited over black, the value of "nothing" in the built-in dataset.
+* Alpha is composited over black, which is the background of the built-in dataset.
 * 16 bits are divided by 257 (65535 becomes 255), floats from 0 to 1 multiplied by 255; a picture whose range is not
   known, such as 12 bits stored in 16, is refused.
-* EXIF rotation is applied. An animation or a multi-page file is refused: one row cannot speak for several pictures.
-  The previews that phones append to a JPEG (MPO) do not count as pages.
+* EXIF rotation is applied. An animation or a multi-page file is refused: a file is one picture. The previews that
+  phones append to a JPEG (MPO) do not count as pages.
 * More than 150 million pixels are refused from the header, before anything is decoded.
-* Decoding happens in a process of its own (guarded.py) with limits on CPU time and memory that grow with the pixels.
+* Decoding happens in a child process (sandbox.py) with limits on CPU time and memory that grow with the pixels.
 """
 
 from __future__ import annotations
@@ -25,26 +25,27 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from densitywatch.data.decoding.depths import GAP, eight_bits
-from densitywatch.data.decoding.file_bytes import prepared, what_it_is
-from densitywatch.data.decoding.guarded import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
+from densitywatch.data.decoding.bit_depth import GAP, eight_bits
+from densitywatch.data.decoding.file_headers import prepared, what_it_is
+from densitywatch.data.decoding.sandbox import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
 from densitywatch.errors import DataError
+from densitywatch.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
 MAX_PIXELS = 150_000_000
 MAX_BYTES = 64 << 20
-"""A file larger than this is not read at all."""
+"""Files with more bytes than this are not read."""
 PIXELS_A_SECOND = 10_000_000
 BYTES_A_PIXEL = 8
 TOGETHER = 64
 TOGETHER_BYTES = 16 << 20
-"""Files that one request to the decoding process holds, and their bytes."""
+"""Most files of one request to the child process, and most bytes of these."""
 
 Resize = Literal["crop", "pad", "stretch"]
 
 
 class Picture(NamedTuple):
-    """One image brought to the dataset's shape, and what it was before."""
+    """One image in the dataset's shape, and what the original was."""
 
     pixels: npt.NDArray[np.uint8]
     """(C, size, size)."""
@@ -55,12 +56,12 @@ class Picture(NamedTuple):
 
 
 def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
-    """The image in `data` as uint8 (channels, size, size); raises DataError with the reason when it is none."""
+    """The image in `data` as uint8 (channels, size, size). Raises DataError with the reason where there is none."""
     return decode_picture(data, size=size, channels=channels, resize=resize).pixels
 
 
 def decode_picture(data: bytes, *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Like `decode_image`, with the original's width, height (as seen, after EXIF rotation) and mode."""
+    """Like `decode_image`, with the original's width and height (after EXIF rotation) and mode."""
     found = decode_images([data], size=size, channels=channels, resize=resize, max_pixels=max_pixels)[0]
     if isinstance(found, DataError):
         raise found
@@ -73,23 +74,23 @@ _turns = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
 def decode_images(
     files: Sequence[bytes], *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
 ) -> list[Picture | DataError]:
-    """A picture, or the reason why there is none, for each of `files`; many at once cost much less than one by one."""
+    """For each of `files` a picture or the reason for none; many at once are much faster than one by one."""
     facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels}
     found: list[Picture | DataError] = []
     one_by_one_until = 0
     while len(found) < len(files):
         start = len(found)
         count = 1 if start < one_by_one_until else _together(files[start : start + TOGETHER])
-        # what is too large or empty is told from its length alone, and is not sent
+        # a file that is too large is not sent: its length alone decides
         batch = [data if len(data) <= MAX_BYTES else b"too large" for data in files[start : start + count]]
         try:
             with _turns:
                 read = answers("densitywatch.data.decoding.images:decode_each", facts, blobs=batch, together=count > 1)
-                # the answers first: a generator that is asked to its end leaves its process to the next request
+                # `read` comes first in the zip, so it is asked to its end, which keeps its child for the next request
                 for answer, data in zip(read, files[start:], strict=False):
                     found.append(_picture(answer, data, size, channels))
         except ReaderDied as error:
-            if count > 1:  # of several one is to blame: the rest one by one, until it is met
+            if count > 1:  # one of several files is at fault: the rest one by one, until it is found
                 one_by_one_until = start + count
                 continue
             found.append(DataError(str(error)))
@@ -98,7 +99,7 @@ def decode_images(
 
 
 def _together(files: Sequence[bytes]) -> int:
-    """How many of `files` go into one request: at least one."""
+    """Number of `files` that go into one request: at least one."""
     held = 0
     for count, data in enumerate(files):
         held += len(data)
@@ -118,9 +119,9 @@ def _picture(answer: Answer, data: bytes, size: int, channels: int) -> Picture |
 
 
 def decode_each(request: Request) -> Iterator[Answer]:
-    """The reader: one answer for each blob."""
+    """The reader in the child: one answer for each blob."""
     facts = request.facts
-    Image.MAX_IMAGE_PIXELS = None  # the limit is this module's own
+    Image.MAX_IMAGE_PIXELS = None  # the limit is MAX_PIXELS
     with contextlib.suppress(ImportError):
         import pi_heif
 
@@ -150,8 +151,7 @@ def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int
     except UnidentifiedImageError:
         raise DataError(what_it_is(data, FORMATS)) from None
     except Exception as error:  # Pillow's decoders raise a dozen kinds of exception on broken bytes
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"broken or cut short: {reason}") from None
+        raise DataError(f"broken or cut short: {one_line(error)[:120]}") from None
 
 
 def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
@@ -162,11 +162,11 @@ def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: i
         if width * height > max_pixels:
             raise DataError(f"{width} x {height} pixels are more than {max_pixels:,}")
         if getattr(image, "is_animated", False) and image.format != "MPO":
-            raise DataError("an animation or a file of several pages; save each picture as a file of its own")
+            raise DataError("an animation or a file of several pages; save each picture as its own file")
         mode = image.mode
         if width * height > PIXELS_A_SECOND // 10:
             allow(SECONDS + width * height / PIXELS_A_SECOND, MEMORY + BYTES_A_PIXEL * width * height)
-        image.draft(None, (GAP * size, GAP * size))  # a JPEG is decoded at a fraction of its size where that is enough
+        image.draft(None, (GAP * size, GAP * size))  # decodes a JPEG at a fraction of its size, where that is enough
         image.load()
         if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, size):
             raise DataError("broken or cut short: the JPEG ends before its picture does")
@@ -180,10 +180,12 @@ def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: i
 
 
 def _cut_and_closed(data: bytes, image: Image.Image, size: int) -> bool:
-    """Whether a JPEG was cut and closed with an end marker: then its decoder fills what is missing with middle grey.
+    """Whether a JPEG was cut and then closed with an end marker: the decoder fills what is missing with middle grey.
 
-    What a whole one has read by then is all it needs: other bytes in the end marker's place change nothing.
+    The test: put other bytes before the end marker. A whole JPEG comes out the same, since its decoder has all it needs
+    by then; of a cut one the decoder takes them for the missing part.
     """
+    # a last pixel that is not middle grey was not filled in
     last = image.getpixel((image.width - 1, image.height - 1))
     values = last if isinstance(last, tuple) else (last,)
     if not all(126 <= float(value or 0) <= 130 for value in values):
@@ -210,9 +212,9 @@ _TURNS = {
 
 
 def fit_image(image: Image.Image, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
-    """`image` as uint8 (channels, size, size): colours converted first, then cut, padded with black or stretched.
+    """`image` as uint8 (channels, size, size): colours are converted, then it is cut, padded with black or stretched.
 
-    An image that already has the size keeps its pixel values as they are.
+    An image of that size already keeps its pixel values.
     """
     image = eight_bits(image, "L" if channels == 1 else "RGB")
     width, height = image.size

@@ -1,4 +1,4 @@
-"""One input file of a source, a member of an archive among them: its name, and its bytes or the reason for none."""
+"""One input file of a source or member of an archive: its name, and its bytes or the reason for none."""
 
 from __future__ import annotations
 
@@ -18,42 +18,42 @@ OUTSIDE = "its name leads out of the archive; not trusted"
 class Entry:
     """One input file: `path` is valid UTF-8, relative to the source; `read()` gives its bytes.
 
-    `read` raises DataError with the reason when the bytes cannot or must not be had. `independent` entries may be read
-    in any order and by several threads; the others at once, before the next entry is asked for.
+    `read` raises DataError with the reason when the bytes cannot be read or are not allowed. `independent` entries may
+    be read in any order and by several threads; the others must be read before the next entry is asked for.
     """
 
     path: str
     read: Callable[[], bytes]
     independent: bool = True
     label: str | None = None
-    """What a column of a Parquet file says of it."""
+    """The label in a column of a Parquet file."""
     place: str | None = None
-    """The path without the names of archives on the way, where it differs; what a dataset's parts and labels are by."""
+    """The path without the names of archives on the way, where it differs: it decides a dataset's parts and labels."""
 
 
 class SourceUnreachable(DataError):
-    """The store behind a source stopped answering; no single file is to blame, so the job stops and can go on later."""
+    """The store behind a source stopped answering. No single file is at fault, so the job stops and can go on later."""
 
     why = ""
-    """What the store's library said."""
+    """The message of the store's library."""
 
 
 class Damaged(DataError):
-    """An archive that gave members and is not whole; the text says where it is damaged."""
+    """An archive from which members were read and that is not whole; the message says where it is damaged."""
 
 
 def leads_out(name: str) -> bool:
-    """Whether a member's name, taken for a path, would leave the archive."""
+    """Whether a member's name, as a path, would lead out of the archive."""
     return name.startswith(("/", "\\")) or bool(re.match(r"[A-Za-z]:", name)) or ".." in re.split(r"[/\\]", name)
 
 
 def most_members(length: int) -> int:
-    """How many members an archive of `length` bytes may have: an image takes more than 16 of them, however packed."""
+    """Number of members that an archive of `length` bytes may have: a packed image has more than 16 bytes."""
     return 10_000 + length // 16
 
 
 def refused(reason: str) -> Callable[[], bytes]:
-    """A `read` that says why not."""
+    """A `read` that raises DataError with this reason."""
 
     def read() -> bytes:
         raise DataError(reason)

@@ -17,12 +17,15 @@ LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "categor
 
 
 def is_label_table(name: str) -> bool:
-    """Whether the file `name`, a path below the source, is called as a table of labels is."""
+    """Whether the file `name`, a path below the source, has the name of a table of labels."""
     return name.rpartition("/")[2].lower() in TABLES
 
 
 def read_label_table(data: bytes) -> dict[str, str]:
-    """Label by file, as the table says it; commas, semicolons or tabs. Raises DataError when it is no such table."""
+    """The label of each file, by its name in the table; separated by commas, semicolons or tabs.
+
+    Raises DataError when it is no such table.
+    """
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -49,7 +52,7 @@ def read_label_table(data: bytes) -> dict[str, str]:
 
 
 class Labels:
-    """The labels that tables give to files; each table stands for the folder it is in."""
+    """The labels that tables give to files; a table is about the folder that it is in."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, str]] = {}
@@ -61,9 +64,9 @@ class Labels:
         self._met.setdefault(folder, set())
 
     def of(self, name: str) -> str | None:
-        """The label of a file by the table that is nearest to it.
+        """The label of a file by the nearest table above it.
 
-        A file is looked up by its path below the table's folder, that path without its ending, and its own name.
+        A file is looked up by its path below the table's folder and by its name, both with and without the ending.
         """
         folder = name
         while folder:
@@ -80,5 +83,5 @@ class Labels:
         return None
 
     def unknown(self) -> Sequence[str]:
-        """Names in the tables for which no file was looked up."""
+        """Names in the tables for which there was no file."""
         return [name for folder, rows in self._rows.items() for name in rows if name not in self._met[folder]]

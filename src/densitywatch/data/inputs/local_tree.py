@@ -1,6 +1,6 @@
-"""A local folder from which nothing but its own files is read, whatever is renamed or linked meanwhile.
+"""A local folder from which only its own files are read, whatever is renamed or linked meanwhile.
 
-Every file is opened part by part from the folder's own descriptor, without following a link; so a sub-folder that is
+A path is opened folder by folder from the top folder's descriptor, without following a link. So a sub-folder that is
 replaced by a link while a job runs leads nowhere.
 """
 
@@ -24,7 +24,7 @@ LINK_OUT = (
     "reads what it leads to)"
 )
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# without O_NONBLOCK the opening of a named pipe would wait for a writer for ever
+# with O_NONBLOCK, opening a named pipe does not wait for a writer
 _FILE = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -32,7 +32,7 @@ class Tree:
     """The files below `top`, by their names relative to it. Raises DataError when `top` cannot be opened."""
 
     def __init__(self, top: Path, *, follow_links: bool = False, link_out: str = LINK_OUT) -> None:
-        """`follow_links`: read the files that links lead to, outside of `top` as well; `link_out` says how to ask."""
+        """`follow_links`: read files that links lead to, also outside of `top`. `link_out`: the reason given if not."""
         self._top, self._follow, self._link_out = top, follow_links, link_out
         try:
             self._descriptor = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -43,7 +43,7 @@ class Tree:
 
     @contextmanager
     def scan(self, folder: str) -> Iterator[Iterator[os.DirEntry[str]]]:
-        """os.scandir of a folder below, "" being `top` itself. Raises DataError when it cannot be listed."""
+        """os.scandir of a folder below; "" is `top` itself. Raises DataError when it cannot be listed."""
         try:
             descriptor = self._folder(folder.split("/") if folder else [])
         except OSError as error:
@@ -91,7 +91,7 @@ class Tree:
             raise DataError(self._link_out)
         if real.is_dir():
             raise DataError("a symbolic link to a folder; not followed")
-        # what it leads to may be replaced before it is opened: once more without following
+        # the target may be replaced before it is opened: again without following links
         return self._file(list(real.relative_to(self._real).parts)) if inside else os.open(real, _FILE)
 
     def _file(self, parts: list[str]) -> int:

@@ -1,6 +1,6 @@
-"""The rows of a Parquet file as input files: read in a process of its own, which may die of a crafted one.
+"""The rows of a Parquet file as input files, read in a child process, which a crafted file may kill.
 
-`rows` runs in that process (guarded.py), `parquet_entries` here. A row's image is a binary column or a struct with
+`rows` runs in that process (sandbox.py), `parquet_entries` here. A row's image is a binary cell or a struct with
 `bytes`, as Hugging Face's datasets write it; a list of these is several images.
 """
 
@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, cast
 
-from densitywatch.data.decoding.guarded import Answer, Request, answers
 from densitywatch.data.decoding.images import MAX_BYTES
+from densitywatch.data.decoding.sandbox import Answer, Request, answers
 from densitywatch.data.inputs.entries import TOO_LARGE, Entry, most_members, refused
 from densitywatch.data.inputs.label_table import LABEL_COLUMNS
 from densitywatch.data.inputs.unpacking import BOMB, HARMLESS, MAX_RATIO
@@ -23,18 +23,18 @@ from densitywatch.text import MAX_PATH, as_text
 NAMES = ("path", "file_path", "filepath", "file_name", "filename", "name", "key", "id", "uri")
 PICTURES = ("image", "img", "picture", "photo", "bytes", "image_bytes", "content", "data", "png", "jpg", "jpeg")
 ROWS = 8
-"""Rows unpacked at a time: a few cells of 64 MiB must fit into the memory."""
+"""Rows unpacked at a time: a few cells of 64 MiB must fit into memory."""
 LARGE_ROW = 4 << 20
 BUFFER = 1 << 20
-"""Bytes of a column that are read ahead; without one, a row group's column would be in memory as a whole."""
+"""Bytes of a column that are read ahead; without this a whole row group's column would be in memory."""
 MEMORY = 1 << 30
-"""What reading may take, the library itself included (some 300 MiB of address space)."""
+"""Bytes that reading may take, with the library itself (about 300 MiB of address space)."""
 SECONDS = 10.0
-"""CPU time until the next row."""
+"""CPU seconds until the next row."""
 FOR_ROW, FOR_MIB = 0.002, 0.05
-"""CPU seconds in all that a row and a MiB of the file may take, over and above SECONDS."""
+"""CPU seconds that each row and each MiB of the file add to SECONDS, for the whole file."""
 MAX_IN_CELL = 1000
-"""Images in one cell of a list column."""
+"""Most images in one cell of a list column."""
 
 
 def parquet_entries(file: BinaryIO, prefix: str, *, labels: bool = False) -> Iterator[Entry]:
@@ -52,8 +52,8 @@ def _given(data: bytes) -> Any:
 
 
 def rows(request: Request) -> Iterator[Answer]:
-    """In the guarded process: an answer a picture, with its path and its bytes or the reason for none."""
-    # read as the library is loaded: its other allocators reserve a GiB of address space at a time, all that there is
+    """In the child: one answer for each picture, with its path and its bytes or the reason for none."""
+    # to be set before pyarrow is loaded: its other allocators reserve a GiB of address space, all that is allowed
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     import pyarrow.parquet as pq
 
@@ -67,7 +67,7 @@ def rows(request: Request) -> Iterator[Answer]:
     picture, named = find_columns(table.schema_arrow)
     label_of = _labels(table.schema_arrow, picture, named) if request.facts.get("labels") else None
     wanted = [picture, *([named] if named else []), *([label_of[0]] if label_of else [])]
-    # what repeats stays one copy, however many rows refer to it; the library cannot do so inside of nested columns
+    # a value that repeats stays one copy, however many rows refer to it; pyarrow cannot do so in nested columns
     leaves = [table.schema.column(i) for i in range(len(table.schema))]
     once = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY" and leaf.path in wanted]
     table = pq.ParquetFile(
@@ -104,14 +104,14 @@ def rows(request: Request) -> Iterator[Answer]:
 
 
 def _rows_at_a_time(metadata: Any) -> int:
-    """Fewer where the file says that its rows are large."""
+    """ROWS, or 1 where the file says that its rows are large."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     largest = max((group.total_byte_size / max(1, group.num_rows) for group in groups), default=0)
     return ROWS if largest < LARGE_ROW else 1
 
 
 def pictures_of(cell: Any) -> list[tuple[str | None, Any]]:
-    """The name and the bytes (a buffer, None where there are none) of each picture in a cell."""
+    """The name and the bytes (a buffer, or None) of each picture in a cell."""
     import pyarrow as pa
 
     cell = _plain(cell)
@@ -143,7 +143,7 @@ def _plain(cell: Any) -> Any:
 
 
 def _bytes_of_numbers(values: Any) -> Any:
-    """A list of 8-bit numbers as the bytes that they are."""
+    """A list of 8-bit numbers as a buffer of bytes, or None."""
     import pyarrow as pa
 
     if values.null_count or len(values) > MAX_BYTES:
@@ -152,7 +152,7 @@ def _bytes_of_numbers(values: Any) -> Any:
 
 
 def name_of(cell: Any) -> str | None:
-    """A cell as text of bounded length; whatever bytes it holds."""
+    """Any cell as text of limited length."""
     cell = _plain(cell)
     if not cell.is_valid:
         return None
@@ -164,11 +164,11 @@ def name_of(cell: Any) -> str | None:
 
 
 def find_columns(schema: Any) -> tuple[str, str | None]:
-    """The column with the images and the one with their names, if there is one. Raises DataError without images."""
+    """The column with the images, and the one with their names or None. Raises DataError where no column has images."""
     import pyarrow as pa
 
     found = _picture_column(schema)
-    # a nested column says more than a name
+    # a nested column is no name
     simple = [
         field.name
         for field in schema
@@ -178,7 +178,7 @@ def find_columns(schema: Any) -> tuple[str, str | None]:
 
 
 def _labels(schema: Any, picture: str, named: str | None) -> tuple[str, dict[str, str]] | None:
-    """The column of labels, and the names of its numbers where Hugging Face's datasets left them in the file."""
+    """The column of labels, and the names of its numbers where Hugging Face's datasets wrote them into the file."""
     import pyarrow as pa
 
     simple = {

@@ -1,8 +1,9 @@
-"""Where a batch or a dataset comes from: a folder, a glob, a zip or tar archive, Parquet, or any fsspec address.
+"""The source of a batch or a dataset: a folder, a glob, a zip or tar archive, Parquet, or any fsspec address.
 
-A source is a sequence of `Entry`, one an input file, in an order that depends on the files alone. Nothing is extracted
-to disk, nothing outside the source is read, and one entry's bytes are in memory at a time. Zip, tar and Parquet files
-inside a folder are opened as well, one level deep. What cannot be read is an entry whose `read` says why.
+A source is a sequence of `Entry`, one for each input file, in an order that depends only on the files. Nothing is
+extracted to disk, nothing outside the source is read, and one entry's bytes are in memory at a time. Zip, tar and
+Parquet files inside a folder are opened too, one level deep. A file that cannot be read is an entry whose `read` raises
+the reason.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from densitywatch.data.inputs.archives import archive_kind, members
+from densitywatch.data.inputs.clutter import kind_in_dataset, kind_of_clutter, split_clutter
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable, read_limited, refused
-from densitywatch.data.inputs.left_behind import kind_in_dataset, kind_of_junk, split_junk
 from densitywatch.data.inputs.local_tree import LINK_OUT, Tree
 from densitywatch.errors import DataError
 from densitywatch.text import as_text, one_line
 
 MARKER = "_SUCCESS"
-"""The file by which a writer says that a batch is complete; no input, wherever it lies."""
+"""The file that marks a batch as complete; never an input."""
 REMOTE_TRIES = 3
 QUICK = {"connect_timeout": 5, "read_timeout": 60, "retries": {"max_attempts": 2}}
 DATASET_LINK_OUT = (
@@ -39,18 +40,18 @@ _ENDS_AS_A_PICTURE = re.compile(r"\.(png|jpe?g|webp|bmp|gif|tiff?|p[bgnp]m)$", r
 
 @dataclass(frozen=True)
 class _Asked:
-    """How a source is read."""
+    """The options of reading a source."""
 
     follow_links: bool
     skipped: Counter[str]
     dataset: bool
 
     def kind_of(self, name: str) -> str | None:
-        return kind_in_dataset(name) if self.dataset else kind_of_junk(name)
+        return kind_in_dataset(name) if self.dataset else kind_of_clutter(name)
 
     def kept(self, names: Iterable[str]) -> list[str]:
-        kept, junk = split_junk(names, self.kind_of)
-        self.skipped.update(junk)
+        kept, clutter = split_clutter(names, self.kind_of)
+        self.skipped.update(clutter)
         return kept
 
     def tree(self, top: Path) -> Tree:
@@ -62,9 +63,9 @@ def entries(
 ) -> Iterator[Entry]:
     """Every input file of `source`, in a fixed order.
 
-    What is no image by its name (left_behind.py) is left out and counted in `skipped` as it is met. `follow_links`
-    reads the files that symbolic links lead to, outside of the source as well, as in a Hugging Face snapshot. Of a
-    `dataset`, masks are left out too, tables of labels are entries, and rows of Parquet files have labels.
+    Files that are no images by their names (clutter.py) are left out and counted in `skipped`. `follow_links`: read the
+    files that symbolic links lead to, also outside of the source, as in a Hugging Face snapshot. `dataset`: masks are
+    left out too, tables of labels are entries, and rows of Parquet files have labels.
     Raises DataError, before the first entry, when there is no such source or it cannot be reached.
     """
     asked = _Asked(follow_links, Counter() if skipped is None else skipped, dataset)
@@ -85,7 +86,7 @@ def local_path(source: str) -> Path:
 
 
 def without_secrets(source: str) -> str:
-    """`source` as it may be shown: user, password and query of an address are left out."""
+    """`source` without the user, password and query of an address, so that it may be shown."""
     if "://" not in source:
         return source
     return re.sub(r"\?(?:[^:]|:(?!:))*", "", re.sub(r"(\w+://)[^/@:]*(:[^@/]*)?@", r"\1", source))
@@ -94,11 +95,11 @@ def without_secrets(source: str) -> str:
 def _local(path: Path, asked: _Asked) -> Iterator[Entry]:
     if path.is_dir():
         tree = asked.tree(path)
-        with tree.scan(""):  # a generator would raise only when first asked: an unreadable source is said at once
+        with tree.scan(""):  # raise now for a folder that cannot be read: a generator would do so at its first entry
             pass
         return _walk(tree, asked)
     if path.is_file():
-        # a link that is named as the source is meant
+        # a link is followed when it is the source itself
         return _file(Tree(path.parent, follow_links=True), path.name, asked, alone=True)
     if glob.has_magic(str(path)):
         return _local_glob(path, asked)
@@ -108,14 +109,14 @@ def _local(path: Path, asked: _Asked) -> Iterator[Entry]:
 
 
 def _walk(tree: Tree, asked: _Asked) -> Iterator[Entry]:
-    """Depth first, by a stack: a folder nested a thousand deep must not exhaust the interpreter's own."""
+    """Depth first, without recursion: folders may be nested a thousand deep."""
     folders = [""]
     while folders:
         folder = folders.pop()
         before = f"{folder}/" if folder else ""
         try:
             with tree.scan(folder) as found:
-                # names alone: a hundred thousand directory entries would take five times the memory
+                # only the names: a hundred thousand directory entries would take five times the memory
                 kinds = [(child.name, child.is_dir(follow_symlinks=False)) for child in found]
         except DataError as error:
             yield Entry(as_text(folder), refused(str(error)))
@@ -171,11 +172,11 @@ def _remote(source: str, asked: _Asked) -> Iterator[Entry]:
 
     shown = without_secrets(source)
     try:
-        # an S3 endpoint that does not exist should stop a dataset in seconds, not after minutes of retries
+        # a dataset with an S3 endpoint that does not exist should stop in seconds, not after minutes of retries
         quick = asked.dataset and source.split("://")[0] in ("s3", "s3a")
         filesystem, path = fsspec.core.url_to_fs(source, **({"config_kwargs": QUICK} if quick else {}))
         plain = _without_query(filesystem, path)
-        if glob.has_magic(plain) and not filesystem.exists(path):  # brackets may stand in a name
+        if glob.has_magic(plain) and not filesystem.exists(path):  # a name may have brackets in it
             base = re.split(r"[^/]*[*?\[]", path, maxsplit=1)[0]
             found = [name for name in filesystem.glob(path) if not filesystem.isdir(name)]
         elif plain != path or (_is_web(filesystem) and (archive_kind(plain) or _ENDS_AS_A_PICTURE.search(plain))):
@@ -206,7 +207,7 @@ def _is_web(filesystem: Any) -> bool:
 
 
 def _without_query(filesystem: Any, path: str) -> str:
-    """On the web a question mark begins a query, which is none of the name; elsewhere it is part of a pattern."""
+    """On the web a question mark begins a query, which is not part of the name; elsewhere it belongs to a pattern."""
     return path.partition("?")[0] if _is_web(filesystem) else path
 
 
@@ -233,7 +234,7 @@ def _below(path: str, base: str) -> str:
 
 
 def _read_remote(filesystem: Any, path: str, name: str) -> bytes:
-    """One file's bytes. A file that is gone or not allowed is that file's trouble; any other failure is the store's."""
+    """One file's bytes. Raises DataError for a file that is gone or not allowed, SourceUnreachable for the rest."""
     for attempt in range(1, REMOTE_TRIES + 1):
         try:
             with filesystem.open(path, "rb") as file:
@@ -251,7 +252,7 @@ def _read_remote(filesystem: Any, path: str, name: str) -> bytes:
 
 
 class _Watched(io.RawIOBase):
-    """A remote file whose failures are the store's and not the archive's that is read from it."""
+    """A remote archive whose failed reads raise SourceUnreachable: the store is at fault and not the archive."""
 
     def __init__(self, file: Any, path: str) -> None:
         super().__init__()

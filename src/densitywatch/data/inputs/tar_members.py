@@ -1,8 +1,8 @@
 """The members of a tar file, packed or not, one after the other, however it is damaged.
 
 Python's tarfile ends without a word at the first header that does not match its checksum, and can be made to compute
-for minutes. This reader knows what archives of images hold (v7, ustar, pax and GNU headers), passes over what is broken
-to the next header that is whole, and says at the end what was wrong.
+for minutes. This reader knows v7, ustar, pax and GNU headers, skips what is broken up to the next whole header, and
+says at the end what was wrong.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from densitywatch.text import as_text
 BLOCK = 512
 ZEROS = bytes(BLOCK)
 MAX_EXTENDED = 1 << 20
-"""Bytes of a long name or of a pax header; a path has a few hundred."""
+"""Most bytes of a long name or of a pax header; a path has a few hundred."""
 _REGULAR, _FOLDER, _LINKS = b"0\x007", b"5", b"12"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_FOR_ALL, _SPARSE, _VOLUME = b"L", b"K", b"xX", b"g", b"S", b"V"
 _WITHOUT_DATA = b"123456"
@@ -38,21 +38,21 @@ class _Header(NamedTuple):
     size: int
     kind: bytes
     extended: bool
-    """Of a sparse file: more blocks of its map follow."""
+    """A sparse file of whose map more blocks follow."""
 
 
 class _Extended(NamedTuple):
-    """What a member's extra headers say about it."""
+    """The extra headers of a member."""
 
     name: bytes | None = None
     size: int | None = None
     sparse: bool = False
     reason: str | None = None
-    """Why the member cannot be trusted to be what its headers say."""
+    """Why the member is not read, where its extra headers cannot be used."""
 
 
 def tar_members(file: BinaryIO, prefix: str) -> Iterator[Entry]:
-    """Every member that is no folder. Raises DataError at the end when something was wrong on the way."""
+    """Every member that is no folder. Raises DataError at the end when something was wrong."""
     stream = stream_of(file)
     wrong: list[str] = []
     members, zeros, lost, extended = 0, 0, False, _Extended()
@@ -126,7 +126,7 @@ class _Member:
 
     def _read(self) -> bytes:
         if not self._whole:
-            # left for the search for whole headers: what is missing may be the size's fault
+            # nothing is read, so the search for the next header starts here: it may be the size that is wrong
             raise DataError("breaks off before its end")
         data = self._stream.read(self._size)
         self._taken = len(data)
@@ -135,7 +135,7 @@ class _Member:
         return data
 
     def close(self) -> bool:
-        """Go to the next header; False when the member is longer than what is left."""
+        """Go to the next header; False when the member is longer than the rest of the archive."""
         if not self._whole:
             return False
         rest = self._size + -self._size % BLOCK - self._taken
@@ -144,7 +144,7 @@ class _Member:
 
 
 def _header(block: bytes) -> _Header | None:
-    """None when the block is no header, or a damaged one."""
+    """The header in a block; None when the block is no header or a damaged one."""
     stated = _number(block[148:156])
     if stated is None:
         return None
@@ -161,7 +161,7 @@ def _header(block: bytes) -> _Header | None:
 
 
 def _number(field: bytes) -> int | None:
-    """Octal digits, or GNU's base 256 for what does not fit into them."""
+    """A number in octal digits, or in GNU's base 256 where it is too large for them; None for anything else."""
     if field[0] == 0x80:
         return int.from_bytes(field[1:], "big")
     digits = field.partition(b"\0")[0].strip()
@@ -169,7 +169,7 @@ def _number(field: bytes) -> int | None:
 
 
 def _with_extension(known: _Extended, header: _Header, stream: Stream) -> _Extended:
-    """`known` and what the extra header says, whose data come next in the stream."""
+    """`known` with what the extra header says; its data come next in the stream."""
     room = header.size + -header.size % BLOCK
     if header.size > MAX_EXTENDED or header.kind in (_PAX_FOR_ALL, _LONG_LINK):
         left = stream.left()
@@ -196,7 +196,7 @@ def _with_extension(known: _Extended, header: _Header, stream: Stream) -> _Exten
 
 
 def _pax_records(data: bytes) -> dict[bytes, bytes] | None:
-    """`length key=value` lines, each of them `length` bytes long; None when they are not. Takes time by its length."""
+    """Lines `length key=value`, each of them `length` bytes long; None for other data. Time grows with the length."""
     found: dict[bytes, bytes] = {}
     at = 0
     while at < len(data) and data[at] != 0:

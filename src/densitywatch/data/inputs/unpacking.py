@@ -1,7 +1,7 @@
-"""A stream of bytes, packed (gzip, bzip2, xz) or not, read forward within limits and to its very end.
+"""A stream of bytes, packed (gzip, bzip2, xz) or not, read forward within limits.
 
-What a damaged stream still gives is given; what is wrong with it, its checksum included, stands in `failure` once that
-has been reached.
+Of a damaged stream the bytes before the damage are given. What is wrong, a checksum too, is in `failure` once reading
+has come there.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from densitywatch.errors import DataError
 from densitywatch.text import one_line
 
 MAX_RATIO = 200
-"""Unpacked over packed size beyond which an archive is taken for a bomb; image formats leave little to squeeze."""
+"""Unpacked over packed size beyond which an archive is taken for a bomb; images are compressed already."""
 HARMLESS = 16 << 20
-"""Unpacked sizes up to this one are no bomb at any ratio."""
+"""Unpacked bytes up to which nothing is taken for a bomb."""
 BOMB = "unpacks to far more than its packed size, as a bomb does; not unpacked"
 XZ_MEMORY = 256 << 20
-"""What unpacking xz may take: `xz -9` asks for 65 MiB, a crafted header for 4 GiB."""
+"""Bytes of memory that unpacking xz may take: `xz -9` needs 65 MiB, a crafted header asks for 4 GiB."""
 PIECE = 1 << 16
 """Packed bytes read at a time."""
 UNPACKED_PIECE = 1 << 18
@@ -40,7 +40,7 @@ class _Engine(Protocol):
 
 
 class _Gzip:
-    """zlib's object with the manners of the two others; it compares the checksum at the end of each part."""
+    """zlib's object with the interface of the other two; it checks the checksum at the end of each part."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(zlib.MAX_WBITS | 16)
@@ -66,7 +66,7 @@ class _Gzip:
         try:
             return self._inner.decompress(data, max_length)
         except zlib.error as error:
-            # a failure takes what was unpacked before it along: once more up to there, byte by byte
+            # with the error zlib drops the bytes before it: unpack again up to there, byte by byte
             self._failure = error
             found = bytearray()
             try:
@@ -92,7 +92,7 @@ def stream_of(file: BinaryIO) -> Stream:
 
 
 class Stream(ABC):
-    """Bytes read forward; `failure` says why the end came early."""
+    """Bytes that are read forward. `failure`: why the stream ended early."""
 
     def __init__(self) -> None:
         self.failure: DataError | None = None
@@ -102,7 +102,7 @@ class Stream(ABC):
         """The next `size` bytes, fewer only at the end."""
 
     def skip(self, size: int) -> bool:
-        """Pass over the next `size` bytes; whether that many were there."""
+        """Skip the next `size` bytes; returns whether there were that many."""
         while size > 0:
             step = min(size, 1 << 20)
             if len(self.read(step)) < step:
@@ -111,7 +111,7 @@ class Stream(ABC):
         return True
 
     def left(self) -> int | None:
-        """How many bytes are left, where that is known without reading them."""
+        """Number of bytes left, where that is known without reading them."""
         return None
 
 
@@ -161,7 +161,7 @@ class PackedStream(Stream):
 
     def _more(self) -> None:
         if self._engine.eof:
-            # several packed files one after the other are one; zeros between and behind them only fill up
+            # several packed files in a row are one stream; zeros between and behind them are padding
             data = self._engine.unused_data.lstrip(b"\0")
             while not data:
                 if not (data := self._next_piece()):

@@ -1,7 +1,7 @@
-"""The members of a zip file, as its directory names them; one bad member does not cost the others.
+"""The members of a zip file, by its directory; one bad member does not affect the others.
 
-Every member has bytes of its own: one that shares them with another, as in a bomb of overlapping members, is refused
-before anything is unpacked. So the time that a zip takes follows from its size.
+A member that shares bytes with another, as in a bomb of overlapping members, is refused before anything is unpacked. So
+the time that a zip takes is limited by its size.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ END, END_64, LOCATOR_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 CENTRAL, LOCAL = b"PK\x01\x02", b"PK\x03\x04"
 STORED, DEFLATED, BZIP2, LZMA = 0, 8, 12, 14
 MAX_OVERLAPS = 1000
-"""More members than this that share their bytes are no damage but a bomb: one row says so."""
+"""More members than this that share bytes are a bomb and no damage: the whole zip is refused."""
 PIECE = 1 << 16
 _FULL = 0xFFFFFFFF
 
 
 class ZipMember(NamedTuple):
-    """A member as the directory has it."""
+    """A member's row of the directory."""
 
     name: str
     offset: int
@@ -55,7 +55,7 @@ class ZipArchive:
         self._before, self._directory, size, stated = _end(file, length)
         self.members: list[ZipMember] = []
         self.wrong: str | None = None
-        """What is wrong with the directory itself, once it has been read."""
+        """What is wrong with the directory, once it has been read."""
         for member in self._read_directory(size):
             self.members.append(member)
         if self.wrong is None and stated not in (len(self.members), len(self.members) & 0xFFFF):
@@ -87,7 +87,7 @@ class ZipArchive:
             yield member
 
     def _overlaps(self, member: ZipMember) -> bool:
-        """Whether the next member, or the directory, begins before this one ends; or where this one begins."""
+        """Whether another member begins at this one's start, or the next member or the directory before its end."""
         place = bisect_right(self._starts, member.offset)
         if place - bisect_left(self._starts, member.offset) > 1:
             return True
@@ -95,7 +95,7 @@ class ZipArchive:
         return member.offset + 30 + member.packed > limit
 
     def reason(self, member: ZipMember) -> str | None:
-        """Why a member is not read; None when it may be."""
+        """Why a member is not read, or None."""
         if leads_out(member.name):
             return OUTSIDE
         if member.mode >> 12 == 0o12:
@@ -113,7 +113,7 @@ class ZipArchive:
         return None
 
     def read(self, member: ZipMember) -> bytes:
-        """A member's bytes. Raises DataError when they cannot be had or are not the ones that were packed."""
+        """A member's bytes. Raises DataError when they cannot be read, or are not those that were packed."""
         if (reason := self.reason(member)) is not None:
             raise DataError(reason)
         unpacked, packed = self._unpacked + member.size, self._packed + member.packed
@@ -167,7 +167,7 @@ def _unpacked(file: BinaryIO, member: ZipMember) -> bytes:
 def _in_pieces(
     file: BinaryIO, member: ZipMember, unpack: Callable[[bytes, int], bytes], at_end: Callable[[], bool]
 ) -> bytes:
-    """What `member.packed` bytes unpack to, and never more than one byte over `member.size`."""
+    """The unpacked bytes of `member.packed` bytes, at most one more than `member.size`."""
     found, left = bytearray(), member.packed
     while len(found) <= member.size and not at_end():
         data = file.read(min(PIECE, left))
@@ -180,7 +180,7 @@ def _in_pieces(
 
 
 def _end(file: BinaryIO, length: int) -> tuple[int, int, int, int]:
-    """How many bytes lie before the archive, where its directory begins, the directory's size, and its count."""
+    """Number of bytes before the archive, offset and size of its directory, and the number of members it states."""
     start = max(0, length - 22 - 0xFFFF)
     file.seek(start)
     tail = file.read(length - start)
@@ -208,7 +208,7 @@ def _end(file: BinaryIO, length: int) -> tuple[int, int, int, int]:
 
 
 def _central(data: bytes) -> tuple[ZipMember, int] | None:
-    """The first member of a directory and how many bytes it takes; None when it is none."""
+    """The first member of a directory and the number of bytes of its row; None where there is none."""
     if len(data) < 46 or not data.startswith(CENTRAL):
         return None
     flags, method, _, crc, packed, size, names, extras, comments = struct.unpack("<HHIIIIHHH", data[8:34])
@@ -226,7 +226,7 @@ def _central(data: bytes) -> tuple[ZipMember, int] | None:
 
 
 def _name(raw: bytes, flags: int) -> str:
-    """UTF-8 where it is that, said or not (a Mac does not say it); else what the first zip programs wrote."""
+    """A name in UTF-8 where it is valid, flagged or not (macOS does not flag it), or else in the first zips' cp437."""
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -235,7 +235,7 @@ def _name(raw: bytes, flags: int) -> str:
 
 
 def _zip64(extra: bytes, values: list[int]) -> list[int] | None:
-    """`values` with those that do not fit into four bytes taken from the extra field."""
+    """`values`; those too large for four bytes are taken from the extra field. None where it is damaged."""
     if _FULL not in values:
         return values
     at = 0

@@ -1,1 +1,1 @@
-"""What is expected of the dataset, checked by Great Expectations. Start with validate.py."""
+"""The checks on the dataset, run by Great Expectations. Start with validate.py."""

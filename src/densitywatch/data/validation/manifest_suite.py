@@ -1,4 +1,4 @@
-"""What is expected of a dataset: the Great Expectations suite on the manifest, limits from params.yaml."""
+"""The checks on a dataset: the Great Expectations suite on the manifest, with limits from params.yaml."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SOURCE_SHAPES = {"fashion_mnist": (28, 28, "L"), "mnist": (28, 28, "L")}
 
 @dataclass(frozen=True)
 class Check:
-    """One expectation: its name in messages and pages, what it asks in plain words, and Great Expectations' form."""
+    """One expectation: its name in messages and pages, its meaning in words, and Great Expectations' object."""
 
     name: str
     means: str
@@ -25,7 +25,7 @@ class Check:
 
 
 def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
-    """The expectations on the manifest of this dataset, the most basic ones first.
+    """The checks on the manifest of this dataset, the most basic ones first.
 
     `gxe` is the module great_expectations.expectations.
     """
@@ -63,7 +63,7 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
         ),
         Check(
             "one_split",
-            "no image stands in two splits",
+            "no image is in two splits",
             gxe.ExpectColumnValuesToBeInSet(column="splits_of_image", value_set=[1]),
         ),
         *_shape_checks(gxe, params.data.source),
@@ -116,7 +116,7 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
 
 
 def _shape_checks(gxe: Any, source: str) -> list[Check]:
-    """What the originals looked like: exact for the built-in grey sources, sane for everything else."""
+    """Size and pixel format of the originals: known for the built-in grey sources, anything readable for others."""
     if source in SOURCE_SHAPES:
         width, height, mode = SOURCE_SHAPES[source]
         sizes, modes = {"width": (width, width), "height": (height, height)}, [mode]

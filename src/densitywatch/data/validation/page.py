@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from PIL import Image
 
 from densitywatch.data.dataset import SPLITS, DatasetInfo, SplitName, open_split, read_facts
+from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
+from densitywatch.templates import data_uri, page_templates
 
 LARGEST = 96
 """Pictures are scaled down to this many pixels a side."""
@@ -27,7 +25,7 @@ BINS = 32
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a check: `rows` are positions in the manifest of some of the rows that offend."""
+    """The result of a check. `rows`: some of the rows that break it, as positions in the manifest."""
 
     name: str
     means: str
@@ -43,28 +41,25 @@ def validation_page(
     outcomes: Sequence[Outcome],
     metrics: Mapping[str, float | int],
 ) -> str:
-    """The page as one string of HTML that loads nothing. `frame` is the manifest; `folder` holds the arrays."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("densitywatch.data.validation", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The page as one string of HTML that loads nothing. `frame` is the manifest, `folder` has the arrays."""
     facts = read_facts(folder)
     left_out = [*facts.dropped, *facts.rejected]
-    return environment.get_template("validation.html.j2").render(
-        info=info,
-        metrics=metrics,
-        failed=[outcome for outcome in outcomes if not outcome.holds],
-        outcomes=outcomes,
-        samples={outcome.name: [_sample(frame, folder, row) for row in outcome.rows] for outcome in outcomes},
-        splits=SPLITS,
-        rows=_class_table(frame, info),
-        pictures=_pictures(frame, folder, info),
-        histogram=_histogram(frame["mean"].to_numpy()),
-        left_out=left_out[:LISTED],
-        more_left_out=max(0, len(left_out) - LISTED),
+    return (
+        page_templates(Path(__file__).parent)
+        .get_template("validation.html.j2")
+        .render(
+            info=info,
+            metrics=metrics,
+            failed=[outcome for outcome in outcomes if not outcome.holds],
+            outcomes=outcomes,
+            samples={outcome.name: [_sample(frame, folder, row) for row in outcome.rows] for outcome in outcomes},
+            splits=SPLITS,
+            rows=_class_table(frame, info),
+            pictures=_pictures(frame, folder, info),
+            histogram=_histogram(frame["mean"].to_numpy()),
+            left_out=left_out[:LISTED],
+            more_left_out=max(0, len(left_out) - LISTED),
+        )
     )
 
 
@@ -76,7 +71,7 @@ def _class_table(frame: pd.DataFrame, info: DatasetInfo) -> list[tuple[str, list
 
 
 def _pictures(frame: pd.DataFrame, folder: Path, info: DatasetInfo) -> list[tuple[str, str]]:
-    """A strip of the first training images of each label, as (name, PNG data address)."""
+    """A strip of the first training images of each label, as (name, the picture's data address)."""
     train = frame[frame["split"] == "train"]
     images = open_split(folder, "train").images
     names = dict(enumerate(info.class_names)) if info.class_names else {-1: "images"}
@@ -84,35 +79,28 @@ def _pictures(frame: pd.DataFrame, folder: Path, info: DatasetInfo) -> list[tupl
     for label, name in names.items():
         rows = train.loc[train["label"] == label, "row"].to_numpy()[:PER_CLASS]
         if len(rows):
-            strips.append((name, _png(np.concatenate(list(_shown(images[np.sort(rows)])), axis=2))))
+            strip = np.concatenate(list(_shown(images[np.sort(rows)])), axis=2)
+            strips.append((name, data_uri(png(strip))))
     return strips
 
 
 def _sample(frame: pd.DataFrame, folder: Path, row: int) -> tuple[str, str, str]:
-    """An offending row: where it came from, where it is, and its picture (empty when the arrays do not hold it)."""
+    """A row that breaks a check: the image's source, its place, and its picture (empty where the arrays lack it)."""
     entry = frame.iloc[row]
     place = f"row {entry['row']} of {entry['split']}"
     split: SplitName = entry["split"]
     if split not in SPLITS or not 0 <= entry["row"] < len(images := open_split(folder, split).images):
         return str(entry["path"]), place, ""
-    return str(entry["path"]), place, _png(_shown(images[entry["row"]][None])[0])
+    return str(entry["path"]), place, data_uri(png(_shown(images[entry["row"]][None])[0]))
 
 
 def _shown(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Images at no more pixels than a page has use for."""
+    """Images of at most LARGEST pixels a side."""
     return resized(images, min(images.shape[-1], LARGEST))
 
 
-def _png(image: npt.NDArray[np.uint8]) -> str:
-    """A (C, H, W) image as a data address."""
-    out = io.BytesIO()
-    array = np.ascontiguousarray(image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0))
-    Image.fromarray(array).save(out, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
 def _histogram(means: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
-    """Of every image's mean pixel value: (count, height in percent of the highest) by bin of 8 values."""
+    """The histogram of every image's mean pixel value: (count, height in percent of the highest) for each bin."""
     counts, _ = np.histogram(means, bins=BINS, range=(0, 256))
     return [(int(count), 100 * count / max(1, counts.max())) for count in counts]
 
@@ -128,7 +116,7 @@ OUTSIDE = tuple(
         r"<nav class=\"navbar.*?</nav>\s*</div>\s*</nav>",
     )
 )
-"""Scripts, styles and fonts of other hosts, and a logo whose address carries an identity."""
+"""Scripts, styles and fonts of other hosts, and a logo whose address tells who opens the page."""
 
 STYLE = """
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
@@ -147,7 +135,7 @@ a[href*="expectations/"], a[data-toggle] { color: inherit; text-decoration: none
 
 
 def alone(page: str) -> str:
-    """Great Expectations' page as one file that loads nothing from elsewhere, readable without scripts."""
+    """Great Expectations' page as one file that loads nothing, readable without scripts."""
     for outside in OUTSIDE:
         page = outside.sub("", page)
     return page.replace("<head>", f"<head>{STYLE}", 1)

@@ -1,7 +1,7 @@
 """`validate`: Great Expectations on the manifest, one row an image; a failed expectation stops the pipeline.
 
-The suite lives here, in Python, and its limits in params.yaml (`expectations:`). Pixels are read once, to see that the
-arrays still are what the manifest says. Great Expectations runs in memory and leaves no project folder behind.
+The checks are in manifest_suite.py, their limits in params.yaml (`expectations:`). Pixels are read once, to see that
+the arrays still are what the manifest says. Great Expectations runs in memory and leaves no project folder behind.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SAMPLE = 5
 def validate(params: Params, root: Path) -> None:
     """Check `root`/data/prepared; write reports/data (pages) and metrics/data.json.
 
-    Raises ValidationFailed, naming the first expectation that fails and some of its rows, after the pages are written;
-    metrics/data.json is there only when all expectations hold. Raises DataError when there is no whole dataset.
+    Raises ValidationFailed, naming the first expectation that fails and some of its rows, after the pages are written.
+    metrics/data.json is only there when all expectations hold. Raises DataError when there is no whole dataset.
     """
     folder = root / PREPARED
     info = read_info(folder)
@@ -80,10 +80,10 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
 
 def with_findings(manifest: pd.DataFrame, folder: Path, info: DatasetInfo) -> pd.DataFrame:
-    """The manifest with a column for what no single row says of itself.
+    """The manifest with columns for what a row alone does not say.
 
-    `intact`: the arrays hold the pixels and the label of this row; `repeats`: an earlier row has the same pixels;
-    `splits_of_image`: how many splits hold these pixels; `label_share`: the label's share over an even share.
+    `intact`: the arrays have the pixels and the label of this row. `repeats`: an earlier row has the same pixels.
+    `splits_of_image`: number of splits with these pixels. `label_share`: the label's share over an even share.
     """
     frame = manifest.reset_index(drop=True)
     missing = [column for column in COLUMNS if column not in frame.columns]
@@ -116,11 +116,11 @@ def _intact(frame: pd.DataFrame, folder: Path) -> pd.Series[bool]:
 
 
 def run(checks: list[Check], frame: pd.DataFrame) -> tuple[list[Outcome], str]:
-    """The outcome of every check, and Great Expectations' own Data Docs page, made to stand alone."""
+    """The outcome of every check, and Great Expectations' own Data Docs page as one file."""
     gx = great_expectations()
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-    # file names come from outside and Data Docs print them as they are: here they become harmless text
+    # file names come from outside and Data Docs prints them as they are: escaped, they are text and no HTML
     shown = frame.assign(path=frame["path"].map(html.escape, na_action="ignore"))
     asset = context.data_sources.add_pandas("images").add_dataframe_asset("manifest")
     definition = gx.ValidationDefinition(
@@ -154,16 +154,16 @@ def _outcome(check: Check, item: Any, total: int) -> Outcome:
 
 
 def data_docs(result: Any) -> str:
-    """Great Expectations' page of the result as one file that needs and loads nothing from elsewhere."""
+    """Great Expectations' page of the result as one file that loads nothing."""
     great_expectations()
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
     from great_expectations.render.view.view import DefaultJinjaPageView
 
-    for item in result.results:  # their renderer takes Python's numbers only
+    for item in result.results:  # the renderer takes only Python's numbers
         value = item.result.get("observed_value")
         item.result["observed_value"] = value.item() if isinstance(value, np.generic) else value
-        item.result.pop("unexpected_index_query", None)  # it would spell out every row of a large dataset
-    # one page for one dataset: nothing in it says when, so that the same data give the same bytes
+        item.result.pop("unexpected_index_query", None)  # it lists every row of a large dataset
+    # no time and no run id in the page, so that the same data give the same bytes
     result.meta.pop("run_id", None)
     result.meta.pop("batch_markers", None)
     result.results.sort(key=lambda item: str(item.expectation_config.meta["check"]))
@@ -173,13 +173,13 @@ def data_docs(result: Any) -> str:
 
 
 def describe(frame: pd.DataFrame, check: str, row: int) -> str:
-    """A manifest row for a message: where the image came from and where it is now."""
+    """A manifest row for a message: the image's path in the source and its place in the arrays."""
     entry = frame.iloc[row]
     return f"{str(entry['path'])[:80]!r} (row {entry['row']} of {entry['split']})"
 
 
 def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list[Outcome]) -> dict[str, float | int]:
-    """metrics/data.json: flat, numbers alone."""
+    """metrics/data.json: one level, numbers only."""
     facts = read_facts(folder)
     same = frame[frame["sha256"].duplicated(keep=False)].groupby("sha256")["label"].nunique()
     flat = int((frame["std"] == 0).sum())
@@ -204,7 +204,7 @@ def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list
 
 
 def great_expectations() -> Any:
-    """The library, imported when it is needed: that takes seconds, and it must not call home or fill the log."""
+    """The library, imported when it is needed, which takes seconds; without its telemetry and its log lines."""
     environment.settle(os.environ)
     logging.getLogger("great_expectations").setLevel(logging.CRITICAL)
     import great_expectations as gx

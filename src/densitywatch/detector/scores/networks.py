@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.data.reading import Images as Source
-from densitywatch.models.common.layers import scale_images
+from densitywatch.models.common.pixel_values import scale_images
 from densitywatch.models.pixelcnn import PixelCNN, Settings
 
 Arrays = dict[str, NDArray[Any]]

@@ -1,6 +1,6 @@
 """Member scores that train a small network of their own, read the VAE, or take long; scores.py says what a member is.
 
-None is in the detector by default (docs/outliers.md); the benchmark measures all of them. The judge of declared
+None is in the detector by default (docs/lab/detector.md); the benchmark measures all of them. The judge of declared
 transformations joins the detector when params declare some.
 """
 

@@ -1,1 +1,1 @@
-"""Images as a file as short as a model says: the proof that a likelihood is real."""
+"""Images coded into a file with a model's own probabilities: the proof that a likelihood is real."""

@@ -1,12 +1,12 @@
 """Images as a file that a model's own probabilities make small, and back: the proof that a likelihood is real.
 
-A density with pixels in sequence codes them with a range coder; a VAE codes its latents and its pixels with bits-back
-(bits_back.py). Encoder and decoder must see the very same probabilities, so both take them from the same walk over
-the pixels with the same number of images at a time, in float64 on one thread, and round them to whole 2^-22ths: what
-another process or another machine may change is some 1e-15, which the rounding swallows.
+A density with pixels in sequence codes them with a range coder. A VAE codes its latents and its pixels with bits-back
+(bits_back.py). Coder and decoder must see exactly the same probabilities. So both take them from the same walk over the
+pixels with the same number of images at a time, in float64 on one thread, and round them to whole multiples of 2^-22.
+Another process or another machine may differ by about 1e-15, and the rounding removes that.
 
     file: magic (8 bytes), model.safetensors' digest (16), payload's digest (16), images' digest (16),
-          images, channels, size, bytes of labels (uint32 each), labels (one byte an image), payload (uint32 words)
+          images, channels, size, bytes of labels (uint32 each), labels (one byte per image), payload (uint32 words)
 
 `python -m densitywatch.evaluation.coding.image_code FILE MODEL_FOLDER OUT.npy` decodes.
 """
@@ -32,28 +32,32 @@ from densitywatch.errors import DataError, DensitywatchError, ModelError
 from densitywatch.evaluation.coding import bits_back
 from densitywatch.files import write_whole
 from densitywatch.models.common.sampling import walk
+from densitywatch.models.offers import PixelSteps, Posterior
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 
 MAGIC = b"dwcode1\n"
 HEADER = struct.Struct("<8s16s16s16sIIII")
 PARTS = 1 << 22
-"""Probabilities are whole numbers of 1 / PARTS, at least one."""
+"""Probabilities are whole multiples of 1 / PARTS, at least one."""
 
 
 @dataclass(frozen=True)
 class Code:
-    """What stands in a file."""
+    """The content of a file."""
 
     model: bytes
+    """The digest of the model's weights."""
     images: bytes
+    """The digest of the images."""
     shape: tuple[int, int, int]
     """Number of images, channels, size."""
     labels: np.ndarray | None
-    """One byte an image, for conditional models."""
+    """One byte per image, for conditional models."""
     words: np.ndarray
     """The payload, uint32."""
 
     def to_bytes(self) -> bytes:
+        """The file as bytes."""
         payload = self.words.astype("<u4").tobytes()
         labels = b"" if self.labels is None else self.labels.astype(np.uint8).tobytes()
         n, channels, size = self.shape
@@ -62,17 +66,17 @@ class Code:
 
 
 def read_code(path: Path) -> Code:
-    """The file's content, checked against the digest it carries. Raises DataError when it is not whole or no code."""
+    """The file's content, checked against its digest. Raises DataError for a damaged file or one of another kind."""
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a file that was coded") from None
+        raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a coded file") from None
     if len(data) < HEADER.size or not data.startswith(MAGIC):
-        raise DataError(f"{path}: is no file of coded images; give one that `densitywatch verify-likelihood` wrote")
+        raise DataError(f"{path}: is not a file of coded images; give one that `densitywatch verify-likelihood` wrote")
     _, model, content, images, n, channels, size, labels = HEADER.unpack_from(data)
     rest = data[HEADER.size :]
     if digest(rest) != content or labels > len(rest) or (len(rest) - labels) % 4:
-        raise DataError(f"{path}: was altered or cut short, so nothing is decoded; code the images again")
+        raise DataError(f"{path}: was changed or cut short, so nothing is decoded; code the images again")
     return Code(
         model,
         images,
@@ -85,7 +89,7 @@ def read_code(path: Path) -> Code:
 def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = None) -> Code:
     """Code uint8 images (n, C, H, W) with the model in `folder`; labels (n,) for a conditional one.
 
-    Raises ModelError when the model is of another size or offers no code.
+    Raises ModelError when the images do not fit the model, or the model has no likelihood.
     """
     model = _load(folder)
     if images.shape[1:] != (model.channels, model.size, model.size):
@@ -93,13 +97,13 @@ def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = 
             f"{folder}: codes {model.channels} x {model.size} x {model.size} images, not {images.shape[1:]};"
             " take a model that was trained on such images"
         )
-    if not getattr(model, "conditional", False):  # the settings may ask for labels where the dataset has none
+    if not getattr(model, "conditional", False):  # also when the settings ask for labels and the dataset has none
         labels = None
     elif labels is None or labels.min() < 0:
-        raise ModelError(f"{folder}: is conditional and codes labelled images alone; take an unconditional model")
+        raise ModelError(f"{folder}: is conditional and codes only labelled images; take an unconditional model")
     x = torch.from_numpy(np.array(images))
     with one_thread():
-        if hasattr(model, "steps"):
+        if isinstance(model, PixelSteps):
             words = _range_encode(model, x, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
         else:
             words = bits_back.encode(model, x)
@@ -110,7 +114,8 @@ def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = 
 def decode_images(folder: Path, code: Code) -> np.ndarray:
     """The images (n, C, H, W) of a code.
 
-    Raises ModelError for another model than the coder, DataError when the images are not what was coded.
+    Raises ModelError when the model in `folder` is not the one that coded, DataError when the images are not the coded
+    ones.
     """
     if model_digest(folder) != code.model:
         raise ModelError(f"{folder}: is not the model that these images were coded with; decode them with that one")
@@ -122,19 +127,26 @@ def decode_images(folder: Path, code: Code) -> np.ndarray:
             f" {channels} x {size} x {size}; decode them with the model that coded them"
         )
     with one_thread():
-        if hasattr(model, "steps"):
+        if isinstance(model, PixelSteps):
             labels = None if code.labels is None else torch.from_numpy(code.labels.astype(np.int64))
             x = _range_decode(model, n, labels, code.words)
         else:
             x = bits_back.decode(model, n, code.words)
     images: np.ndarray = x.numpy()
     if digest(np.ascontiguousarray(images).tobytes()) != code.images:
-        raise DataError("the decoded images are not the ones that were coded: this machine's probabilities differ")
+        raise DataError(
+            "the decoded images are not the ones that were coded, because this machine computes other probabilities;"
+            " decode them on the machine that coded them"
+        )
     return images
 
 
 def probabilities(cumulated: Tensor) -> np.ndarray:
-    """Cumulated probabilities (B, 255) of the values 0..254 as (B, 256) whole multiples of 1 / PARTS, none zero."""
+    """Cumulative probabilities (B, 255) of the values 0..254 as probabilities (B, 256) of the values 0..255.
+
+    They are whole multiples of 1 / PARTS, and none is zero.
+    """
+    # 256 parts are reserved, one for each value; the running maximum removes rounding errors in the order
     edges = (cumulated.clamp(0.0, 1.0) * (PARTS - 256)).round_().cummax(1).values
     low = torch.zeros(len(edges), 1, dtype=edges.dtype)
     counts = torch.diff(edges, dim=1, prepend=low, append=low + (PARTS - 256)) + 1
@@ -143,6 +155,7 @@ def probabilities(cumulated: Tensor) -> np.ndarray:
 
 
 def _range_encode(model: Any, x: Tensor, labels: Tensor | None) -> np.ndarray:
+    """Images (n, C, H, W) as uint32 words: the walk that samples, with known values in place of drawn ones."""
     family = constriction.stream.model.Categorical(perfect=False)
     coder = constriction.stream.queue.RangeEncoder()
     values = iter(x[:, model.head.sequence].permute(2, 3, 1, 0).reshape(-1, len(x)).long())
@@ -158,6 +171,7 @@ def _range_encode(model: Any, x: Tensor, labels: Tensor | None) -> np.ndarray:
 
 
 def _range_decode(model: Any, n: int, labels: Tensor | None, words: np.ndarray) -> Tensor:
+    """Images (n, C, H, W) of words: the walk that samples, with decoded values in place of drawn ones."""
     family = constriction.stream.model.Categorical(perfect=False)
     coder = constriction.stream.queue.RangeDecoder(words)
 
@@ -168,15 +182,16 @@ def _range_decode(model: Any, n: int, labels: Tensor | None, words: np.ndarray) 
 
 
 def _load(folder: Path) -> Any:
-    model: Any = load_model_folder(folder)
-    if not hasattr(model, "steps") and not hasattr(model, "posterior"):
+    """The model in `folder` in float64. Raises ModelError when it has no likelihood to code with."""
+    model = load_model_folder(folder)
+    if not isinstance(model, PixelSteps | Posterior):
         raise ModelError(f"{folder}: has no likelihood to code with; take a model with log_prob or an ELBO")
     return model.double()
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Sums are taken in the same order on every machine."""
+    """One thread adds numbers in the same order on every machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -191,7 +206,7 @@ def digest(data: bytes) -> bytes:
 
 
 def model_digest(folder: Path) -> bytes:
-    """Of the weights' file, settings included."""
+    """The digest of the file of weights, settings included."""
     try:
         return digest((folder / WEIGHTS).read_bytes())
     except OSError:
@@ -199,7 +214,7 @@ def model_digest(folder: Path) -> bytes:
 
 
 def main(file: str, folder: str, out: str) -> None:
-    """Decode `file` with the model in `folder` into the array `out`, whole or not at all."""
+    """Decode `file` with the model in `folder` into the array `out`. `out` is written completely or not at all."""
     images = decode_images(Path(folder), read_code(Path(file)))
     buffer = io.BytesIO()
     np.save(buffer, images, allow_pickle=False)

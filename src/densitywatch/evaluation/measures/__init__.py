@@ -1,1 +1,1 @@
-"""One file for each thing that is measured; evaluators.py next door lists them in order."""
+"""One file for each thing that is measured. evaluators.py, one folder up, lists the evaluators in order."""

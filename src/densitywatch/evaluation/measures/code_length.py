@@ -1,7 +1,8 @@
 """`densitywatch verify-likelihood`: bits/dim as the size of a file that another process decodes, byte for byte.
 
-A number computed from a model's own formula can be wrong in ways that flatter it: a leak of what comes later,
-probabilities that do not sum to one. A decoder that holds nothing but the file and the model cannot be flattered.
+A likelihood computed by a model's own formula can be wrong in ways that flatter the model: it may use pixels that come
+later, or probabilities that do not sum to one. A decoder has nothing but the file and the model. If it gives the images
+back, the size of the file is an honest figure.
 """
 
 from __future__ import annotations
@@ -18,41 +19,46 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.encoding import as_pillow
 from densitywatch.data.reading import images_at_once
 from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.coding.image_code import encode_images
 from densitywatch.evaluation.measures.context import Context, Metric, Result
 from densitywatch.files import write_whole
+from densitywatch.models.offers import ExactDensity, PixelSteps, Posterior
 from densitywatch.models.storage import load_model_folder, read_header
 from densitywatch.params import Params
 
 
 @dataclass(frozen=True)
 class CodeLength:
-    """Bits per dimension of the same images by different means; `file` holds header, labels and all."""
+    """Bits per dimension of the same images, coded in different ways."""
 
     images: int
+    """How many images."""
     file: float
+    """The whole file, header and labels included."""
     computed: float
-    """From log_prob, or for a VAE minus the ELBO with one draw."""
+    """Minus log_prob, or for a VAE minus the ELBO with one draw."""
     png: float
+    """One PNG file an image."""
     webp: float
-    """PNG and lossless WebP: a file for each image. xz: one file for all of them."""
+    """One lossless WebP file an image."""
     xz: float
+    """One xz file for all images."""
 
 
 def verify_likelihood(name: str, n: int, params: Params, root: Path, out: Path | None = None) -> CodeLength:
     """Code n test images with models/<name>, decode them in another process, compare every byte.
 
-    The file is kept at `out` where one is given. Raises ModelError when the model has no likelihood or does not fit the
-    data, DataError when what was decoded is not what was coded; then nothing is written.
+    The file is kept at `out` if it is given. Raises ModelError when the model has no likelihood or does not fit the
+    data, DataError when the decoded images are not the coded ones; then nothing is written.
     """
     folder, data = root / "models" / name, root / "data" / "prepared"
     if n < 1:
-        raise ModelError(f"asked to code {n} images: ask for at least one")
+        raise ModelError(f"cannot code {n} images: ask for at least one")
     split = open_split(data, "test", read_header(folder)["size"])
     images, labels = np.array(split.images[:n]), split.labels[:n]
     if not len(images):
@@ -64,7 +70,7 @@ def verify_likelihood(name: str, n: int, params: Params, root: Path, out: Path |
         file.write_bytes(coded)
         decode_elsewhere(file, folder, decoded)
         if np.load(decoded, allow_pickle=False).tobytes() != images.tobytes():
-            raise DataError(f"{name}: the decoded images differ from the coded ones, so its likelihood is not proven")
+            raise DataError(f"{name}: the decoded images differ from the coded ones, so this likelihood is not proven")
     if out is not None:
         write_whole(out, coded)
     dimensions = images.size
@@ -79,17 +85,20 @@ def verify_likelihood(name: str, n: int, params: Params, root: Path, out: Path |
 
 
 def decode_elsewhere(file: Path, folder: Path, out: Path) -> None:
-    """Decode `file` into the array `out` in a process of its own. Raises DataError with that process's sentence."""
+    """Decode `file` into the array `out` in another process. Raises DataError with that process's error message."""
     command = [sys.executable, "-m", "densitywatch.evaluation.coding.image_code", str(file), str(folder), str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own module
     if done.returncode:
-        said = (done.stderr.strip() or "it ended without a word").splitlines()[-1]
+        said = (done.stderr.strip() or "it ended without a message").splitlines()[-1]
         raise DataError(f"decoding in another process failed: {said}")
 
 
 def code_length(context: Context) -> Result | None:
-    """The size of a file that decodes, for models with a likelihood: bits/dim beside PNG's, WebP's and xz's."""
-    if not hasattr(context.model, "steps") and not hasattr(context.model, "posterior"):
+    """The size of a file that another process decodes, next to the sizes of PNG, WebP and xz, in bits/dim.
+
+    Model: `steps` (pixels in sequence) or `posterior` (a VAE).
+    """
+    if not isinstance(context.model, PixelSteps | Posterior):
         return None
     count = min(context.params.evaluate.code_images, context.info.counts["test"])
     if not count:
@@ -118,7 +127,7 @@ def _computed(folder: Path, images: np.ndarray, labels: np.ndarray | None, seed:
         step = images_at_once(64, model.size)
         for begin in range(0, len(images), step):
             x = torch.from_numpy(images[begin : begin + step])
-            if hasattr(model, "log_prob"):
+            if isinstance(model, ExactDensity):
                 nats += model.log_prob(x, *[y[begin : begin + step] for y in given]).double().sum().item()
             else:
                 nats += model.elbo(x).double().sum().item()
@@ -128,5 +137,5 @@ def _computed(folder: Path, images: np.ndarray, labels: np.ndarray | None, seed:
 def _size(image: np.ndarray, form: str, **options: Any) -> int:
     """Bytes of one image (C, H, W) in a common format."""
     buffer = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(buffer, form, **options)
+    as_pillow(image).save(buffer, form, **options)
     return buffer.tell()

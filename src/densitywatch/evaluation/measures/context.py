@@ -1,8 +1,8 @@
-"""What an evaluator is given and what it hands back.
+"""What an evaluator is given and what it returns.
 
-An evaluator is a plain function `(Context) -> Result | None`: None when the model does not offer what the evaluator
-measures. It writes its pictures into `context.out` and names them in its result; the rest (metrics file, figures.json,
-the run in MLflow, the report page) follows from that.
+An evaluator is a plain function `(Context) -> Result | None`. It returns None when the model does not offer what it
+measures. It writes its pictures into `context.out` and names them in its result. The metrics file, figures.json, the
+run in MLflow and the report page are made from the results.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ class Figure:
     title: str
     caption: str
     alt: str = ""
-    """What a person who cannot see the picture should know; empty takes title and caption."""
+    """The text for a person who cannot see the picture; title and caption where it is empty."""
     rows: tuple[str, ...] = ()
-    """Names of the picture's rows, evenly spaced from top to bottom; shown beside it."""
+    """Names of the picture's rows, evenly spaced from top to bottom; shown next to it."""
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,21 @@ class Context:
     data: Path
     """The folder of prepared data."""
     info: DatasetInfo
-    """Of the data as the model reads them: `size` is the model's."""
+    """The data as the model reads them: `size` is the model's."""
     params: Params
     out: Path
-    """Where pictures go; it becomes reports/models/<name> when every evaluator is done."""
+    """The folder for pictures; it becomes reports/models/<name> when every evaluator is done."""
     classifier: Path | None
     """The folder of the feature network, where there is one."""
     device: torch.device
     shared: dict[str, Any] = field(default_factory=dict)
-    """What one evaluator computed and a later one may use: `test_log_prob`, (N,) nats of the test images and, for a
-    conditional density, `test_log_prob_by_label`, (N, classes); numpy arrays in the order of `batches("test")`."""
+    """What one evaluator computed and a later one may use.
+
+    `history`: the rows of history.json, from the start. `test_log_prob`: (N,) nats of the test images.
+    `test_log_prob_by_label`: (N, classes) nats, for a conditional density. `test_codes`: (N, D) features of the test
+    images. `generated`: (samples, labels or None). `classifier`: the loaded feature network. Arrays are numpy's, in the
+    order of `batches("test")`.
+    """
 
     @property
     def dimensions(self) -> int:
@@ -74,7 +79,7 @@ class Context:
         return self.info.channels * self.info.size**2
 
     def generator(self) -> torch.Generator:
-        """A random generator with the seed of params; on the CPU, so that every device draws the same numbers."""
+        """A random generator with the seed of params; on the CPU, so that every device gets the same numbers."""
         return torch.Generator().manual_seed(self.params.seed)
 
     def batches(self, split: SplitName, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
@@ -84,7 +89,7 @@ class Context:
 
     @property
     def batch_size(self) -> int:
-        """Images that the model reads at a time: `evaluate.batch_size`, fewer where memory asks for it."""
+        """Images that the model reads at a time: `evaluate.batch_size`, or fewer if memory allows no more."""
         return images_at_once(self.params.evaluate.batch_size, self.info.size)
 
     def split(self, split: SplitName) -> Split:
@@ -94,20 +99,20 @@ class Context:
     def pick(self, split: SplitName, limit: int | None = None) -> tuple[Images, np.ndarray]:
         """Images (n, C, H, W) uint8, read when indexed, and labels (n,): a split's first `limit`, or all of it.
 
-        Its order mixes the labels in turn, so evenly spaced ones would be mostly of a few.
+        A split is in mixed order, so its first images have every label; evenly spaced ones may have only a few.
         """
         opened = self.split(split)
         count = len(opened) if limit is None else min(limit, len(opened))
         return Rows(opened.images, np.arange(count)), np.array(opened.labels[:count])
 
     def test_batches(self, limit: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """The test images of `params.evaluate`, at most `limit`; shows how far it is."""
+        """The first `test_count(limit)` test images; shows a progress bar."""
         count = self.test_count(limit)
         steps = math.ceil(count / self.batch_size)
         yield from track(self.batches("test", count), f"{self.name}: test images", steps)
 
     def test_count(self, limit: int | None = None) -> int:
-        """How many test images that is."""
+        """Number of test images to use: `evaluate.test_images`, `limit` or all of them, whichever is least."""
         limits = (self.info.counts["test"], self.params.evaluate.test_images, limit)
         return min(n for n in limits if n is not None)
 
@@ -120,13 +125,7 @@ Evaluator = Callable[[Context], Result | None]
 
 
 def spread(count: int, limit: int | None) -> np.ndarray:
-    """Indices of `limit` of `count` things, evenly spaced; all of them where that is no limit."""
+    """`limit` evenly spaced indices below `count`; all of them when there are no more than `limit`."""
     if limit is None or limit >= count:
         return np.arange(count)
     return np.linspace(0, count - 1, limit).round().astype(np.int64)
-
-
-def takes_labels(model: nn.Module) -> bool:
-    """Whether `sample` draws images of a given label: settings.conditional, or `conditional` on the model itself."""
-    settings = getattr(model, "settings", None)
-    return bool(getattr(model, "conditional", getattr(settings, "conditional", False)))

@@ -1,5 +1,6 @@
-"""How far two sets of features lie apart. None of these knows where the features come from: whoever names a figure says
-it.
+"""Distances between two sets of features.
+
+None of these functions knows which network made the features; the caller says so where it names a figure.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ ROWS = 1000
 
 
 class _AsTheyAre(nn.Module):
-    """torchmetrics takes a network that makes features of images; these features are there already."""
+    """A network that returns its input: torchmetrics wants one that makes features, and ours are made already."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()
@@ -27,8 +28,8 @@ class _AsTheyAre(nn.Module):
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Squared Fréchet distance of the Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017).
 
-    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)); biased upwards, the more the fewer images, so compare
-    figures of equal counts. Both need at least two rows.
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). It is biased upwards, and more so with fewer images, so
+    compare only figures of equal counts. Both sets need at least two rows.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -39,9 +40,10 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 50, subset_size: int = 1000) -> float:
-    """Squared maximum mean discrepancy under a cubic kernel (Binkowski et al. 2018); unbiased, so it may fall below 0.
+    """Squared maximum mean discrepancy under a cubic kernel (Binkowski et al. 2018).
 
-    The mean over random subsets, drawn by torch's global generator.
+    E[k(a, a')] + E[k(b, b')] - 2 E[k(a, b)] with k(x, y) = (x.y / D + 1)^3. The estimate is unbiased, so it may be
+    below 0. It is the mean over random subsets, drawn by torch's global generator.
     """
     from torchmetrics.image.kid import KernelInceptionDistance
 
@@ -55,30 +57,30 @@ def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 50, subset_size: int
 
 
 def nearest_distances(a: Tensor, b: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k smallest Euclidean distances (N, k) from every row of a (N, D) to rows of b, ascending, and those rows'
-    indices.
-    """
+    """The k nearest rows of b (M, D) for every row of a (N, D): Euclidean distances (N, k), ascending, and indices."""
     found = [torch.cdist(rows, b).topk(min(k, len(b)), dim=1, largest=False) for rows in torch.split(a, ROWS)]
     return torch.cat([f.values for f in found]), torch.cat([f.indices for f in found])
 
 
 def manifold_figures(real: Tensor, generated: Tensor, k: int) -> dict[str, float]:
-    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020) of features (N, D), (M,
-    D).
+    """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    A set's manifold is the union of balls around its points, each reaching to the point's k-th nearest neighbour.
-    precision: share of generated points in the real manifold; recall: share of real points in the generated one;
-    density: by how many real balls a generated point is covered, 1 being as usual for real ones; coverage: share of
-    real balls with a generated point in them.
+    real, generated: features (N, D) and (M, D). A set's manifold is the union of balls around its points; the radius of
+    a ball is the distance to the point's k-th nearest neighbour in its own set.
+
+    * precision: share of generated points in the real manifold
+    * recall: share of real points in the generated manifold
+    * density: mean number of real balls around a generated point, over k; 1 is usual for real points
+    * coverage: share of real balls that hold a generated point
     """
     k = min(k, len(real) - 1, len(generated) - 1)
-    # the nearest of a point's own set is the point itself
+    # k + 1, because the nearest point of its own set is the point itself
     real_radius = nearest_distances(real, real, k + 1)[0][:, -1]
     generated_radius = nearest_distances(generated, generated, k + 1)[0][:, -1]
-    balls = torch.zeros(len(generated))
+    balls = torch.zeros(len(generated))  # number of real balls around each generated point
     recalled, covered = [], []
     for rows, radius in zip(torch.split(real, ROWS), torch.split(real_radius, ROWS), strict=True):
-        distance = torch.cdist(rows, generated)
+        distance = torch.cdist(rows, generated)  # (ROWS, M)
         inside = distance < radius[:, None]
         balls += inside.sum(0)
         covered.append(inside.any(1))
@@ -86,6 +88,7 @@ def manifold_figures(real: Tensor, generated: Tensor, k: int) -> dict[str, float
     return {
         "precision": float((balls > 0).float().mean()),
         "recall": float(torch.cat(recalled).float().mean()),
+        # a real point lies in about k balls of its own set
         "density": float(balls.mean() / k),
         "coverage": float(torch.cat(covered).float().mean()),
     }

@@ -1,8 +1,8 @@
 """The feature network: a small classifier of the dataset, trained as its own stage into models/classifier.
 
-Its features are the space of every sample-quality figure, and its labels decide of which class a generated image is.
-For a dataset without at least two labels it learns to tell the four right-angled rotations of an image apart (Gidaris
-et al. 2018), which gives features all the same; what needs labels is then left out.
+Every sample-quality figure is computed on its features, and its labels say which class a generated image is of. For a
+dataset with fewer than two labels it learns to tell the four right-angled rotations of an image apart (Gidaris et al.
+2018). That gives features too; figures that need labels are then left out.
 """
 
 from __future__ import annotations
@@ -19,16 +19,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.data.dataset import Split, open_split, read_info
+from densitywatch.data.dataset import DatasetInfo, Split, open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized, size_of
+from densitywatch.devices import start_fabric, usable_precision
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, Labelled, probe_curve
+from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, LabelledFeatures, probe_curve
 from densitywatch.files import whole_folder, write_whole
-from densitywatch.models.common.layers import halvings, scale_images
+from densitywatch.models.common.map_sizes import halvings
+from densitywatch.models.common.pixel_values import scale_images
 from densitywatch.models.storage import WEIGHTS, load_network, read_header, save_model
 from densitywatch.params import ClassifierSettings, Params
 from densitywatch.progress import say
 from densitywatch.training.bookkeeping import note_training
+from densitywatch.training.checkpoint import Progress
+from densitywatch.training.identity import identity_of
+from densitywatch.training.loop import Run, train, validate
+from densitywatch.training.sharing import check_share
 
 FOLDER = Path("models/classifier")
 KIND = "classifier"
@@ -42,8 +48,8 @@ def block(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
 class FeatureNetwork(nn.Module):
     """Convolutions with batch normalisation and one hidden layer, whose activations are the features.
 
-    uint8 images (B, C, H, W) to features (B, settings.features) and logits. classes: 2 or more labels to tell apart;
-    below that the network learns rotations.
+    Takes uint8 images (B, C, H, W), gives features (B, settings.features) and logits (B, classes). With fewer than two
+    classes the network learns the four rotations.
     """
 
     def __init__(self, settings: ClassifierSettings, *, channels: int, size: int, classes: int) -> None:
@@ -64,22 +70,22 @@ class FeatureNetwork(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """The hidden layer's activations, (B, settings.features)."""
         odd = self.size % 2
-        # 2 x 2 pixels become channels: a quarter of the positions for the same information
+        # 2 x 2 pixels become 4 channels: a quarter of the positions, the same information
         images = F.pixel_unshuffle(F.pad(scale_images(x), (0, odd, 0, odd)), 2)
         return F.relu(self.hidden(self.convolutions(images.contiguous(memory_format=torch.channels_last))))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of the labels (of the rotations, where there are no labels), (B, classes)."""
+        """Logits of the labels (B, classes), or of the four rotations (B, 4) where there are no labels."""
         logits: Tensor = self.out(self.features(x))
         return logits
 
     def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy in nats, to minimise; images without a label (-1) are passed over."""
+        """(cross-entropy in nats, to minimise; accuracy, to log). Images without a label (-1) are left out."""
         if self.rotations:
             labels = torch.arange(len(x), device=x.device) % 4
             x = torch.stack([torch.rot90(image, int(k), (1, 2)) for image, k in zip(x, labels, strict=True)])
         if labels is None:
-            raise ValueError("the classifier learns from labels: pass labels")
+            raise ValueError("the classifier learns from labels; pass labels")
         logits = self(x)
         known = labels >= 0
         loss = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / known.sum().clamp(min=1)
@@ -90,17 +96,12 @@ class FeatureNetwork(nn.Module):
 def train_classifier(params: Params, root: Path) -> Path:
     """Train the feature network on data/prepared and write models/classifier and metrics/classifier.json.
 
-    `accuracy` there is that on the test images, of labels or, where `task` says so, of rotations. The linear probe on
-    raw pixels is measured here, too, once for all models. Interrupted, it goes on when started again; on several
-    devices the first process alone writes.
+    `accuracy` is measured on the test images; `task` says whether it is of labels or of rotations. The linear probe on
+    raw pixels is measured here too, once for all models. An interrupted training continues when it is started again.
+    On several devices only the first process writes.
 
     Raises TrainingDiverged when the loss is no longer a number, DataError when data/prepared is missing.
     """
-    from densitywatch.devices import start_fabric, usable_precision
-    from densitywatch.training.identity import identity_of
-    from densitywatch.training.loop import train, validate
-    from densitywatch.training.sharing import check_share
-
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
     size = reading_size(params.classifier.size, info.size)
@@ -121,45 +122,51 @@ def train_classifier(params: Params, root: Path) -> Path:
         compiled=False,
     )
     folder = root / "checkpoints" / KIND
-    best, progress = train(
-        fabric,
-        network,
-        train_split,
-        validation,
-        training,
-        name=KIND,
-        seed=params.seed,
-        folder=folder,
-        identity=identity,
-    )
+    run = Run(name=KIND, seed=params.seed, folder=folder, identity=identity)
+    best, progress = train(fabric, network, train_split, validation, training, run)
     limit = {"validation_images": params.evaluate.test_images}
     on_device = fabric.to_device(best)
     accuracy = validate(on_device, test, training.model_copy(update=limit), params.seed, fabric)["accuracy"]
     if fabric.is_global_zero:
         pixels = {} if network.rotations else pixel_curve(train_split, validation, test, params)
-        facts = {
-            "task": "rotations" if network.rotations else "labels",
-            "accuracy": round(accuracy, 6),
-            **({f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()}),
-            "parameters": sum(p.numel() for p in best.parameters()),
-        }
-        with whole_folder(root / FOLDER) as out:
-            save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})
-            write_whole(out / RAW_PIXELS, json.dumps(pixels) + "\n")
-            history = {"columns": list(progress.history[-1]), "rows": progress.history}
-            write_whole(out / "history.json", json.dumps(history) + "\n")
-        write_whole(root / "metrics" / f"{KIND}.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
-        note_training(root / FOLDER / WEIGHTS, KIND, root, {"train_seconds": round(progress.seconds, 3)})
+        task = "rotations" if network.rotations else "labels"
+        _write_classifier(best, progress, info, {"task": task, "accuracy": round(accuracy, 6)}, pixels, root)
         shutil.rmtree(folder, ignore_errors=True)
-        say(f"{KIND}: {facts['accuracy']:.2%} of the test images' {facts['task']} -> {root / FOLDER}")
-    fabric.barrier()  # no process is done before the folder stands
+    fabric.barrier()  # the other processes wait until the folder is there
     return root / FOLDER
 
 
-def pixel_curve(train: Split, validation: Split, test: Split, params: Params) -> dict[int, float]:
-    """The linear probe on raw pixels, at most 32 a side: what the probe on any model's features is compared with."""
+def _write_classifier(
+    best: nn.Module,
+    progress: Progress,
+    info: DatasetInfo,
+    measured: dict[str, Any],
+    pixels: dict[int, float],
+    root: Path,
+) -> None:
+    """models/classifier, metrics/classifier.json and the training's time.
 
-    def flat(split: Split, limit: int | None = None) -> Labelled:
+    measured: `task` and `accuracy`. pixels: the linear probe's curve on raw pixels.
+    """
+    facts = {
+        **measured,
+        **{f"raw_pixel_probe_{n}": round(value, 6) for n, value in pixels.items()},
+        "parameters": sum(p.numel() for p in best.parameters()),
+    }
+    with whole_folder(root / FOLDER) as out:
+        save_model(best, out, kind=KIND, class_names=info.class_names, about={"data_digest": info.digest})
+        write_whole(out / RAW_PIXELS, json.dumps(pixels) + "\n")
+        history = {"columns": list(progress.history[-1]), "rows": progress.history}
+        write_whole(out / "history.json", json.dumps(history) + "\n")
+    write_whole(root / "metrics" / f"{KIND}.json", json.dumps(facts, indent=2, sort_keys=True) + "\n")
+    note_training(root / FOLDER / WEIGHTS, KIND, root, {"train_seconds": round(progress.seconds, 3)})
+    say(f"{KIND}: {facts['accuracy']:.2%} of the test images' {facts['task']} -> {root / FOLDER}")
+
+
+def pixel_curve(train: Split, validation: Split, test: Split, params: Params) -> dict[int, float]:
+    """The linear probe on raw pixels, at most 32 a side. Probes on models' features are compared with it."""
+
+    def flat(split: Split, limit: int | None = None) -> LabelledFeatures:
         split = split.at(min(split.images.shape[-1], LARGEST_BY_DEFAULT))
         known = np.flatnonzero(split.labels[:limit] >= 0)
         return split.images[known].reshape(len(known), -1).astype(np.float32), split.labels[known]
@@ -168,7 +175,7 @@ def pixel_curve(train: Split, validation: Split, test: Split, params: Params) ->
 
 
 def load_classifier(folder: Path, device: torch.device | str = "cpu") -> FeatureNetwork:
-    """The feature network in `folder`, in eval mode on `device`. Raises ModelError when it is missing or not one."""
+    """The feature network in `folder`, in eval mode on `device`. Raises ModelError when `folder` does not hold one."""
     header: dict[str, Any] = read_header(folder)
     if header["kind"] != KIND:
         raise ModelError(
@@ -180,7 +187,7 @@ def load_classifier(folder: Path, device: torch.device | str = "cpu") -> Feature
 
 @torch.no_grad()
 def features_of(network: FeatureNetwork, images: Images, batch_size: int = 500) -> Tensor:
-    """Features (N, D) of uint8 images (N, C, H, W) of any size, on the CPU; reads a batch at a time."""
+    """Features (N, D), on the CPU, of uint8 images (N, C, H, W) of any size, read a batch at a time."""
     return torch.cat([network.features(x).cpu() for x in batches_for(network, images, batch_size)])
 
 

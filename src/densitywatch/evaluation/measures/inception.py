@@ -1,9 +1,9 @@
-"""The published FID, in the space of Inception's last pooling layer, for those who have its weights on disk.
+"""The published FID, on the features of Inception's last pooling layer, for those who have its weights on disk.
 
-The network is torchvision's Inception v3 with the changes of the one that TensorFlow trained and every published FID
-uses (average pools that leave padding out, one max pool; Heusel et al. 2017, ported by Seitzer's pytorch-fid). Its
-weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/inception.md says how to convert it.
-Nothing is downloaded.
+Every published FID uses a network that TensorFlow trained (Heusel et al. 2017; ported by Seitzer's pytorch-fid). It is
+torchvision's Inception v3 with two changes: average pools leave padding out, and the last block has a max pool. Its
+weights are the file pt_inception-2015-12-05 of that port as safetensors; docs/how-to/published-fid.md says how to
+convert it. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -73,13 +73,13 @@ def inception() -> nn.Module:
 
 
 def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Module:
-    """The network with the weights of a safetensors file; its output is the features.
+    """The network with the weights of a safetensors file, in eval mode; its output is the features.
 
-    Raises ModelError when the file is missing, not whole, or of another network.
+    Raises ModelError when the file is missing, incomplete or made for another network.
     """
     network = inception()
     try:
-        check_tensors(weights, network.state_dict())  # before its data takes any memory
+        check_tensors(weights, network.state_dict())  # reads the header alone: a wrong file takes no memory
         network.load_state_dict(safetensors.torch.load_file(weights))
     except FileNotFoundError:
         raise ModelError(
@@ -88,7 +88,7 @@ def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Modu
     except (safetensors.SafetensorError, RuntimeError, OSError, ModelError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelError(
-            f"{weights}: not Inception's weights as safetensors ({reason}); see docs/inception.md"
+            f"{weights}: not Inception's weights as safetensors ({reason}); see docs/how-to/published-fid.md"
         ) from None
     network.dropout, network.fc = nn.Identity(), nn.Identity()
     return network.to(device).eval()
@@ -96,8 +96,9 @@ def load_inception(weights: Path, device: torch.device | str = "cpu") -> nn.Modu
 
 @torch.no_grad()
 def inception_features(network: nn.Module, images: Images, batch_size: int = 50) -> Tensor:
-    """Features (N, 2048) of uint8 images (N, C, H, W), on the CPU; grey ones are repeated, all are stretched to 299 x
-    299.
+    """Features (N, 2048), on the CPU, of uint8 images (N, C, H, W).
+
+    Grey images are repeated in three channels. All are stretched to 299 x 299 and scaled to [-1, 1].
     """
     device = next(network.parameters()).device
     parts = []
@@ -109,6 +110,6 @@ def inception_features(network: nn.Module, images: Images, batch_size: int = 50)
 
 
 def inception_fid(weights: Path, real: Images, generated: Images, device: torch.device | str = "cpu") -> float:
-    """The published FID of two sets of uint8 images."""
+    """The published FID between two sets of uint8 images (N, C, H, W) and (M, C, H, W)."""
     network = load_inception(weights, device)
     return frechet_distance(inception_features(network, real), inception_features(network, generated))

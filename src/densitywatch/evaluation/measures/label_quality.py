@@ -1,6 +1,4 @@
-"""Whether a conditional model's samples are of the label that was asked for (Shmelkov et al. 2018, "How good is my
-GAN?").
-"""
+"""Whether a conditional model's samples show the label asked for (Shmelkov et al. 2018, "How good is my GAN?")."""
 
 from __future__ import annotations
 
@@ -13,23 +11,28 @@ from torch import nn
 
 from densitywatch.data.dataset import Split
 from densitywatch.data.reading import Images, images_within
-from densitywatch.evaluation.measures.context import Context, Result, takes_labels
+from densitywatch.devices import start_fabric
+from densitywatch.evaluation.measures.context import Context, Result
 from densitywatch.evaluation.measures.feature_network import FeatureNetwork, classes_of
 from densitywatch.evaluation.measures.sample_quality import draw, feature_network, generated, training_labels
+from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.params import TrainingParams
+from densitywatch.training.loop import Run, train
 
 CHECKPOINTS = 10
+"""How often the student classifier is validated; the best one is kept."""
 
 
 def label_quality(context: Context) -> Result | None:
     """GAN-test and GAN-train accuracy of a conditional model's samples.
 
-    `gan_test_accuracy`: the share of samples that a classifier of real images (models/classifier) gives the label asked
-    for; low when samples are poor or of the wrong label. `gan_train_accuracy`: the share of real test images that a
-    classifier trained on nothing but samples gets right, as many as there are training images (Shmelkov et al. 2018; of
-    models that draw pixel by pixel, the same samples as above); low, too, when the samples lack variety. Of the student
-    classifier the checkpoint counts that does best on real validation images: after it a student learns what tells
-    samples from images.
+    `gan_test_accuracy`: a classifier of real images (models/classifier) labels the samples. The figure is the share
+    that gets the label asked for. It is low when samples are poor or of the wrong label.
+
+    `gan_train_accuracy`: a student classifier is trained on samples alone, as many as there are training images. The
+    figure is the share of real test images that it labels right. It is low, too, when the samples lack variety. Models
+    that draw pixel by pixel are slow, so their student learns from the samples of `gan_test_accuracy`. The checkpoint
+    that does best on real validation images counts: later a student learns what only samples have.
 
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
@@ -37,20 +40,20 @@ def label_quality(context: Context) -> Result | None:
     if asked_for and getattr(context.model, "conditional", None) is False:
         return Result(
             {},
-            notes=["the dataset has no labels, so this model was trained without them; what needs labels is left out"],
+            notes=["the dataset has no labels, so this model was trained without them; figures of labels are left out"],
         )
-    if not hasattr(context.model, "sample") or not takes_labels(context.model):
+    if not isinstance(context.model, Sampler) or not takes_labels(context.model):
         return None
     if context.classifier is None or len(context.info.class_names) < 2:
         return Result({}, notes=["GAN-train and GAN-test accuracy were left out: they need at least two labels"])
-    images, labels = generated(context)
+    images, labels = generated(context, context.model)
     if labels is None:
         return None
     metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
     steps = context.params.evaluate.quality.label_training_steps
-    if not hasattr(context.model, "log_prob_map"):  # as many samples as there are training images, as GAN-train asks
+    if not isinstance(context.model, PixelwiseDensity):  # fast enough for as many samples as training images
         labels = training_labels(context, images_within(context.info.counts["train"], context.dimensions))
-        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size)
+        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size, context.device)
         images = np.concatenate(list(parts))
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
@@ -60,15 +63,12 @@ def label_quality(context: Context) -> Result | None:
 
 
 def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, context: Context) -> FeatureNetwork:
-    """A fresh classifier of the settings of params.classifier, trained for `steps` steps on the given images alone.
+    """A new classifier with the settings of params.classifier, trained for `steps` steps on the given images alone.
 
-    The checkpoint of least loss on the validation images is the one returned.
+    Returns the checkpoint with the least loss on the validation images.
     """
-    from densitywatch.devices import start_fabric
-    from densitywatch.training.loop import train
-
     params = context.params
-    # a slot's share of the threads and no more: two stages with all of them wait for each other most of the time
+    # with the number of threads of params: two stages that each use every thread mostly wait for each other
     one = params.device.model_copy(
         update={"accelerator": "cpu" if context.device.type == "cpu" else "auto", "devices": 1}
     )
@@ -82,7 +82,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             "checkpoint_every": steps,
         }
     )
-    # at the feature network's size, so that its accuracy is what this one's compares with
+    # at the feature network's size, so that the accuracies of the two compare
     size = feature_network(context).size
     split = Split(images=images, labels=labels.astype(np.int64)).at(size)
     torch.manual_seed(params.seed)
@@ -94,10 +94,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
             split,
             context.split("validation").at(size),
             training,
-            name="classifier on samples",
-            seed=params.seed,
-            folder=Path(folder),
-            identity="",
+            Run(name="classifier on samples", seed=params.seed, folder=Path(folder), identity=""),
         )
     assert isinstance(network, FeatureNetwork)
     return network.to(context.device).eval()
@@ -105,9 +102,7 @@ def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, c
 
 @torch.no_grad()
 def share_right(network: FeatureNetwork, images: Images, labels: np.ndarray, batch_size: int = 500) -> float:
-    """The share of uint8 images (N, C, H, W) to which `network` gives their label; images without one (-1) are passed
-    over.
-    """
+    """The share of uint8 images (N, C, H, W) that `network` labels right; images without a label (-1) are left out."""
     known = labels >= 0
     guesses = classes_of(network, images, batch_size)
     return float((guesses == labels)[known].mean())

@@ -1,8 +1,8 @@
 """Likelihood of the test images in bits per dimension: exact where there is a density, a bound where there is an ELBO.
 
-bits/dim = -log2 p(x) / (C * H * W), of the discrete 8-bit image. It is the size of the best code the model gives, in
-bits for each number of the image, so smaller is better and 8 is no compression at all. Minus an ELBO or importance
-bound is an upper bound on it, and is called one wherever it stands.
+bits/dim = -log2 p(x) / (C * H * W), where p is of the discrete 8-bit image. It is the length of the best code that the
+model gives, in bits for each number of the image. Smaller is better; 8 is no compression at all. An ELBO or importance
+bound is a lower bound on log p(x), so it gives an upper bound on bits/dim, and is always named as a bound.
 """
 
 from __future__ import annotations
@@ -16,22 +16,33 @@ import torch
 from torch import Tensor
 
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.context import Context, Figure, Metric, Result, takes_labels
+from densitywatch.evaluation.measures.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
+from densitywatch.models.offers import (
+    Bounded,
+    BoundTerms,
+    DensityAndCode,
+    ExactDensity,
+    ImportanceBounded,
+    LabelDensity,
+    PixelwiseDensity,
+    takes_labels,
+)
 from densitywatch.pages import charts, pictures
 
 SHOWN = 8
 
 
 def exact_likelihood(context: Context) -> Result | None:
-    """Mean bits/dim with its standard error, its spread, and where in an image the surprise sits.
+    """Mean bits/dim with its standard error, its histogram, and maps of where in an image the bits are spent.
 
-    Model: `log_prob(x) -> (B,)` nats, and for the pictures `log_prob_map(x) -> (B, H, W)` nats. A conditional density
-    is judged by its mixture over equally likely labels, which compares with other models, and given the right label.
+    Model: `log_prob(x) -> (B,)` nats, and for the maps `log_prob_map(x) -> (B, H, W)` nats. A conditional density gets
+    two figures: `bits_per_dim` of its mixture over equally likely labels, which compares with other models, and
+    `bits_per_dim_given_label`, given the right label.
     """
-    if not hasattr(context.model, "log_prob"):
+    if not isinstance(context.model, ExactDensity):
         return None
-    by_label = takes_labels(context.model) and hasattr(context.model, "log_prob_by_label")
+    by_label = takes_labels(context.model) and isinstance(context.model, LabelDensity)
     nats, labels, seconds = _score(context, by_label=by_label)
     metrics: dict[str, Metric] = {"score_images_per_second": len(labels) / seconds}
     if by_label:
@@ -39,6 +50,7 @@ def exact_likelihood(context: Context) -> Result | None:
         if (labels >= 0).all():
             given = to_bits(nats[np.arange(len(nats)), labels], context.dimensions)
             metrics["bits_per_dim_given_label"] = float(given.mean())
+        # p(x) = sum_y p(x|y) / classes
         nats = np.logaddexp.reduce(nats, axis=1) - math.log(nats.shape[1])
     context.shared["test_log_prob"] = nats
     bits = to_bits(nats, context.dimensions)
@@ -53,31 +65,33 @@ def exact_likelihood(context: Context) -> Result | None:
             alt=f"Histogram from {bits.min():.2f} to {bits.max():.2f} bits/dim with its mean at {bits.mean():.3f}",
         )
     ]
-    if hasattr(context.model, "log_prob_map"):
+    if isinstance(context.model, PixelwiseDensity):
         figures.append(_surprise(context, bits))
     return Result(metrics, figures)
 
 
 def bounds(context: Context) -> Result | None:
-    """The ELBO with its two terms apart, and the importance-weighted bound, in bits/dim of upper bounds.
+    """Upper bounds on bits/dim: from the ELBO, with its two terms apart, and from the importance-weighted bound.
+
+        log p(x) >= E_q(z|x)[log mean_k p(x, z_k) / q(z_k|x)]      over k = 1..K draws z_k; the ELBO is K = 1
 
     Model: `elbo_terms(x) -> (reconstruction, kl)` or `elbo(x)`, and `importance_bound(x, samples)`; (B,) nats. A model
-    with an exact density has no need of bounds and is left out.
+    with an exact density needs no bounds and is left out.
     """
-    model: Any = context.model
-    if hasattr(model, "log_prob") or not (hasattr(model, "elbo") or hasattr(model, "elbo_terms")):
+    model = context.model
+    if isinstance(model, ExactDensity) or not isinstance(model, Bounded | BoundTerms):
         return None
     limits = context.params.evaluate
     parts: list[np.ndarray] = []
     started = time.perf_counter()
     for x, _ in context.test_batches():
-        if hasattr(model, "elbo_terms"):
+        if isinstance(model, BoundTerms):
             reconstruction, kl = model.elbo_terms(x)
             parts.append(_numpy(torch.stack([reconstruction, -kl])))
         else:
             parts.append(_numpy(model.elbo(x)[None]))
     seconds = time.perf_counter() - started
-    terms = np.concatenate(parts, 1)  # (1 or 2, N): the ELBO is their sum
+    terms = np.concatenate(parts, 1)  # (1, N), or (2, N) of reconstruction and -KL: the ELBO is the sum
     elbo = to_bits(terms.sum(0), context.dimensions)
     _refuse_nan(context, "the ELBO", elbo)
     metrics = with_error("elbo_bits_per_dim", elbo) | {"score_images_per_second": len(elbo) / seconds}
@@ -93,7 +107,7 @@ def bounds(context: Context) -> Result | None:
             alt=f"Histogram from {elbo.min():.2f} to {elbo.max():.2f} bits/dim with its mean at {elbo.mean():.3f}",
         )
     ]
-    if hasattr(model, "importance_bound"):
+    if isinstance(model, ImportanceBounded):
         nats = [
             _numpy(model.importance_bound(x, limits.importance_samples))
             for x, _ in context.test_batches(limits.importance_images)
@@ -106,7 +120,7 @@ def bounds(context: Context) -> Result | None:
 
 
 def to_bits(nats: np.ndarray, dimensions: int) -> np.ndarray:
-    """Log-likelihoods in nats as bits per dimension: the sign turns, smaller is better."""
+    """Log-likelihoods in nats as bits per dimension. The sign changes: smaller is better."""
     return -nats / (dimensions * math.log(2))
 
 
@@ -117,19 +131,19 @@ def with_error(key: str, values: np.ndarray) -> dict[str, Metric]:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean of `values` (N,), N at least 2."""
+    """The standard error of the mean of `values` (N,), N at least 2."""
     return float(values.std(ddof=1) / math.sqrt(len(values)))
 
 
 def _score(context: Context, *, by_label: bool) -> tuple[np.ndarray, np.ndarray, float]:
-    """Nats (N,) or (N, classes) in float64, labels (N,), and the seconds the model took."""
+    """Nats (N,) or (N, classes) in float64, labels (N,), and the seconds that the model took."""
     model: Any = context.model
     nats, labels, codes, seconds = [], [], [], 0.0
     for x, y in context.test_batches():
         started = time.perf_counter()
         if by_label:
             nats.append(_numpy(model.log_prob_by_label(x)))
-        elif hasattr(model, "log_prob_and_code"):  # the linear probe needs the code of the same images
+        elif isinstance(model, DensityAndCode):  # the linear probe needs the features of the same images
             log_prob, code = model.log_prob_and_code(x)
             nats.append(_numpy(log_prob))
             codes.append(code.float().cpu().numpy())
@@ -143,14 +157,14 @@ def _score(context: Context, *, by_label: bool) -> tuple[np.ndarray, np.ndarray,
 
 
 def _surprise(context: Context, bits: np.ndarray) -> Figure:
-    """The least and the most likely test images, each above its map of bits a pixel, all on one scale."""
+    """The least and the most likely test images, each above its map of bits per pixel, all maps on one scale."""
     model: Any = context.model
     order = np.argsort(bits, kind="stable")
     count = min(SHOWN, len(bits))
     chosen = np.concatenate([order[::-1][:count], order[:count]])
     images = context.test_images(chosen)
     given = []
-    if "test_log_prob_by_label" in context.shared:  # a conditional density shows the map of its likeliest label
+    if "test_log_prob_by_label" in context.shared:  # for a conditional density, the map of the likeliest label
         likeliest = context.shared["test_log_prob_by_label"][chosen].argmax(1)
         given = [torch.from_numpy(likeliest).to(context.device)]
     maps = _numpy(-model.log_prob_map(torch.from_numpy(np.array(images)).to(context.device), *given)) / math.log(2)
@@ -176,6 +190,6 @@ def _refuse_nan(context: Context, what: str, bits: np.ndarray) -> None:
 
 
 def _numpy(values: Tensor) -> np.ndarray:
-    """As float64: a sum over ten thousand images keeps its digits."""
+    """A tensor as a float64 array: a sum over ten thousand images keeps its digits."""
     array: np.ndarray = values.detach().cpu().double().numpy()
     return array

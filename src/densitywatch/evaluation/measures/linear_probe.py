@@ -1,4 +1,4 @@
-"""Feature learning: how much of the labels a linear classifier reads from features that were learned without them."""
+"""Feature learning: how well a linear classifier finds labels in features that were learned without labels."""
 
 from __future__ import annotations
 
@@ -12,28 +12,29 @@ import numpy as np
 
 from densitywatch.data.dataset import SplitName
 from densitywatch.data.reading import images_within
-from densitywatch.evaluation.measures.context import Context, Figure, Result, takes_labels
-from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, Labelled, probe_curve
+from densitywatch.evaluation.measures.context import Context, Figure, Result
+from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, LabelledFeatures, probe_curve
 from densitywatch.files import write_whole
+from densitywatch.models.offers import Encoder, PixelwiseDensity, takes_labels
 from densitywatch.pages import charts
 
 
 def linear_probe(context: Context) -> Result | None:
     """Test accuracy of multinomial logistic regression on `encode(x)`, over the number of labelled training images.
 
-    Left out for a model that was given labels in training: its features would tell what it was told. Raw pixels stand
-    beside it where models/classifier has their curve. An autoregressive model's curve ends at `probe.slow_images`.
+    Left out for a model that was trained with labels. The curve of raw pixels is drawn next to it if models/classifier
+    has one. The curve of an autoregressive model ends at `probe.slow_images`.
     """
-    model: Any = context.model
-    if not hasattr(model, "encode") or takes_labels(model):
+    model = context.model
+    if not isinstance(model, Encoder) or takes_labels(model):
         return None
     if len(context.info.class_names) < 2:
         return Result({}, notes=["the linear probe was left out: it needs at least two labels"])
     limit = context.params.evaluate.test_images
-    # an autoregressive model reads an image several times as slowly as the others
-    most_for_training = context.params.evaluate.probe.slow_images if hasattr(model, "log_prob_map") else None
+    # an autoregressive model takes several times as long for an image as the others
+    most_for_training = context.params.evaluate.probe.slow_images if isinstance(model, PixelwiseDensity) else None
     parts: dict[SplitName, int | None] = {"train": most_for_training, "validation": None, "test": limit}
-    train, validation, test = (encoded(context, split, most) for split, most in parts.items())
+    train, validation, test = (encoded(context, model, split, most) for split, most in parts.items())
     curve = probe_curve(train, validation, test, context.params.evaluate.probe)
     rows: list[dict[str, Any]] = [{"labels": n, "accuracy": a, "features": context.name} for n, a in curve.items()]
     caption = "Test accuracy of a linear classifier over the number of labelled training images."
@@ -61,12 +62,11 @@ def linear_probe(context: Context) -> Result | None:
     return Result(metrics, [Figure("linear_probe.svg", "Linear probe", caption)])
 
 
-def encoded(context: Context, split: SplitName, limit: int | None) -> Labelled:
-    """The model's features of a split's labelled images, and their labels."""
-    model: Any = context.model
+def encoded(context: Context, model: Encoder, split: SplitName, limit: int | None) -> LabelledFeatures:
+    """The model's features (N, D) of a split's labelled images, and their labels (N,)."""
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     read = 0
-    known = context.shared.get("test_codes") if split == "test" else None  # from exact_likelihood, which came before
+    known = context.shared.get("test_codes") if split == "test" else None  # exact_likelihood ran before
     if known is not None:
         labels = np.concatenate([y.cpu().numpy() for _, y in context.batches(split, limit=limit)])
         return known[labels >= 0], labels[labels >= 0]
@@ -74,13 +74,13 @@ def encoded(context: Context, split: SplitName, limit: int | None) -> Labelled:
         pairs.append((model.encode(x).float().cpu().numpy(), y.cpu().numpy()))
         read += len(x)
         if read >= images_within(context.info.counts[split], pairs[0][0][0].nbytes):
-            break  # wide features of all images would not fit into memory
+            break  # wide features of all images do not fit into memory
     features, labels = (np.concatenate(part) for part in zip(*pairs, strict=True))
     return features[labels >= 0], labels[labels >= 0]
 
 
 def raw_pixels(classifier: Path | None) -> dict[int, float]:
-    """The curve of raw pixels that `train_classifier` left; empty where there is none."""
+    """The linear probe's curve on raw pixels, which `train_classifier` wrote; empty if there is none."""
     if classifier is None or not (classifier / RAW_PIXELS).exists():
         return {}
     read = json.loads((classifier / RAW_PIXELS).read_text(encoding="utf-8"))

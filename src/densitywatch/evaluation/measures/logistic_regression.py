@@ -1,4 +1,4 @@
-"""Multinomial logistic regression on features, its regularisation chosen on validation images."""
+"""Multinomial logistic regression on features, with its regularisation chosen on validation images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 from densitywatch.params import ProbeParams
 
 Array = npt.NDArray[Any]
-Labelled = tuple[Array, Array]
+LabelledFeatures = tuple[Array, Array]
 """Features (N, D) and labels (N,)."""
 
 RAW_PIXELS = "raw_pixels.json"
@@ -19,16 +19,18 @@ RAW_PIXELS = "raw_pixels.json"
 ITERATIONS = 100
 
 
-def probe_curve(train: Labelled, validation: Labelled, test: Labelled, settings: ProbeParams) -> dict[int, float]:
-    """Test accuracy by the number of training labels; the L2 weight is chosen on the validation part at each.
+def probe_curve(
+    train: LabelledFeatures, validation: LabelledFeatures, test: LabelledFeatures, settings: ProbeParams
+) -> dict[int, float]:
+    """Test accuracy by number of training labels; the L2 weight is chosen on the validation images at each number.
 
-    Features are standardised by the training images' mean and deviation. At the last point, all labels, only the weight
-    that was best before and the next smaller one are tried: more data asks for less regularisation, never much more.
+    Features are standardised by the training images' mean and standard deviation. At the last point, all labels, only
+    the weight that was best before and the next smaller one are tried: more data needs less regularisation.
     """
     mean, deviation = train[0].mean(0), train[0].std(0)
-    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max()))] = np.inf  # a constant feature says nothing
+    deviation[deviation < 1e-6 * max(1e-12, float(deviation.max()))] = np.inf  # a constant feature becomes 0
 
-    def standard(part: Labelled) -> Labelled:
+    def standard(part: LabelledFeatures) -> LabelledFeatures:
         return ((part[0] - mean) / deviation).astype(np.float32), part[1]
 
     train, validation, test = standard(train), standard(validation), standard(test)
@@ -48,9 +50,7 @@ def probe_curve(train: Labelled, validation: Labelled, test: Labelled, settings:
 
 
 def fit(features: Array, labels: Array, weight: float) -> Any:
-    """Multinomial logistic regression that minimises mean cross-entropy + weight / 2 * |w|^2; a constant for one
-    class.
-    """
+    """The fit that minimises mean cross-entropy + weight / 2 * |w|^2. With one class it always answers that class."""
     from sklearn.dummy import DummyClassifier
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -58,11 +58,12 @@ def fit(features: Array, labels: Array, weight: float) -> Any:
     if len(np.unique(labels)) < 2:
         return DummyClassifier(strategy="most_frequent").fit(features, labels)
     with warnings.catch_warnings():
-        # a probe stopped early is a probe all the same, and the validation images choose among them
+        # a fit that stopped early is still a fit, and the validation images choose among the fits
         warnings.simplefilter("ignore", ConvergenceWarning)
+        # scikit-learn minimises C * (sum of cross-entropies) + |w|^2 / 2, so C = 1 / (weight * number of images)
         return LogisticRegression(C=1.0 / (weight * len(labels)), max_iter=ITERATIONS).fit(features, labels)
 
 
-def score(fitted: Any, part: Labelled) -> float:
-    """The share of right guesses."""
+def score(fitted: Any, part: LabelledFeatures) -> float:
+    """The share of labels that are guessed right."""
     return float(np.mean(fitted.predict(part[0]) == part[1]))

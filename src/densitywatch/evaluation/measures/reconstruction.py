@@ -1,25 +1,24 @@
-"""What a model gives back of an image that it squeezed through its latent space."""
+"""How much of an image is left when a model encodes it and decodes it again."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 
 from densitywatch.evaluation.measures.context import Context, Figure, Result
 from densitywatch.files import write_whole
+from densitywatch.models.offers import Reconstructor
 from densitywatch.pages import pictures
 
 SHOWN = 10
 
 
 def reconstruction(context: Context) -> Result | None:
-    """Mean squared error of reconstructed test images, pixels from 0 to 1, and a few beside the originals.
+    """Mean squared error of reconstructed test images, pixels from 0 to 1, and a few of them below the originals.
 
-    Model: `reconstruct(x) -> uint8 (B, C, H, W)`. It can be costly, so `evaluate.importance_images` limits it, too.
+    Model: `reconstruct(x) -> uint8 (B, C, H, W)`. It can be slow, so `evaluate.importance_images` limits it too.
     """
-    model: Any = context.model
-    if not hasattr(model, "reconstruct"):
+    model = context.model
+    if not isinstance(model, Reconstructor):
         return None
     errors: list[np.ndarray] = []
     shown: list[np.ndarray] = []
@@ -33,8 +32,8 @@ def reconstruction(context: Context) -> Result | None:
     figure = Figure(
         "reconstructions.png",
         "Reconstructions",
-        f"Test images above what the model makes of them; mean squared error of {len(error):,} with pixels from 0 to 1:"
-        f" {mse:.4f}.",
+        f"Test images above their reconstructions. The mean squared error of {len(error):,} images, with pixels from 0"
+        f" to 1, is {mse:.4f}.",
         rows=("original", "reconstruction"),
     )
     return Result({"reconstruction_mse": mse}, [figure])

@@ -1,16 +1,15 @@
-"""Sample quality in the feature network's space, never to be mixed up with figures in Inception's space.
+"""Sample quality on the features of our own network, models/classifier.
 
-Every figure compares generated images with test images, both at the model's size, through the features of
-models/classifier, which looks at both at its own size, but for
-`inception_fid`, the published figure, which is computed where params name Inception's weights. Beside them stands the
-floor, the same distance between half of the training images and the test images: no honest model gets below it.
+Every figure compares generated images with test images, both at the model's size; the network resizes both to its own.
+These figures do not compare with published ones, which use Inception. The published figure is `inception_fid`; it is
+computed if params name Inception's weights. `fid_floor` is the FID between half of the training images and the test
+images: no honest model gets below it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.reading import images_at_once, images_within, size_of
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.context import Context, Figure, Result, spread, takes_labels
+from densitywatch.evaluation.measures.context import Context, Figure, Result, spread
 from densitywatch.evaluation.measures.distances import (
     frechet_distance,
     kernel_distance,
@@ -28,21 +27,23 @@ from densitywatch.evaluation.measures.distances import (
 )
 from densitywatch.evaluation.measures.feature_network import FOLDER, FeatureNetwork, features_of, load_classifier
 from densitywatch.files import write_whole
+from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.pages import pictures
 from densitywatch.params import Params
 
 SHOWN, NEIGHBOURS_SHOWN = 8, 3
 MANY_TRAINING_IMAGES = 60_000
-"""So many training images at most are searched for neighbours."""
+"""Most training images that are searched for neighbours."""
 
 
 def sample_quality(context: Context) -> Result | None:
     """FID, KID, precision, recall, density and coverage of samples against test images, and the floor of the FID.
 
-    Model: `sample(n, labels, generator) -> uint8 (n, C, H, W)`. A conditional model is asked for labels as frequent as
-    in the training data. The samples stay in `context.shared["generated"]` as (images, labels or None).
+    Model: `sample(n, labels, generator) -> uint8 (n, C, H, W)`. A conditional model is asked for labels in the shares
+    that they have in the training data.
     """
-    if not hasattr(context.model, "sample"):
+    model = context.model
+    if not isinstance(model, Sampler):
         return None
     if context.classifier is None:
         return Result(
@@ -50,7 +51,7 @@ def sample_quality(context: Context) -> Result | None:
         )
     settings = context.params.evaluate.quality
     network = feature_network(context)
-    images, _ = generated(context)
+    images, _ = generated(context, model)
     real, _ = context.pick("test", context.params.evaluate.test_images)
     half, _ = context.pick("train", max(2, context.info.counts["train"] // 2))
     test_features, fake_features = features_of(network, real), features_of(network, images)
@@ -65,61 +66,69 @@ def sample_quality(context: Context) -> Result | None:
         "quality_images": len(images),
     }
     if settings.inception_weights is not None:
-        from densitywatch.evaluation.measures.inception import inception_fid
+        from densitywatch.evaluation.measures.inception import inception_fid  # imports torchvision's models
 
         metrics["inception_fid"] = inception_fid(Path(settings.inception_weights), real, images, context.device)
     neighbour_metrics, figure = training_neighbours(context, network, images, fake_features, test_features)
-    space = "labels" if not network.rotations else "rotations, for lack of labels"
+    space = "labels" if not network.rotations else "rotations, since there are no labels"
     note = (
         f"FID, KID, precision, recall, density and coverage are of {len(images):,} samples and {len(real):,} test"
         f" images in the feature space of this project's own network (trained on {space}); they do not compare with"
-        f" Inception figures. The FID's floor is the distance of {len(half_features):,} training images from the same"
-        " test images."
+        f" Inception figures. The FID's floor is the distance between {len(half_features):,} training images and the"
+        " same test images."
     )
     return Result(metrics | neighbour_metrics, [figure], [note])
 
 
-def generated(context: Context) -> tuple[np.ndarray, np.ndarray | None]:
-    """Samples (N, C, H, W) of the model and the labels they were asked for; drawn once for all evaluators."""
+def generated(context: Context, model: Sampler) -> tuple[np.ndarray, np.ndarray | None]:
+    """Samples (N, C, H, W) of the model and the labels (N,) asked for; drawn once for all evaluators.
+
+    They are kept in `context.shared["generated"]`.
+    """
     if "generated" not in context.shared:
         settings = context.params.evaluate.quality
-        n = settings.slow_images if hasattr(context.model, "log_prob_map") else settings.images
+        n = settings.slow_images if isinstance(model, PixelwiseDensity) else settings.images
         n = images_within(n, context.dimensions)
-        labels = training_labels(context, n) if takes_labels(context.model) else None
-        parts = draw(context.model, n, labels, context.generator(), context.batch_size)
+        labels = training_labels(context, n) if takes_labels(model) else None
+        parts = draw(model, n, labels, context.generator(), context.batch_size, context.device)
         context.shared["generated"] = (np.concatenate(list(parts)), labels)
     images, labels = context.shared["generated"]
     return images, labels
 
 
 def training_labels(context: Context, n: int) -> np.ndarray:
-    """Labels of n training images drawn at random, for samples that are to have the same shares."""
+    """Labels (n,) of training images drawn at random, so that samples have the same shares of labels."""
     _, known = context.pick("train")
     order = np.random.default_rng(context.params.seed).integers(0, len(known), n)
     return np.asarray(known[order])
 
 
 def draw(
-    model: nn.Module, n: int, labels: np.ndarray | None, generator: torch.Generator, batch_size: int
+    model: Sampler,
+    n: int,
+    labels: np.ndarray | None,
+    generator: torch.Generator,
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[np.ndarray]:
-    """n samples of `model`, a batch at a time, uint8 (B, C, H, W)."""
-    sampler: Any = model
-    device = next(model.parameters()).device
+    """n samples of a `model` on `device`, a batch at a time, uint8 (B, C, H, W). labels: (n,) where it takes them."""
     for start in range(0, n, batch_size):
         count = min(batch_size, n - start)
         asked = None if labels is None else torch.from_numpy(labels[start : start + count]).to(device)
-        images: Tensor = sampler.sample(count, labels=asked, generator=generator)
-        yield images.cpu().numpy()
+        yield model.sample(count, labels=asked, generator=generator).cpu().numpy()
 
 
 def feature_network(context: Context) -> FeatureNetwork:
-    """The classifier of the context, loaded once for all evaluators."""
+    """models/classifier, loaded once for all evaluators. Raises ModelError when it is missing or does not fit."""
     if context.classifier is None:
         raise ModelError("models/classifier: there is no feature network; run `dvc repro train_classifier`")
     if "classifier" not in context.shared:
         network = load_classifier(context.classifier, context.device)
         if network.channels != context.info.channels:
-            raise ModelError("models/classifier: made for images of other colours; run `dvc repro train_classifier`")
+            raise ModelError(
+                f"models/classifier: made for images of {network.channels} channels, not {context.info.channels}; run"
+                " `dvc repro train_classifier`"
+            )
         context.shared["classifier"] = network
     loaded: FeatureNetwork = context.shared["classifier"]
     return loaded
@@ -128,10 +137,11 @@ def feature_network(context: Context) -> FeatureNetwork:
 def training_neighbours(
     context: Context, network: FeatureNetwork, images: np.ndarray, fake_features: Tensor, test_features: Tensor
 ) -> tuple[dict[str, float | int | str], Figure]:
-    """The training images nearest to some samples, by pixels and by features, so that memorising shows.
+    """The training images nearest to some samples, by pixels and by features: a model that memorises shows here.
 
-    `neighbour_ratio`: the median distance of a sample to its nearest training image in feature space, over that of a
-    test image. Near 1 samples are as new as test images, near 0 they are copies.
+    images: the samples (N, C, H, W). `neighbour_ratio`: the median distance of a sample to its nearest training image
+    in feature space, over the same median of test images. Near 1 samples are as new as test images; near 0 they are
+    copies.
     """
     train, _ = context.pick("train", MANY_TRAINING_IMAGES)
     features = features_of(network, train)
@@ -140,6 +150,7 @@ def training_neighbours(
     from_test, _ = nearest_distances(test_features[:few], features, 1)
     ratio = float(from_fake[:, 0].median() / from_test[:, 0].median().clamp(min=1e-12))
     shown = spread(len(from_fake), SHOWN)
+    # distances of the shown samples by pixels, (SHOWN, training images), a chunk of training images at a time
     pixels = torch.from_numpy(images[shown]).flatten(1).float()
     step = images_within(5000, 4 * pixels.shape[1], 256 << 20)
     chunks = (torch.from_numpy(train[i : i + step]).flatten(1).float() for i in range(0, len(train), step))
@@ -164,14 +175,14 @@ def training_neighbours(
 
 @torch.no_grad()
 def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
-    """The promotion gate's figure for models without a likelihood: FID in the feature network's space, lower is better.
+    """The promotion gate's figure for models without a likelihood: FID on the feature network, lower is better.
 
-    `params.gate.images` samples with the seed of params against as many validation images, so two models compared now
-    are compared on the same footing.
+    Compares `params.gate.images` samples, drawn with the seed of params, with the same number of validation images. So
+    two models are compared on the same images.
 
-    Raises ModelError when there is no feature network, or the model offers no samples.
+    Raises ModelError when there is no feature network, or the model draws no samples.
     """
-    if not hasattr(model, "sample"):
+    if not isinstance(model, Sampler):
         raise ModelError("this model draws no samples, so it has no quality figure")
     network = load_classifier(root / FOLDER)
     prepared = root / "data" / "prepared"
@@ -184,5 +195,6 @@ def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(params.seed)
     batch_size = images_at_once(params.evaluate.batch_size, size)
-    parts = draw(model.eval(), len(images), labels, generator, batch_size)
+    model.eval()
+    parts = draw(model, len(images), labels, generator, batch_size, device)
     return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))

@@ -1,15 +1,15 @@
-"""Samples: a grid for the report, and `densitywatch sample` for people."""
+"""A grid of samples for the report, and how fast they are drawn."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import numpy as np
 import torch
 
-from densitywatch.evaluation.measures.context import Context, Figure, Result, takes_labels
+from densitywatch.evaluation.measures.context import Context, Figure, Result
 from densitywatch.files import write_whole
+from densitywatch.models.offers import Sampler, takes_labels
 from densitywatch.pages import pictures
 
 COLUMNS = 8
@@ -17,12 +17,12 @@ CLASSES_SHOWN = 20
 
 
 def sample_grid(context: Context) -> Result | None:
-    """A grid of samples and how fast they were drawn; a model that takes labels fills one row a label.
+    """A grid of samples and the time they took. A model that takes labels fills one row per label.
 
     Model: `sample(n, labels, generator) -> uint8 (n, C, H, W)`.
     """
-    model: Any = context.model
-    if not hasattr(model, "sample"):
+    model = context.model
+    if not isinstance(model, Sampler):
         return None
     wanted = context.params.evaluate.sample_images
     names = context.info.class_names[:CLASSES_SHOWN] if takes_labels(model) else ()
@@ -51,6 +51,6 @@ def sample_grid(context: Context) -> Result | None:
     )
     seconds = time.perf_counter() - started
     write_whole(context.out / "samples.png", pictures.grid(images, columns))
-    caption = f"{wanted} images drawn from the model with seed {context.params.seed}, none left out."
-    figure = Figure("samples.png", "Samples", ("One row a label. " if names else "") + caption, rows=tuple(names))
+    caption = f"{wanted} images drawn from the model with seed {context.params.seed}; none is left out."
+    figure = Figure("samples.png", "Samples", ("One row per label. " if names else "") + caption, rows=tuple(names))
     return Result({"sample_images_per_second": wanted / seconds, "sample_seconds": seconds}, [figure], notes)

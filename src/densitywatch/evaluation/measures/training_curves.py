@@ -1,4 +1,4 @@
-"""The training's curves, for the report page and for `dvc plots`."""
+"""The curves of a training, for the report page and for `dvc plots`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ History = list[dict[str, Any]]
 
 
 def curves(context: Context) -> Result | None:
-    """One chart of the loss (loss.svg), one for each other figure that training logged, and history.csv for plots.
+    """One chart of the loss (loss.svg), and one for each other figure that training logged.
 
     Reads `context.shared["history"]`: rows with `step` and any of `train_<figure>`, `validation_<figure>`.
     """
@@ -49,19 +49,19 @@ def curves(context: Context) -> Result | None:
 
 
 def grouped(history: History) -> tuple[list[str], list[list[str]]]:
-    """Which figures share a chart: the headline's, then the others' (terms in bits/dim together)."""
+    """The figures of the loss chart, then those of each other chart; terms in bits/dim share one chart."""
     bases = list(dict.fromkeys(base(key) for row in history for key in row if base(key) not in NOT_DRAWN))
     found = [name for name in HEADLINES if name in bases]
     headline = found[:1] or [name for name in bases if name.endswith("_loss")] or bases[:1]
     rest = [name for name in bases if name not in headline]
     if found and "loss" in rest and found[0] != "loss":
-        rest.remove("loss")  # the same curve under its general name
+        rest.remove("loss")  # the headline's curve under another name
     terms = [name for name in rest if name.endswith("bits_per_dim")]
     return headline, ([terms] if terms else []) + [[name] for name in rest if name not in terms]
 
 
 def long_form(history: History, bases: list[str]) -> list[dict[str, Any]]:
-    """Rows of step, value, series for a chart; a figure's training and validation are two series."""
+    """Rows of step, value, series for a chart; training and validation of a figure are two series."""
     rows = []
     for name in bases:
         for part in ("train_", "validation_", ""):
@@ -76,7 +76,7 @@ def long_form(history: History, bases: list[str]) -> list[dict[str, Any]]:
 
 
 def loss_csv(history: History) -> str:
-    """The headline curve with the columns that every model has: step, train, validation."""
+    """The loss curve as CSV, with the same columns for every model: step, train, validation."""
     headline = grouped(history)[0]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -89,7 +89,7 @@ def loss_csv(history: History) -> str:
 
 
 def series_label(part: str, name: str, *, alone: bool) -> str:
-    """What a line is called: its part alone where the chart shows one figure; the unit stands at the axis."""
+    """A line's name: only `Train` or `Validation` where the chart shows one figure. The axis has the unit."""
     if alone and part:
         return readable(part)
     figure = readable(name).removesuffix(" bits/dim")
@@ -97,10 +97,12 @@ def series_label(part: str, name: str, *, alone: bool) -> str:
 
 
 def base(key: str) -> str:
+    """A figure's name without its part: train_loss -> loss."""
     return key.removeprefix("train_").removeprefix("validation_")
 
 
 def axis(bases: list[str]) -> str:
-    return (
-        "bits/dim" if bases[0].endswith("bits_per_dim") else "loss" if bases[0].endswith("loss") else readable(bases[0])
-    )
+    """The title of the y axis."""
+    if bases[0].endswith("bits_per_dim"):
+        return "bits/dim"
+    return "loss" if bases[0].endswith("loss") else readable(bases[0])

@@ -1,4 +1,4 @@
-"""The comparison table: which figures of metrics/<model>.json stand in which row, and which is best."""
+"""The comparison table: which figure of metrics/<model>.json is in which row, and which is the best."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ Metrics = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Cell:
+    """What the table shows of one model in one row."""
+
     text: str
     note: str = ""
     """Small print below the figure: a standard error, the name of a bound."""
@@ -20,21 +22,28 @@ class Cell:
 
     @property
     def empty(self) -> bool:
+        """Whether the model has no such figure."""
         return self.text == DASH
 
 
 @dataclass(frozen=True)
 class Row:
+    """One figure of every model."""
+
     title: str
     value: Callable[[Metrics], float | None]
+    """The figure in a model's metrics; None if the model has none."""
     show: Callable[[float], str]
+    """The figure as text."""
     better: Literal["lower", "higher", None] = None
+    """None: the row has no best."""
     note: Callable[[Metrics], str] = lambda metrics: ""
     of_size: bool = False
-    """Whether the figure compares only between models that see images at one size."""
+    """Whether the figure compares only between models that read images at the same size."""
 
 
 def key(name: str) -> Callable[[Metrics], float | None]:
+    """A row's value: the metric of that name."""
     return lambda metrics: metrics.get(name)
 
 
@@ -42,11 +51,12 @@ BITS = (("bits_per_dim", ""), ("iwae_bits_per_dim", "importance bound"), ("elbo_
 
 
 def bits(metrics: Metrics) -> float | None:
-    """The exact figure, or else the tightest bound there is."""
+    """The exact figure, or else the tightest bound that the model has."""
     return next((metrics[name] for name, _ in BITS if name in metrics), None)
 
 
 def bits_note(metrics: Metrics) -> str:
+    """The bound's name and the standard error."""
     for name, bound in BITS:
         if name in metrics:
             error = f"± {metrics[f'{name}_stderr']:.3f}" if f"{name}_stderr" in metrics else ""
@@ -55,13 +65,13 @@ def bits_note(metrics: Metrics) -> str:
 
 
 def probe_note(metrics: Metrics) -> str:
-    """How many labels it was given: autoregressive models have fewer (`probe.slow_images`)."""
+    """The number of training labels: autoregressive models get fewer (`probe.slow_images`)."""
     labels = metrics.get("linear_probe_labels")
     return f"{labels:,} labels" if labels else ""
 
 
 def sampling(metrics: Metrics) -> float | None:
-    """Seconds an image."""
+    """Seconds per sample."""
     rate = metrics.get("sample_images_per_second")
     return 1 / rate if rate else None
 
@@ -88,7 +98,7 @@ ROWS: list[Row] = [
 
 
 def compare(metrics: Mapping[str, Metrics]) -> list[tuple[Row, dict[str, Cell]]]:
-    """The rows that at least one model fills, with a cell a model; the best of several is marked."""
+    """The rows that at least one model fills, with a cell for each model; the best figure of a row is marked."""
     return [
         (row, {name: _cell(row, m, best_of(row, list(metrics.values()))) for name, m in metrics.items()})
         for row in ROWS
@@ -97,6 +107,7 @@ def compare(metrics: Mapping[str, Metrics]) -> list[tuple[Row, dict[str, Cell]]]
 
 
 def best_of(row: Row, metrics: Sequence[Metrics]) -> float | None:
+    """The best figure of a row; None if there is no other to compare it with, or if sizes differ where they matter."""
     having = [m for m in metrics if row.value(m) is not None]
     values = [value for m in having if (value := row.value(m)) is not None]
     if row.better is None or len(values) < 2 or (row.of_size and len({m.get("size") for m in having}) > 1):

@@ -1,8 +1,10 @@
-"""reports/index.html: everything that was measured, on one page that needs no server, no script and no network."""
+"""reports/index.html: everything that was measured, on one page that needs no server, script or network.
+
+Nothing here imports torch: the page is made in a second.
+"""
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 from dataclasses import dataclass, field, replace
@@ -10,14 +12,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from densitywatch.data.dataset import read_info
 from densitywatch.errors import DataError
 from densitywatch.evaluation.report.comparison import compare
 from densitywatch.files import write_whole
 from densitywatch.pages.words import duration, flat, number, readable
 from densitywatch.params import Params
+from densitywatch.templates import data_uri, page_templates
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
 TABLE_ROWS = 40
@@ -52,7 +53,7 @@ class Section:
 
     @property
     def facts(self) -> list[tuple[str, str]]:
-        """Every metric as people read it: standard errors beside their means, seconds in the unit that suits them."""
+        """Every metric as people read it: a mean with its standard error, a time in a unit that suits it."""
         return [
             (name.removesuffix("_seconds") + " time" * name.endswith("_seconds"), self._fact(name))
             for name in sorted(self.metrics)
@@ -60,35 +61,29 @@ class Section:
         ]
 
     def _fact(self, name: str) -> str:
+        """One metric as text."""
         value, error = self.metrics[name], self.metrics.get(f"{name}_stderr")
         shown = duration(value) if name.endswith("_seconds") else number(value)
         return shown if error is None else f"{shown} ± {error:.2g}"
 
     def figure(self, file: str) -> Shown | None:
-        """The figure of that file name, where the model has one."""
+        """The figure with that file name; None if the model has none."""
         return next((figure for figure in self.figures if figure.file == file), None)
 
 
 def write_report(params: Params, root: Path) -> Path:
     """Write reports/index.html about the models of `params`, the data and the outlier benchmark; returns its path.
 
-    Reads data/prepared/dataset.json, metrics/*.json, reports/models/*/ and reports/outliers/. What was not measured yet
-    is said on the page. The same files give the same bytes.
+    Reads data/prepared/dataset.json, metrics/*.json, reports/models/*/ and reports/outliers/. The page says what was
+    not measured yet. The same files give the same bytes.
 
-    Raises DataError when a file is missing that another one promises, or is not readable.
+    Raises DataError when a file cannot be read, or when a figure that figures.json names is missing.
     """
     sections = [read_section(name, params, root) for name in params.models]
     outliers = read_json(root / "metrics" / "outliers.json")
     network = read_json(root / "metrics" / "classifier.json") or {}
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"number": number, "readable": readable}
-    page = environment.get_template("report.html.j2").render(
+    templates = page_templates(Path(__file__).parent, number=number, readable=readable)
+    page = templates.get_template("report.html.j2").render(
         info=read_info(root / "data" / "prepared"),
         checks=flat(read_json(root / "metrics" / "data.json") or {}),
         sections=sections,
@@ -107,7 +102,7 @@ def write_report(params: Params, root: Path) -> Path:
 
 
 def read_section(name: str, params: Params, root: Path) -> Section:
-    """What evaluation wrote about one model; empty parts where it has not run yet."""
+    """What the evaluation of one model wrote; its parts are empty if it has not run yet."""
     folder = root / "reports" / "models" / name
     about = read_json(folder / "about.json") or {}
     return Section(
@@ -122,21 +117,24 @@ def read_section(name: str, params: Params, root: Path) -> Section:
 
 
 def read_figures(folder: Path) -> list[Shown]:
-    """What figures.json in `folder` names, ready to show; nothing when there is no such file."""
+    """The figures that figures.json in `folder` names, ready to show; none if there is no such file."""
     listed = read_json(folder / "figures.json")
     if listed is None:
         return []
     if not isinstance(listed, list):
-        raise DataError(f"{folder / 'figures.json'}: expected a list of figures; run the stage that writes it again")
+        raise DataError(f"{folder / 'figures.json'}: not a list of figures; run the stage that writes it again")
     return [show(folder, entry) for entry in listed]
 
 
 def show(folder: Path, entry: dict[str, Any]) -> Shown:
-    """One entry of a figures.json: file, title, caption and, where wanted, alt and rows."""
+    """One entry of figures.json as the page shows it. It has file, title and caption, and may have alt and rows."""
     file = str(entry.get("file", ""))
     path = folder / file
     if Path(file).name != file or path.suffix not in {*TYPES, ".csv"}:
-        raise DataError(f"{folder / 'figures.json'}: {file!r} is no png, svg or csv file of this folder")
+        raise DataError(
+            f"{folder / 'figures.json'}: {file!r} is not a png, svg or csv file of this folder; run the stage"
+            " that writes it again"
+        )
     title, caption = str(entry.get("title", file)), str(entry.get("caption", ""))
     shown = Shown(
         file=file,
@@ -149,14 +147,13 @@ def show(folder: Path, entry: dict[str, Any]) -> Shown:
         if path.suffix == ".csv":
             header, body, left_out = read_table(path)
             return replace(shown, header=header, body=body, left_out=left_out)
-        encoded = base64.b64encode(path.read_bytes()).decode()
+        return replace(shown, source=data_uri(path.read_bytes(), TYPES[path.suffix]))
     except FileNotFoundError:
         raise DataError(f"{path}: named in figures.json but missing; run the stage that writes it again") from None
-    return replace(shown, source=f"data:{TYPES[path.suffix]};base64,{encoded}")
 
 
 def read_table(path: Path) -> tuple[list[str], list[list[str]], int]:
-    """Header, the first rows, and how many rows were left out of a CSV file."""
+    """Header and first TABLE_ROWS rows of a CSV file, and the number of rows left out."""
     with path.open(encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         header = [readable(name) for name in next(reader, [])]
@@ -165,7 +162,7 @@ def read_table(path: Path) -> tuple[list[str], list[list[str]], int]:
 
 
 def shorter(value: str) -> str:
-    """A number in a CSV cell in four digits; other text as it is."""
+    """A number in a CSV cell with four digits; other text as it is."""
     try:
         return value if value.lstrip("-").isdecimal() else number(float(value))
     except ValueError:
@@ -173,14 +170,14 @@ def shorter(value: str) -> str:
 
 
 def raw_pixel_probe(network: dict[str, Any]) -> float | None:
-    """The linear probe's accuracy on raw pixels with the most labels, of metrics/classifier.json."""
+    """From metrics/classifier.json, the linear probe's accuracy on raw pixels with the most labels."""
     prefix = "raw_pixel_probe_"
     curve = {int(name.removeprefix(prefix)): value for name, value in network.items() if name.startswith(prefix)}
     return curve[max(curve)] if curve else None
 
 
 def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]], list[tuple[str, Any]]]:
-    """metrics/outliers.json as (panel members and last the worst of them, a row a figure, what fits no table)."""
+    """metrics/outliers.json as (kinds of foreign images and "worst", a row for each figure, what fits no table)."""
     nested = {name: value for name, value in figures.items() if isinstance(value, dict)}
     members = [m for m in dict.fromkeys(m for value in nested.values() for m in value) if m not in ("min", "max")]
     rows = [
@@ -191,7 +188,7 @@ def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[A
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`; None when there is no such file."""
+    """The JSON in `path`; None if there is no such file. Raises DataError when it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,7 +1,7 @@
 """What an exact density over pixels offers once it has features of the pixels before each pixel.
 
-p(x) = prod_i p(x_i | x_1 .. x_{i-1}) in raster order; x is uint8 (B, C, H, W). PixelCNN and PixelRNN differ in how they
-compute features and in nothing else.
+p(x) = prod_i p(x_i | x_1 .. x_{i-1}) in raster order; x is uint8 (B, C, H, W). PixelCNN and PixelRNN differ only in how
+they compute features.
 """
 
 from __future__ import annotations
@@ -13,12 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitywatch.models.common.layers import PixelHead, bits_per_dim
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import bits_per_dim
 from densitywatch.models.common.sampling import Steps, sample_pixels
 
 
+def require_labels(labels: Tensor | None, classes: int) -> Tensor:
+    """The labels, for a model that needs them. Raises ValueError where there are none."""
+    if labels is None:
+        raise ValueError(f"this model is conditional on {classes} labels: pass labels")
+    return labels
+
+
 class PixelDensity(nn.Module, ABC):
-    """A model with `features(x, labels) -> (B, F, H, W)`, of pixels before each pixel alone, and a `head`."""
+    """A model with a `head` and with `features(x, labels) -> (B, F, H, W)`, which see only the pixels before each."""
 
     head: PixelHead
     channels: int
@@ -28,7 +36,7 @@ class PixelDensity(nn.Module, ABC):
 
     @property
     def conditional(self) -> bool:
-        """Whether every label has its density: the settings ask for it and the dataset has labels."""
+        """Whether there is a density for every label: the settings ask for it and the dataset has labels."""
         return bool(self.settings.conditional and self.classes)
 
     @abstractmethod
@@ -49,6 +57,7 @@ class PixelDensity(nn.Module, ABC):
         A conditional model without labels answers with the mixture over equally likely labels.
         """
         if self.conditional and labels is None:
+            # log of the mean of p(x | label) over the labels
             return torch.logsumexp(self.log_prob_by_label(x), 1) - torch.log(torch.tensor(float(self.classes)))
         return self.log_prob_map(x, labels).sum((1, 2))
 
@@ -70,7 +79,7 @@ class PixelDensity(nn.Module, ABC):
         given: Tensor | None = None,
         rows: int = 0,
     ) -> Tensor:
-        """n images, uint8 (n, C, H, W), at about the arithmetic of one forward pass; see sampling.sample_pixels."""
+        """n images, uint8 (n, C, H, W), for about the arithmetic of one forward pass; see sampling.sample_pixels."""
         return sample_pixels(self, n, labels, generator, given, rows)
 
     def encode(self, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""Pixel by pixel with everything kept: what sampling, completing and coding images have in common.
+"""Images one pixel after another, with every activation kept: for sampling, completing and coding.
 
-A naive sampler runs the whole network once a pixel and throws all but one pixel of its output away. `walk` asks a model
-for `Steps` instead, objects that keep every layer's activations and compute one pixel's features from what is new
-(Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"). Per image that is the
-arithmetic of about one forward pass, so what is left to save is the overhead of calls: buffers and views are made
-once, matrices are laid out for `addmm(out=)`, and what depends on the rows above alone is computed a row at a time.
+A naive sampler runs the whole network once a pixel and throws away all but one pixel of its output. `walk` asks a model
+for `Steps` instead: an object that keeps every layer's activations and computes one pixel's features from what is new
+(Ramachandran et al. 2017, "Fast Generation for Convolutional Autoregressive Models"). An image then takes about the
+arithmetic of one forward pass, and the overhead of calls is most of the time. So buffers and views are made once,
+matrices are laid out for `addmm(out=)`, and what depends only on the rows above is computed a row at a time.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.errors import ModelError
-from densitywatch.models.common.layers import PixelHead, scale_images
+from densitywatch.models.common.pixel_head import PixelHead
+from densitywatch.models.common.pixel_values import scale_images
 
 Choose = Callable[[Tensor], Tensor]
-"""Cumulated probabilities (B, 255) of the next sub-pixel's values 0..254 -> the values that it takes, int64 (B,)."""
+"""From the cumulated probabilities (B, 255) of a sub-pixel's values 0..254 to the values it takes, int64 (B,)."""
 
 
 class Steps(Protocol):
@@ -37,7 +38,7 @@ class Steps(Protocol):
 
 
 class PixelModel(Protocol):
-    """What `walk` needs of a model with pixels in sequence."""
+    """What `walk` needs of a model of one pixel after another."""
 
     head: PixelHead
     channels: int
@@ -46,14 +47,14 @@ class PixelModel(Protocol):
 
     @property
     def conditional(self) -> bool:
-        """Whether every label has its density."""
+        """Whether there is a density for every label."""
 
     def steps(self, n: int, labels: Tensor | None = None) -> Steps:
         """The features one pixel at a time, with everything kept that later pixels need."""
 
 
 def walk(model: PixelModel, n: int, labels: Tensor | None, choose: Choose) -> Tensor:
-    """n images, uint8 (n, C, H, W), whose sub-pixels `choose` picks one after another in raster and colour sequence."""
+    """n images, uint8 (n, C, H, W), whose sub-pixels `choose` picks, in raster order and by colour sequence."""
     weight = model.head.out.weight
     with torch.inference_mode():
         steps, head = model.steps(n, labels), HeadSteps(model.head, n)
@@ -73,7 +74,7 @@ def walk(model: PixelModel, n: int, labels: Tensor | None, choose: Choose) -> Te
         in_sequence = torch.stack(chosen).view(model.size, model.size, model.channels, n).to(torch.uint8)
         colours = torch.tensor(model.head.sequence, device=weight.device).argsort()
         images = in_sequence.index_select(2, colours).permute(3, 2, 0, 1)
-    return images.clone(memory_format=torch.contiguous_format)  # out here: an ordinary tensor
+    return images.clone(memory_format=torch.contiguous_format)  # outside of inference mode: an ordinary tensor
 
 
 def sample_pixels(
@@ -86,14 +87,15 @@ def sample_pixels(
 ) -> Tensor:
     """n images, uint8 (n, C, H, W), drawn by inversion with one uniform number a sub-pixel.
 
-    labels: int64 (n,), for conditional models alone. given: uint8 (n, C, H, W), whose first `rows` rows are kept. The
-    uniform numbers of all sub-pixels, kept ones included, are drawn at once, so rows below are the same for any `rows`.
+    labels: int64 (n,), only for conditional models. given: uint8 (n, C, H, W), whose first `rows` rows are kept. The
+    uniform numbers of all sub-pixels, kept ones included, are drawn at once: a sub-pixel has the same number whatever
+    `rows` is.
 
     Raises ModelError when labels or given pixels do not fit the model.
     """
     check_request(model, n, labels, given, rows)
     size, device = model.size, model.head.out.weight.device
-    drawn_on = device if generator is None else generator.device  # one on the CPU gives every device the same numbers
+    drawn_on = device if generator is None else generator.device  # a generator on the CPU: the same on every device
     uniform = torch.rand(size * size * model.channels, n, generator=generator, device=drawn_on).to(device)
     numbers = iter(uniform.unsqueeze(2))
     kept: list[Tensor] = []
@@ -102,6 +104,7 @@ def sample_pixels(
         kept = list(in_sequence.to(device, torch.long).flip(0))
 
     def choose(cumulated: Tensor) -> Tensor:
+        # inversion: the first value whose cumulated probability exceeds the number
         number = next(numbers)
         return kept.pop() if kept else torch.searchsorted(cumulated, number, right=True).squeeze(1)
 
@@ -109,7 +112,7 @@ def sample_pixels(
 
 
 def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tensor | None, rows: int) -> None:
-    """Raises ModelError, one sentence, when a wish does not fit the model."""
+    """Raises ModelError when what is asked for does not fit the model."""
     if n < 1:
         raise ModelError(f"asked for {n} images: ask for at least one")
     if model.conditional:
@@ -122,7 +125,7 @@ def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tenso
         if labels.min() < 0 or labels.max() >= model.classes:
             raise ModelError(f"labels must lie in 0..{model.classes - 1}, not {int(labels.min())}..{int(labels.max())}")
     elif labels is not None:
-        raise ModelError("labels were given to a model that knows none: leave them out or use a conditional model")
+        raise ModelError("labels were given to a model without labels: leave them out or use a conditional model")
     if given is None:
         if rows:
             raise ModelError(f"asked to keep {rows} rows of no image: pass the given image too")
@@ -137,7 +140,7 @@ def check_request(model: PixelModel, n: int, labels: Tensor | None, given: Tenso
 
 
 class HeadSteps:
-    """layers.PixelHead for one pixel at a time: the cumulated distribution of each colour in sequence."""
+    """pixel_head.PixelHead for one pixel at a time: the cumulated distribution of each colour in sequence."""
 
     def __init__(self, head: PixelHead, n: int) -> None:
         channels, mixture = head.channels, head.kind == "logistic_mixture"
@@ -145,7 +148,7 @@ class HeadSteps:
         self.hidden_bias = bias_of(head.hidden)
         out = head.out.weight.detach().view(channels, head.outputs, -1).transpose(1, 2).clone()  # (C, F, outputs)
         self.out_bias = bias_of(head.out).view(channels, head.outputs).clone()
-        if mixture:  # the logarithm of the inverse scale is what is used
+        if mixture:  # the inverse scale is used: the sign of the log-scale's weights is turned once
             out[..., -head.components :].neg_()
             self.out_bias[:, -head.components :].neg_()
         self.out_weight = out
@@ -180,6 +183,7 @@ class HeadSteps:
         torch.addmm(self.out_bias[k], F.elu_(hidden), self.out_weight[k], out=self.parameters)
         if not self.mixture:
             return self.parameters.softmax(1)[:, :255].cumsum(1)
+        # P(colour <= v) = sum over components of weight * sigmoid((upper edge of v - mean) / scale)
         inverse_scales = self.log_inverse_scales.clamp_(max=7.0).exp_()
         torch.sub(self.edges, self.means, out=self.below)
         self.below.mul_(inverse_scales).sigmoid_()

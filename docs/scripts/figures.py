@@ -1,0 +1,87 @@
+"""Figures of metrics/ as tables for the pages of models and detector: read when the site is built, never copied."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from densitywatch.evaluation.report.comparison import ROWS, compare
+from docs.scripts.from_code import ROOT, cell
+
+PANEL = {
+    "mnist": "MNIST digits",
+    "constant": "an image of one shade",
+    "invert": "inversion",
+    "uniform_noise": "uniform noise",
+    "rot90": "rotation by 90°",
+    "vflip": "vertical flip",
+    "hflip": "horizontal flip",
+}
+
+
+def read(name: str) -> dict[str, Any]:
+    """metrics/NAME.json."""
+    found: dict[str, Any] = json.loads((ROOT / "metrics" / f"{name}.json").read_text(encoding="utf-8"))
+    return found
+
+
+def models() -> list[str]:
+    """The models of the default profile, in the order of params.yaml."""
+    return list(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"])
+
+
+def of_model(name: str) -> str:
+    """The figures of one model, a row each."""
+    rows = [
+        f"| {row.title} | {cells[name].text}{small(cells[name].note)} |" for row, cells in compare({name: read(name)})
+    ]
+    return "| figure | default profile |\n|---|---|\n" + "\n".join(rows)
+
+
+def of_all() -> str:
+    """One table: a row a model, the main figures."""
+    wanted = ("bits/dim", "FID (our features)", "Precision", "Recall", "Linear probe", "Parameters", "Training time")
+    rows = [row for row in ROWS if row.title in wanted]
+    table = dict((row.title, cells) for row, cells in compare({name: read(name) for name in models()}))
+    lines = ["| model | " + " | ".join(row.title for row in rows) + " |", "|---|" + "---|" * len(rows)]
+    for name in models():
+        cells = [table[row.title][name] for row in rows]
+        shown = [f"**{c.text}**" if c.best else c.text for c in cells]
+        lines.append(f"| [{name}]({name}.md) | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
+
+
+def of_detector() -> str:
+    """The detector on the panel: AUROC, and what is found at 1 % false alarms."""
+    found = read("outliers")
+    lines = [
+        "| normal images against | AUROC | found at 1 % false alarms | AUROC, all transformations declared |",
+        "|---|---|---|---|",
+    ]
+    for kind, words in PANEL.items():
+        lines.append(
+            f"| {words} | {found['auroc'][kind]:.3f} | {100 * found['tpr_at_1_fpr'][kind]:.0f} % |"
+            f" {found['auroc_declared'][kind]:.3f} |"
+        )
+    lines.append(f"| a class never seen, mean of ten folds | {found['held_out_auroc_detector']:.3f} | | |")
+    return "\n".join(lines)
+
+
+def false_discoveries() -> str:
+    """The realised false-discovery rate, and the power, by the share of outliers in a batch."""
+    found = read("outliers")
+    lines = [
+        "| outliers in the batch | highest share of false alarms | lowest and highest share found |",
+        "|---|---|---|",
+    ]
+    for percent in (1, 5, 10):
+        rates = found[f"false_discovery_rate_at_{percent}_percent_outliers"].values()
+        power = found[f"power_at_{percent}_percent_outliers"].values()
+        lines.append(f"| {percent} % | {max(rates):.3f} | {min(power):.2f} to {max(power):.2f} |")
+    return "\n".join(lines)
+
+
+def small(note: str) -> str:
+    return f"<br><small>{cell(note.replace(chr(10), ', '))}</small>" if note else ""

@@ -1,0 +1,175 @@
+"""The page of the files that are written, made from dvc.yaml, the tables' schemas and metrics/.
+
+The meaning of a column or key is in a table here; one without a meaning, or a meaning without one, is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from docs.scripts.from_code import ROOT, cell, kinds
+
+SCORES = {
+    "path": "where the file is in the source",
+    "sha256": "of its bytes; null where it could not be read",
+    "status": "`scored` or `quarantined`",
+    "reason": "why it was quarantined, or what was changed to fit the detector",
+    "bits_per_dim": "of the exact density model",
+    "score": "higher is more outlying",
+    "p_value": "small is outlying: the share of calibration images at least as outlying, the image itself counted in",
+    "outlier": "whether the batch calls it an outlier",
+    "label": "with `--labels`: the most probable label, or none",
+    "label_probability": "with `--labels`: of that label, by Bayes' rule",
+}
+SUMMARY = {
+    "batch": "the source as it was given, without secrets",
+    "files": "files in the batch",
+    "scored": "files that have a score",
+    "quarantined": "files that could not be used",
+    "skipped": "files that are no images by their names; they have no row",
+    "skipped_kinds": "the same by kind",
+    "outliers": "images called outliers",
+    "changed_to_fit": "images that were resized, turned or changed in colour to fit the detector",
+    "false_discovery_rate": "the rate that was asked for",
+    "false_alarm_rate": "the detector's rate for single images",
+    "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
+    "drift_p_value": "whether the batch as a whole is like the calibration images",
+    "promise": "what the flags promise, in a sentence",
+    "fewest_to_flag": "clear outliers that a batch of this size needs before it can flag any; null where one is enough",
+    "content": "a digest of names and contents",
+    "identity": "what decides the results: source, detector, rates",
+    "quarantine_reasons": "how many files for each reason",
+    "histogram": "the scores of the batch and of the calibration images in bins",
+}
+METRICS = {
+    "accuracy": "share of test images whose label is found",
+    "accuracy_at_90_coverage": "the same among the 90 % that the model is surest of",
+    "bits_per_dim": "exact, of the discrete 8-bit image",
+    "bits_per_dim_given_label": "the same given the image's label",
+    "bits_per_dim_stderr": "standard error over the test images",
+    "code_computed_bits_per_dim": "the computed figure of the images that were coded",
+    "code_file_bits_per_dim": "size of the coded file, which another process decoded byte for byte",
+    "code_images": "number of images that were coded",
+    "code_png_bits_per_dim": "the same images as PNG",
+    "code_webp_bits_per_dim": "the same images as lossless WebP",
+    "code_xz_bits_per_dim": "the same images under xz",
+    "coverage": "share of test images with a sample near them",
+    "density": "samples near each test image, over what test images themselves would give",
+    "elbo_bits_per_dim": "an upper bound on bits/dim (minus the ELBO)",
+    "elbo_bits_per_dim_stderr": "standard error over the test images",
+    "elbo_kl_bits_per_dim": "the KL term of the ELBO",
+    "elbo_reconstruction_bits_per_dim": "the reconstruction term of the ELBO",
+    "fid": "Fréchet distance in this project's own feature space; compares with nothing published",
+    "fid_floor": "the same between training and test images: what a perfect model would get",
+    "gan_test_accuracy": "share of samples in which the classifier sees the label that was asked for",
+    "gan_train_accuracy": "test accuracy of a classifier that is trained on samples alone",
+    "gradient_ratio": "gradient of the non-saturating loss over that of minimax while the discriminator wins",
+    "images_per_second": "training speed on the machine that trained",
+    "inception_fid": "the published FID, with `evaluate.quality.inception_weights`",
+    "interpolation_accuracy": "share of half-way images between two of one class that are of that class",
+    "iwae_bits_per_dim": "an upper bound on bits/dim, tighter than the ELBO's (importance-weighted)",
+    "iwae_bits_per_dim_stderr": "standard error over the test images",
+    "iwae_images": "images that this bound was taken on",
+    "iwae_samples": "samples of the bound",
+    "kid": "kernel distance in the same feature space",
+    "latent_arithmetic_accuracy": "share of latent sums that reach the intended class",
+    "linear_probe_accuracy": "of a linear classifier on the model's features, all labels",
+    "linear_probe_labels": "how many labels that was",
+    "mlflow_run_id": "the training's run",
+    "neighbour_ratio": "distance of samples to training images over that of test images: near 0 is memorised",
+    "no_class_rate": "share of test images that are said to have no class",
+    "no_class_target_rate": "the share that was asked for",
+    "parameters": "number of weights",
+    "precision": "share of samples that lie among the test images",
+    "quality_images": "samples of the sample-quality figures",
+    "recall": "share of test images that lie among the samples",
+    "reconstruction_mse": "mean squared error of reconstructions, pixels from 0 to 1",
+    "sample_images_per_second": "drawing speed, many at once",
+    "sample_seconds": "time for a batch of samples",
+    "score_images_per_second": "scoring speed",
+    "size": "pixels a side that the model sees",
+    "train_seconds": "training time on the machine that trained",
+}
+
+
+def page() -> str:
+    """What each stage writes, and what is in the files that people and programs read."""
+    from densitywatch.batches.chunks import RESULTS
+    from densitywatch.batches.results import OUTLIER
+    from densitywatch.batches.results_folder import Summary
+
+    columns = {field.name: str(field.type) for field in [*RESULTS, OUTLIER]}
+    parts = [
+        "# Files\n",
+        "Made from `dvc.yaml`, the code and `metrics/`. The dataset's folder is described in [Data](data.md).\n",
+        "## What each stage writes\n",
+        "In the order in which they run; `foreach` stages once for each model.\n",
+        "| stage | what | command | writes |\n|---|---|---|---|",
+    ]
+    for name, stage in stages():
+        outs = [
+            next(iter(out)) if isinstance(out, dict) else out
+            for out in [*stage.get("outs", []), *stage.get("metrics", [])]
+        ]
+        written = "<br>".join(f"`{placeholders(out)}`" for out in outs)
+        command = placeholders(stage["cmd"])
+        command = command if len(command) < 60 else "copies the weights"
+        parts.append(f"| `{name}` | {placeholders(stage['desc'])} | `{command}` | {written} |")
+    parts.append("\n## scores.parquet\n\nIn `data/outliers/<batch>/`, one row for every input file, none missing.\n")
+    parts.append(described(columns, SCORES, "column", "type"))
+    parts.append("\n## summary.json\n\nNext to it.\n")
+    keys = {name: kinds(field.annotation) for name, field in Summary.model_fields.items()}
+    parts.append(described(keys | {"false_alarm_rate": "number", "median_p_value": "number"}, SUMMARY, "key", "type"))
+    parts.append(
+        "\n## metrics/MODEL.json\n\nFlat; each key only where it applies. `dvc metrics show` lists all, `dvc metrics"
+        " diff` compares.\n"
+    )
+    parts.append("| key | what it is | in |\n|---|---|---|")
+    for key, models in sorted(metric_keys().items()):
+        parts.append(f"| `{key}` | {METRICS[base_key(key)]} | {', '.join(models)} |")
+    parts.append(
+        "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
+        "It has `auroc`, `aupr`, `fpr_at_95_tpr` and `tpr_at_1_fpr` for each kind of outlier of the panel,"
+        " the lowest (`min`) or highest (`max`), the same with declared transformations, and realised false-discovery rates with the power.\n"
+    )
+    return "\n".join(parts) + "\n"
+
+
+def described(given: Mapping[str, str], words: Mapping[str, str], first: str, second: str) -> str:
+    if set(given) != set(words):
+        raise ValueError(f"docs/scripts/files_page.py: describe {sorted(set(given) ^ set(words))}")
+    rows = [f"| `{name}` | {cell(given[name])} | {text} |" for name, text in words.items()]
+    return f"| {first} | {second} | what it is |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def metric_keys() -> dict[str, list[str]]:
+    """Every key of metrics/<model>.json with the models that have it."""
+    names = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["models"]
+    found: dict[str, list[str]] = {}
+    for name in names:
+        file = ROOT / "metrics" / f"{name}.json"
+        if file.is_file():
+            for key in json.loads(file.read_text(encoding="utf-8")):
+                found.setdefault(key, []).append(name)
+    unknown = [key for key in found if base_key(key) not in METRICS]
+    if unknown:
+        raise ValueError(f"docs/scripts/files_page.py: METRICS lacks {unknown}")
+    return found
+
+
+def base_key(key: str) -> str:
+    return re.sub(r"^(linear_probe_accuracy)_\d+$", r"\1", key)
+
+
+def stages() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, stage in yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"].items():
+        yield (f"{name}@…" if "foreach" in stage else name), stage.get("do", stage)
+
+
+def placeholders(text: str) -> str:
+    return text.replace("${key}", "MODEL").replace("${item}", "MODEL")

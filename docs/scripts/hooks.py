@@ -1,0 +1,50 @@
+"""What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
+
+A page says `{{ figures_of pixelcnn }}`, `{{ all_figures }}`, `{{ detector_figures }}` or `{{ false_discoveries }}`
+where a table of metrics/ goes.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+from docs.scripts import cli_page, figures, files_page, params_page, python_page
+from docs.scripts.from_code import ROOT
+
+MARK = re.compile(r"\{\{ (\w+)(?: (\w+))? \}\}")
+
+
+def generated() -> dict[str, str]:
+    """The pages that have no file in docs/, by their place there."""
+    data = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    return {
+        "reference/cli.md": cli_page.page(),
+        "reference/params.md": params_page.page(),
+        "reference/files.md": files_page.page(),
+        "reference/python.md": python_page.page(),
+        "reference/data.md": data,
+    }
+
+
+def with_figures(text: str) -> str:
+    """A page with its tables of figures. Raises KeyError for a mark that nobody fills."""
+    tables = {
+        "figures_of": figures.of_model,
+        "all_figures": figures.of_all,
+        "detector_figures": figures.of_detector,
+        "false_discoveries": figures.false_discoveries,
+    }
+    return MARK.sub(lambda mark: tables[mark[1]](*([mark[2]] if mark[2] else [])), text)
+
+
+def on_files(files: Files, config: Any) -> Files:
+    for place, text in generated().items():
+        files.append(File.generated(config, place, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    return with_figures(markdown)

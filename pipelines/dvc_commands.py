@@ -1,0 +1,198 @@
+"""DVC as a program: which stages are stale, run one stage, push and pull, and which remote there is."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from densitywatch import stopping
+from densitywatch.errors import DensitywatchError
+from densitywatch.tracking.store import plain
+
+Outcome = Literal["ran", "restored", "skipped"]
+ADVICE = (
+    "Updating lock file",
+    "Generating lock file",
+    "To track the changes with git",
+    "git add",
+    "To enable auto staging",
+    "dvc config core.autostage",
+    "Use `dvc push`",
+)
+"""What DVC says after each stage to people who type its commands one by one."""
+
+
+REMOTES = {
+    "s3": "dvc_s3",
+    "gs": "dvc_gs",
+    "azure": "dvc_azure",
+    "gdrive": "dvc_gdrive",
+    "oss": "dvc_oss",
+    "ssh": "dvc_ssh",
+    "hdfs": "dvc_hdfs",
+    "webhdfs": "dvc_webhdfs",
+    "webdav": "dvc_webdav",
+    "webdavs": "dvc_webdav",
+}
+"""Which module DVC reaches a remote with; http is always there."""
+
+
+class StageFailed(DensitywatchError):
+    """A stage of dvc.yaml ended with an error."""
+
+
+def stale_stages(root: Path) -> set[str]:
+    """The stages that `dvc status` finds changed; empty when everything is up to date.
+
+    One that runs every time is among them only when something else about it has changed.
+
+    Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
+    """
+    with _started([*_dvc(), "status", "--json"], root, stderr=subprocess.PIPE) as process:
+        found, said = process.communicate()
+    if process.returncode != 0:
+        stopping.stop_if_asked()
+        raise StageFailed(f"dvc status: {_last_line(said.splitlines())}")
+    return {name for name, changes in json.loads(found).items() if changes != ["always changed"]}
+
+
+def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
+    """Bring one stage up to date by `dvc repro --single-item`, passing each line of its output to `say`.
+
+    Stages next to each other may run at the same time: the lock of DVC is waited for. `--single-item` does not look
+    upstream; the caller keeps the order.
+
+    Raises StageFailed with the stage's own last words, Stopped when this process was told to stop.
+    """
+    lines: list[str] = []
+    with _started([*_dvc("--wait-for-lock"), "repro", "--single-item", name], root) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip():
+                lines.append(line.rstrip())
+                if lines[-1].startswith(("Running stage ", "Stage ")):
+                    _left_alone.add(process)
+                if not line.strip().startswith(ADVICE) and not stopping.asked():
+                    say(lines[-1])
+    if process.returncode != 0:
+        stopping.stop_if_asked()
+        raise StageFailed(f"stage {name}: {_last_line(lines)}")
+    if any(line.startswith(f"Stage '{name}' didn't change") for line in lines):
+        return "skipped"
+    if any(line.startswith(f"Stage '{name}' is cached") for line in lines):
+        return "restored"
+    return "ran"
+
+
+def run_dvc(root: Path, *arguments: str) -> str:
+    """Run a DVC command and return what it printed; raises StageFailed with its last line."""
+    with _started([*_dvc("--wait-for-lock"), *arguments], root) as process:
+        said, _ = process.communicate()
+    if process.returncode != 0:
+        stopping.stop_if_asked()
+        raise StageFailed(f"dvc {arguments[0]}: {_last_line(said.splitlines())}")
+    return said.strip()
+
+
+def default_remote(root: Path) -> str | None:
+    """The address of the default DVC remote, a local one as an absolute path; None where none is set."""
+    from dvc.repo import Repo
+
+    with Repo(str(root)) as repo:
+        name = repo.config["core"].get("remote")
+        return str(repo.config["remote"][name]["url"]) if name else None
+
+
+def check_remote(remote: str | None) -> None:
+    """Say before a run, and not at its end, that DVC lacks a package for its remote.
+
+    Raises StageFailed, naming what to install.
+    """
+    scheme = (remote or "").partition("://")[0].lower()
+    module = REMOTES.get(scheme)
+    if module is None or find_spec(module) is not None:
+        return
+    package = module.replace("_", "-")
+    wanted = "-e '.[s3]'" if package == "dvc-s3" else package
+    raise StageFailed(
+        f"the DVC remote {plain(str(remote))} needs the package {package};"
+        f" install it: .venv/bin/python -m pip install {wanted}"
+    )
+
+
+def holds_something(remote: str) -> bool:
+    """Whether it is worth asking a remote: an address elsewhere always, a folder when it is there and not empty."""
+    return "://" in remote or (Path(remote).is_dir() and any(Path(remote).iterdir()))
+
+
+def child_environment() -> dict[str, str]:
+    """This process's environment, with this Python's `densitywatch` first on the path and output line by line."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
+
+
+def interrupt_waiting() -> None:
+    """Ctrl-C for every DVC whose stage has not begun; call it when this process was told to stop.
+
+    One whose stage runs ends with it. One that writes down what a stage made is let be: it would leave half a dvc.lock.
+    Nothing starts after this: `stopping.asked` is looked at under the same lock.
+    """
+    with _starting:
+        for process in _running - _left_alone:
+            process.send_signal(signal.SIGINT)
+
+
+_running: set[subprocess.Popen[str]] = set()
+_left_alone: set[subprocess.Popen[str]] = set()
+_starting = threading.Lock()
+
+
+def _dvc(*options: str) -> list[str]:
+    return [sys.executable, "-m", "dvc", *options]
+
+
+@contextmanager
+def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
+    """A DVC that runs; in a session of its own, so that the terminal's Ctrl-C is this process's to pass on."""
+    with _starting:
+        stopping.stop_if_asked()
+        process: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=root,
+            env=child_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        _running.add(process)
+    with process:
+        try:
+            yield process
+        finally:
+            with _starting:
+                _running.discard(process)
+                _left_alone.discard(process)
+
+
+def _last_line(lines: list[str]) -> str:
+    """What went wrong, out of a program's lines: the verb's own sentence, else its last words, else DVC's."""
+    said = [line.strip() for line in lines if line.strip()]
+    for line in reversed(said):
+        if line.startswith("densitywatch: "):
+            return line.removeprefix("densitywatch: ")
+    errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
+    if any(line.startswith("Traceback (") for line in said):
+        return [line for line in said if not line.startswith("ERROR: ")][-1]
+    return errors[-1] if errors else " ".join(" ".join(said).split())[:300] or "it ended without a word"

@@ -1,0 +1,156 @@
+"""Processes that stay when the command that started them has ended: noted with id and start time, ended by name.
+
+They stand in var/services.json, so that `make down` ends those processes and no others, also when an id has gone to
+another program since. Logs are in var/log.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from densitywatch.errors import DataError, ParamsError
+from densitywatch.files import read_json, write_whole
+from pipelines import prefect_home
+from pipelines.server import HOST, START_SECONDS, ServiceFailed
+
+STOP_SECONDS = 15.0
+FAMILY_SECONDS = 5.0
+NOTE = Path("var") / "services.json"
+
+
+def check_port(service: str, port: str, variable: str) -> None:
+    """Raises ServiceFailed when another program has the port, ParamsError when it is no port."""
+    if not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ParamsError(f"{variable}={port}: not a port; give a number from 1 to 65535")
+    if not _is_free(int(port)):
+        other = next((number for number in range(int(port) + 100, 65536, 100) if _is_free(number)), 0)
+        raise ServiceFailed(
+            f"port {port}, for {service}, is taken by another program (`make up` in another checkout?);"
+            f" stop that one, or take another port: make up {variable}={other}"
+        )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just closed is free
+        with suppress(OSError):
+            probe.bind((HOST, port))
+            return True
+    return False
+
+
+def start(
+    root: Path, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that outlives this one, in a session of its own, and note it."""
+    log = root / "var" / "log" / f"{name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    path = os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")]))
+    with log.open("ab") as out:
+        process = subprocess.Popen(  # noqa: S603
+            command,
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": path, **(variables or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time(), "log": str(log)}
+    write_whole(root / NOTE, json.dumps([*noted(root), entry], indent=1) + "\n")
+    return process
+
+
+def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) -> None:
+    """Wait for the noted process to answer, itself and not another program on its port.
+
+    Raises ServiceFailed when it has ended, does not answer in time, or another program answers for it.
+    """
+    entry = next(entry for entry in noted(root) if entry["name"] == name)
+    until = time.monotonic() + START_SECONDS
+    while not prefect_home.answers(address):
+        if find(entry) is None:
+            raise ServiceFailed(f"{name} ended as it started: {_last_words(Path(entry['log']))}; see {entry['log']}")
+        if time.monotonic() > until:
+            raise ServiceFailed(f"{name} does not answer at {address} after {START_SECONDS:.0f} s; see {entry['log']}")
+        time.sleep(0.5)
+    process = find(entry)
+    if process is None or not _listens(process, int(port)):
+        raise ServiceFailed(f"another program answers at {address} in the place of {name}; see {entry['log']}")
+
+
+def _listens(process: psutil.Process, port: int) -> bool:
+    """Whether the process or one of its children has the port."""
+    for one in [process, *process.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            connections = one.net_connections(kind="tcp")
+            if any(c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port for c in connections):
+                return True
+    return False
+
+
+def _last_words(log: Path) -> str:
+    """The last line of a log that says something; the frames that some programs draw around theirs say nothing."""
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.strip(" \t│|╭╮╰╯─") for line in lines if re.search(r"\w", line)]
+    return said[-1] if said else "no word said"
+
+
+def end(process: psutil.Process) -> None:
+    """End a process that leads a session of its own with all that came from it, whatever session that is in."""
+    with suppress(psutil.NoSuchProcess, ProcessLookupError):
+        family = process.children(recursive=True)
+        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(psutil.TimeoutExpired):
+            process.wait(STOP_SECONDS)
+        _signal_all([process], psutil.Process.kill)
+        _signal_all(family, psutil.Process.terminate)
+        _, left = psutil.wait_procs(family, timeout=FAMILY_SECONDS)
+        _signal_all(left, psutil.Process.kill)
+
+
+def _signal_all(those: list[psutil.Process], signal_one: Callable[[psutil.Process], None]) -> None:
+    for one in those:
+        with suppress(psutil.NoSuchProcess):
+            signal_one(one)
+
+
+def noted(root: Path) -> list[dict[str, Any]]:
+    """What was started and not yet ended, the first first."""
+    try:
+        found = read_json(root / NOTE)
+    except (FileNotFoundError, DataError):
+        return []
+    return [entry for entry in found if _is_entry(entry)] if isinstance(found, list) else []
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry of the note, which may be damaged, names a process."""
+    return (
+        isinstance(entry, dict)
+        and type(entry.get("pid")) is int
+        and 0 < entry["pid"] < 1 << 31
+        and isinstance(entry.get("created"), int | float)
+        and all(isinstance(entry.get(name), str) for name in ("name", "log"))
+    )
+
+
+def find(entry: dict[str, Any]) -> psutil.Process | None:
+    """The process that was noted, unless it is gone or its number has gone to another since."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(entry["pid"])
+        if process.create_time() == entry["created"] and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None

@@ -1,0 +1,134 @@
+"""DVC's stages as Prefect tasks: one task a stage, named after it, in the order of DVC's own graph."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.futures import PrefectFuture
+from prefect.states import Completed
+
+from densitywatch import stopping
+from pipelines import dvc_commands, dvc_graph
+from pipelines.device_slots import Turn, device_slot
+from pipelines.prefect_text import verbatim
+from pipelines.run_times import Step
+
+AGAIN_AFTER = [5.0, 30.0]
+"""Seconds before a step that reaches out of this machine, to a source or a remote, is tried again."""
+
+
+def run_graph(
+    root: Path,
+    stages: list[dvc_graph.Stage],
+    stale: set[str],
+    *,
+    first: Set[str] = frozenset(),
+    then: Callable[[], None] = lambda: None,
+    later: Sequence[tuple[Set[str], Callable[[], None]]] = (),
+    slots: int = 1,
+    order: Sequence[str] = (),
+) -> list[Step]:
+    """Run every stage as a task and return them in the order of the graph.
+
+    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again.
+    One that fetches, after no other or after a look at what is there, is tried again when it fails.
+
+    first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
+    the `slots` is theirs, so that no long training keeps them waiting.
+
+    order: the stages that are to take their slots before others when they wait together, the first one first.
+
+    later: what is called after that, one after the other, each as soon as its stages are done and none of them failed.
+
+    Raises StageFailed for the first stage, in that order, that failed; what does not depend on it still runs.
+    """
+    turn = Turn(slots - 1, order)
+    futures: dict[str, PrefectFuture[Step]] = {}
+    looks = {stage.name for stage in stages if stage.always}
+    for stage in stages:
+        step = run_stage.with_options(
+            name=stage.name,
+            task_run_name=verbatim(stage.name),
+            retries=len(AGAIN_AFTER) if not stage.always and set(stage.after) <= looks else 0,
+            retry_delay_seconds=AGAIN_AFTER,
+        )
+        # Prefect puts results in the place of futures, and takes a state's data for its result
+        after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
+        waits = None if stage.name in first else turn
+        future = step.submit(stage, root, stale=stage.always or stage.name in stale, after=after, turn=waits)
+        futures[stage.name] = cast("PrefectFuture[Step]", future)
+    failure: Exception | None = None
+    try:
+        for name in first:
+            futures[name].wait()
+        stopping.stop_if_asked()
+        if all(futures[name].state.is_completed() for name in first):
+            then()
+        turn.everyone.set()
+        _call_when_done(futures, later)
+    except Exception as error:  # the others go on; it is raised when they are done
+        failure = error
+    finally:
+        turn.everyone.set()
+    for done in futures.values():
+        done.wait()
+    stopping.stop_if_asked()
+    if failure is not None:
+        raise failure
+    failed = [future for future in futures.values() if future.state.is_failed() or future.state.is_crashed()]
+    if failed:
+        failed[0].result()  # raises what the first one raised
+    return [future.result() for future in futures.values()]
+
+
+def _call_when_done(
+    futures: Mapping[str, PrefectFuture[Step]], calls: Sequence[tuple[Set[str], Callable[[], None]]]
+) -> None:
+    waiting, done = list(calls), set[str]()
+    for name, future in futures.items():
+        # what comes after a failure never gets a final state, and is done all the same
+        future.add_done_callback(partial(_note_done, done, name))
+    while waiting:
+        stopping.stop_if_asked()
+        for call in [call for call in waiting if call[0] <= done]:
+            waiting.remove(call)
+            for name in call[0]:
+                futures[name].wait()  # takes the state from the task itself: the server hears of it later
+            if all(futures[name].state.is_completed() for name in call[0]):
+                call[1]()
+        time.sleep(0.2)
+
+
+def _note_done(done: set[str], name: str, _: PrefectFuture[Step]) -> None:
+    done.add(name)
+
+
+@task(cache_policy=NO_CACHE)  # DVC is the cache
+def run_stage(
+    stage: dvc_graph.Stage, root: Path, stale: bool, after: dict[str, Step], turn: Turn | None
+) -> State[Step]:
+    """One stage, under a device slot if it computes there; the state's name says whether it ran."""
+    started = time.time()
+    if not stale and all(step.outcome == "skipped" for step in after.values()):
+        return _state(Step(stage.name, "skipped", started, time.time()))
+    logger = get_run_logger()
+    waits = turn if stage.uses_device else None
+    with waits.taken(stage.name) if waits else nullcontext(), device_slot(stage.uses_device):
+        if waits:
+            waits.next_please(stage.name)
+        started = time.time()
+        outcome = dvc_commands.run_stage(stage.name, root, logger.info)
+    return _state(Step(stage.name, outcome, started, time.time()))
+
+
+def _state(step: Step) -> State[Step]:
+    names = {"ran": "Completed", "restored": "Restored", "skipped": "Skipped"}
+    return Completed(name=names[step.outcome], data=step, message=f"{step.name}: {step.outcome}")

@@ -1,0 +1,146 @@
+"""The review's page behind HTTP on 127.0.0.1: who may ask, what is answered, and how errors are said."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from pathlib import Path
+from typing import Any
+
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+from densitywatch.batches.review.judging import give_verdicts, renew_report, summary_of
+from densitywatch.batches.review.page import FlaggedImages, render
+from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
+from densitywatch.errors import DataError, DensitywatchError, DiskFull
+from densitywatch.progress import say
+from densitywatch.text import visible
+
+HOSTS = ["127.0.0.1", "localhost"]
+LONGEST_BODY = 1024
+
+
+def create_app(folder: Path) -> FastAPI:
+    """The review page of the results in `folder`, as a FastAPI application.
+
+    Only requests to 127.0.0.1 by name are answered, and verdicts only from the page itself (a token in a header), so
+    that another site open in the same browser can neither read the images nor judge them. A verdict is answered once it
+    is on the disk; whatever went wrong is answered as one sentence under `detail`, which the page shows.
+
+    Raises DataError when the results are missing or damaged.
+    """
+    images, token = FlaggedImages(folder), secrets.token_urlsafe(16)
+    summary = summary_of(folder)
+    source, name = str(summary["identity"]["source"]), str(summary["batch"])
+    app = FastAPI(title="densitywatch review", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
+    app.add_exception_handler(Exception, _in_a_sentence)
+    app.add_exception_handler(DensitywatchError, _in_a_sentence)
+    app.add_exception_handler(OSError, _in_a_sentence)
+    app.add_exception_handler(RequestValidationError, _in_a_sentence)
+    report_trouble: list[str] = []
+
+    def checked(index: int) -> Key:
+        if not 0 <= index < len(images.keys):
+            raise HTTPException(404, f"there are {len(images.keys)} flagged images, from 0")
+        return images.keys[index]
+
+    def state(verdicts: dict[Key, Verdict]) -> dict[str, Any]:
+        return images.state(verdicts, trouble=" ".join(report_trouble))
+
+    def report_anew() -> None:
+        """The verdict is kept whatever becomes of the report; the page says so with its next answer."""
+        try:
+            renew_report(folder)
+            report_trouble.clear()
+        except (DensitywatchError, OSError) as error:
+            report_trouble[:] = [f"The verdicts are saved, the report is not: {visible(error)}."]
+            say(f"review: the report was not written: {error}")
+
+    @app.get("/", response_class=HTMLResponse)
+    def page(response: Response) -> str:
+        html, response.headers["Content-Security-Policy"] = render(name, token, state(read_verdicts(folder)))
+        return html
+
+    @app.get("/items/{index}")
+    def item(index: int) -> dict[str, Any]:
+        checked(index)
+        return images.item(index)
+
+    @app.post("/verdicts/{index}")
+    async def verdict(index: int, request: Request, tasks: BackgroundTasks) -> dict[str, Any]:
+        # the order matters: nothing of a body is read for someone who is not the page
+        sent = request.headers.get("X-Review-Token", "")
+        if not secrets.compare_digest(sent.encode(), token.encode()):
+            raise HTTPException(403, "open the review page anew")
+        key = checked(index)
+        judged = _judged(await _body(request))
+        verdicts = await run_in_threadpool(give_verdicts, folder, {key: judged}, source=source)
+        tasks.add_task(report_anew)
+        return state(verdicts)
+
+    return app
+
+
+async def _body(request: Request) -> bytes:
+    """The request's body, of a declared length or in chunks, as far as a verdict may be long."""
+    too_long = HTTPException(413, f"a verdict has at most {LONGEST_BODY} bytes", headers={"Connection": "close"})
+    declared = request.headers.get("Content-Length", "0")
+    if not declared.isdecimal() or int(declared[:20]) > LONGEST_BODY:
+        raise too_long
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > LONGEST_BODY:
+            raise too_long
+    return body
+
+
+def _judged(body: bytes) -> Verdict | None:
+    """What the page sends, `{"verdict": ...}`: a verdict, or null to take it back."""
+    try:
+        sent = json.loads(body.decode())
+    except (ValueError, RecursionError):
+        raise HTTPException(400, "a verdict is sent as JSON") from None
+    if not isinstance(sent, dict) or "verdict" not in sent:
+        raise HTTPException(422, 'a verdict is sent as {"verdict": ...}')
+    for verdict in (None, *VERDICTS):
+        if sent["verdict"] == verdict:
+            return verdict
+    raise HTTPException(422, f"a verdict is {' or '.join(map(repr, VERDICTS))}, or null to take it back")
+
+
+async def _in_a_sentence(request: Request, error: Exception) -> JSONResponse:
+    """Whatever goes wrong, as the page shows it; what nobody foresaw has its kind alone."""
+    if isinstance(error, DiskFull):
+        return _answer(507, f"the disk is full, nothing was saved; free some space ({error})")
+    if isinstance(error, DensitywatchError):
+        return _answer(409, str(error))
+    if isinstance(error, RequestValidationError):
+        return _answer(422, "images are asked for by their number")
+    if isinstance(error, OSError):
+        return _answer(500, f"nothing was saved: {error.filename or ''} {error.strerror or error}".replace("  ", " "))
+    return _answer(500, f"nothing was saved ({type(error).__name__})")
+
+
+def _answer(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": visible(sentence)}, status)
+
+
+def serve(folder: Path, port: int = 8765) -> None:
+    """Serve the review page on 127.0.0.1 until interrupted."""
+    import uvicorn
+
+    app = create_app(folder)
+    say(f"review: http://127.0.0.1:{port}/ (keys: o outlier, f fine, u undo, arrows; stop with Ctrl-C)")
+    try:
+        uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    except KeyboardInterrupt:
+        pass
+    except SystemExit:
+        raise DataError(f"port {port} on 127.0.0.1 cannot be had; choose another one with --port") from None
+    renew_report(folder)

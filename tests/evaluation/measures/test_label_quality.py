@@ -1,0 +1,32 @@
+"""Whether samples show the label asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from densitywatch.evaluation.measures.context import Context
+from densitywatch.evaluation.measures.label_quality import label_quality
+from densitywatch.params import Params
+from tests.evaluation.standins import Shows
+
+
+def test_samples_of_the_label_asked_for_pass_gan_test_and_samples_of_another_do_not(
+    with_classifier: tuple[Params, Path], context_of: Callable[..., Context]
+) -> None:
+    params, folder = with_classifier
+    prepared = folder.parents[1] / "data" / "prepared"
+    images, labels = np.load(prepared / "train.npy"), np.load(prepared / "train_labels.npy")
+    quality = params.evaluate.quality.model_copy(update={"images": 60, "label_training_steps": 3})
+    params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
+    right = label_quality(context_of(Shows(images, labels), params=params, classifier=folder))
+    wrong = label_quality(context_of(Shows(images, (labels + 1) % 10), params=params, classifier=folder))
+    assert right is not None
+    assert wrong is not None
+    assert float(right.metrics["gan_test_accuracy"]) > 0.8
+    assert float(wrong.metrics["gan_test_accuracy"]) < 0.2
+    assert 0 <= float(right.metrics["gan_train_accuracy"]) <= 1
+    assert label_quality(context_of(torch.nn.Identity(), params=params, classifier=folder)) is None
