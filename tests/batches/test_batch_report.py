@@ -2,17 +2,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, expect
 
 from densitywatch.batches import batch_report, gallery
-from densitywatch.batches.gallery import heat, nearest, picture
+from densitywatch.batches.gallery import heat_map, nearest, picture
 from densitywatch.batches.results import fewest_to_flag, histogram
 from densitywatch.batches.score_batch import score_source
 from densitywatch.detector import conformal
@@ -32,14 +31,6 @@ def scored(params: Params, tmp_path: Path) -> Path:
     (batch / "empty.png").write_bytes(b"")
     score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
     return tmp_path / "out"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize("width", [1200, 390])
@@ -124,7 +115,7 @@ def test_a_detector_without_maps_gives_a_report_without_maps(params: Params, tmp
 
     fill(tmp_path / "batch", 5, bright=2)
     score_source("batch", params, tmp_path, tmp_path / "out", Blind())
-    assert "where it surprises" not in (tmp_path / "out" / "report.html").read_text()
+    assert "where it is surprising" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_a_colour_batch_has_colour_pictures(params: Params, tmp_path: Path) -> None:
@@ -161,7 +152,7 @@ def test_pictures_are_exact_when_small_and_scaled_when_large() -> None:
     assert large.startswith(b"\xff\xd8")
     assert len(large) < 20_000
     for values in (np.zeros((9, 9)), np.full((9, 9), np.nan), np.eye(9) * 1e30, -np.ones((9, 9))):
-        assert heat(values).startswith(b"\x89PNG")
+        assert heat_map(values).startswith(b"\x89PNG")
 
 
 def test_a_histogram_holds_every_image_whatever_its_score() -> None:

@@ -26,6 +26,7 @@ from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import dataset_name
 from densitywatch.errors import DataError
 from tests.data.conftest import MakeParams
+from tests.marks import marks
 
 APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
 Labels = Counter[tuple[str, str | None]]
@@ -90,6 +91,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def web() -> Iterator[Callable[[Path], str]]:
     """Serve a folder on this machine."""
     with ExitStack() as stack:
@@ -229,7 +231,7 @@ def test_a_query_behind_an_archives_name_is_not_part_of_it(
 @pytest.mark.parametrize(
     "header", ["file,label", "image_name;class", "\ufeffFileName\tCategory", "path, Label ", "id,target"]
 )
-def test_a_table_of_labels_beside_the_images_gives_their_labels(images: Path, fetched: Fetch, header: str) -> None:
+def test_a_table_of_labels_next_to_the_images_gives_their_labels(images: Path, fetched: Fetch, header: str) -> None:
     many(images / "pictures", 20)
     comma = next(letter for letter in ",;\t" if letter in header)
     rows = [f"pictures/{number:03d}.png{comma}{'ok' if number % 2 else 'nok'}" for number in range(20)]

@@ -84,7 +84,8 @@ class WithLabels:
     """
 
     def __init__(self, detector: Scorer, model: Any, where: str) -> None:
-        if not isinstance(model, LabelDensity) or not takes_labels(model):
+        by_label = isinstance(model, LabelDensity) and takes_labels(model)
+        if not by_label:
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
         stored = stored_size(model)
         if (model.channels, stored) != (detector.channels, detector.size):

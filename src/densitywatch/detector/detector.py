@@ -29,7 +29,8 @@ from densitywatch.detector.member_table import check_reads, find_member
 from densitywatch.detector.tail_combination import fit_tail, overlap, tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
-from densitywatch.models.storage import WEIGHTS, check, shown
+from densitywatch.models.header import check, shown
+from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
 from densitywatch.progress import say
 

@@ -11,12 +11,13 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from densitywatch.batches.review.server import create_app
 from densitywatch.batches.score_batch import score_source
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png
+from tests.marks import marks
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+@marks("server")
 def port(scored: Path) -> Iterator[int]:
     """The port on which the review of `scored` answers."""
     with socket.socket() as free:
@@ -57,9 +59,6 @@ def header(client: httpx.Client) -> dict[str, str]:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
+def page(browser: Browser) -> Page:
     """A phone's browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 390, "height": 800})
-        browser.close()
+    return browser.new_page(viewport={"width": 390, "height": 800})

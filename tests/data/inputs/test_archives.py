@@ -172,7 +172,7 @@ def test_one_bad_name_or_member_of_a_zip_does_not_cost_the_others() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_of_one_name_are_rows_of_their_own() -> None:
+def test_members_with_the_same_name_are_separate_rows() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.png", b"1")
@@ -267,6 +267,7 @@ DEAR_TARS_AND_ZIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEAR_TARS_AND_ZIPS)
 def test_an_archive_built_to_take_time_is_refused_within_seconds(case: str) -> None:
     name, make = DEAR_TARS_AND_ZIPS[case]
@@ -335,6 +336,7 @@ print(rows, reasons, max(own, use[1].ru_maxrss) >> 10, sum(u.ru_utime + u.ru_sti
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEAR_PARQUET)
 def test_parquet_built_to_take_memory_is_refused_within_limits(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"

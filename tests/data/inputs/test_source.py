@@ -24,6 +24,7 @@ from densitywatch.data.inputs.source import entries, without_secrets
 from densitywatch.errors import DataError
 from densitywatch.text import as_text
 from tests.detector.standin import png
+from tests.marks import marks
 
 
 def read(source: str | Path) -> dict[str, bytes | str]:
@@ -277,7 +278,7 @@ def test_a_folder_that_is_replaced_by_a_link_meanwhile_leads_nowhere(folder: Pat
 
 
 @pytest.mark.parametrize("before", ["", "file://", "local://"])
-def test_brackets_in_a_name_are_found_as_they_stand(tmp_path: Path, before: str) -> None:
+def test_brackets_in_a_name_are_found_as_they_are(tmp_path: Path, before: str) -> None:
     top = tmp_path / "good parts [A]"
     top.mkdir()
     (top / "kratzer [2].png").write_bytes(b"2")
@@ -322,6 +323,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def shop() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shop) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
