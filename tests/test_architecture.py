@@ -29,6 +29,7 @@ WINGS = (
 )
 """From the bottom to the top: a wing imports from those before it and never from one after it."""
 GROUND = (
+    "arrays",
     "devices",
     "environment",
     "errors",

@@ -1,6 +1,6 @@
 """Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/lab/plots.
 
-    python benchmarks/sizes.py
+    python benchmarks/speed/sizes.py
 
 One thread, the processor's time, the settings of params.yaml, eager and in float32, so that sizes differ in nothing
 else. One of the three sizes changes at a time; the others stay at 16 images of 28 x 28 grey pixels. Scoring is for the
