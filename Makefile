@@ -2,13 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint docs format bench up down clean lock
+.PHONY: help run test test-fast lint docs format bench up down clean lock
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
 	@echo "make run PROFILE=gpu     the same, with profiles/gpu.yaml laid over params.yaml first (tiny: a quick try)"
 	@echo "make test                every test, the whole chain among them"
-	@echo "make lint                ruff and mypy"
+	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
+	@echo "make lint                ruff, typos and mypy"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
 	@echo "make bench               the benchmarks"
@@ -21,9 +22,15 @@ run: .venv/ready
 test: .venv/ready-dev
 	$(BIN)/python -m pytest
 
+# the markers are those of pyproject.toml; what has become slow shows at the end
+test-fast: .venv/ready-dev
+	$(BIN)/python -m pytest -m "not server and not browser and not slow" --durations=5
+
+# .pre-commit-config.yaml runs the same four; tests/test_architecture.py compares them
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/typos
 	$(BIN)/mypy
 
 docs: .venv/ready-dev

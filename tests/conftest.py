@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from densitywatch import environment
+from tests.marks import marks, pytest_collection_modifyitems, pytest_configure, pytest_runtest_protocol  # noqa: F401
 
 environment.settle(os.environ)  # before any test file imports prefect, mlflow or great_expectations
 # networks of tests are small: two threads wait for each other most of the time, for minutes where other programs run
@@ -26,6 +27,7 @@ def project_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+@marks("browser")
 def chromium() -> str:
     """Debian's browser; without it the tests of pages fail rather than pass unseen."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -35,6 +37,7 @@ def chromium() -> str:
 
 
 @pytest.fixture(scope="session")
+@marks("server")
 def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server of the tests' own, with a database of its own, for as long as the session lasts."""
     from prefect.testing.utilities import prefect_test_harness

@@ -1,7 +1,7 @@
 """The markers `server`, `browser` and `slow`, which `make test-fast` leaves out, and what checks the first two.
 
-A fixture under `@marks("server")` gives its marker to every test that asks for it. A test without the marker that opens a
-port, or starts a server or a browser, fails.
+A fixture under `@marks("server")` gives its marker to every test that asks for it. A test that opens a
+port, or starts a server or a browser, and lacks the marker, fails. tests/conftest.py hands the hooks to pytest.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 PROGRAMS = {
     "browser": re.compile(r"(^|/)(chromium|chrome)[\w-]*( |$)|/playwright/driver/"),
     "server": re.compile(
-        r"-m pipelines( |$)|pipelines\.(server|services)|\bstoppable_run\.py|\buvicorn\b|-m http\.server"
-        r"|mlflow(\.\w+)? (server|models serve)|prefect (server|worker)|densitywatch review|/(initdb|pg_ctl|postgres)( |$)"
+        r"-m pipelines( |$)|pipelines\.(server|services)|\bstoppable_run\.py|start_temporary|\buvicorn\b"
+        r"|mlflow(\.\w+)? (server|models serve)|prefect (server|worker)|densitywatch review|-m http\.server"
+        r"|/(initdb|pg_ctl|postgres)( |$)"
     ),
 }
 """The command lines of servers and browsers, as far as the tests start them."""
@@ -43,8 +44,7 @@ def what_starts(event: str, arguments: tuple[Any, ...]) -> tuple[str, str] | Non
         host = address[0] if isinstance(address, tuple) else None
         return ("server", f"opens a port of {host or 'every address'}") if isinstance(host, str) else None
     if event == "subprocess.Popen":
-        words = arguments[1]
-        line = words if isinstance(words, str) else " ".join(map(_text, words))
+        line = " ".join(map(_text, arguments[1]))
         for marker, program in PROGRAMS.items():
             if found := program.search(line):
                 return marker, f"starts a {marker} ({found[0].strip()})"

@@ -22,6 +22,7 @@ from densitywatch.registry import versions as registry
 from densitywatch.tracking import runs as tracking
 from densitywatch.tracking.store import check_driver, check_reachable
 from pipelines import dvc_commands
+from tests.marks import marks
 from tests.registry.registry_project import tiny_params, write_data, write_model
 
 PASSWORD = "of-the-test"
@@ -51,6 +52,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
+@marks("server")
 def database() -> Iterator[str]:
     """The address of a PostgreSQL server of this test's own."""
     bin_, who, port = programs(), unprivileged(), free_port()
@@ -146,6 +148,7 @@ def test_a_remote_that_dvc_can_reach_is_no_matter(remote: str | None) -> None:
 
 
 @pytest.fixture
+@marks("server")
 def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of an S3 of this test's own, with the bucket `bucket`."""
     import boto3

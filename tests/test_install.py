@@ -22,6 +22,8 @@ from pathlib import Path
 import pip
 import pytest
 
+from tests.marks import marks
+
 BACKEND = """
 import zipfile
 def build_editable(folder, settings=None, metadata=None):
@@ -122,6 +124,7 @@ class _Answer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def index(tmp_path: Path) -> Iterator[Index]:
     folder = tmp_path / "wheels"
     folder.mkdir()

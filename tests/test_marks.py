@@ -69,16 +69,16 @@ def test_a_fixture_gives_its_marker_to_every_test_that_asks_for_it_through_other
         (["/lib/python3.11/site-packages/playwright/driver/node", "cli.js"], "browser"),
         (["python", "-m", "pipelines", "retrain"], "server"),
         (["python", "-m", "pipelines.services", "up"], "server"),
-        (["python", "-c", "from pipelines import server\nprint(pipelines.server.start_temporary(1))"], "server"),
+        (["python", "-c", "from pipelines import server; server.start_temporary()"], "server"),
         (["python", "-m", "mlflow", "server", "--port", "1"], "server"),
         (["/usr/lib/postgresql/17/bin/pg_ctl", "start"], "server"),
         (["densitywatch", "review", "out"], "server"),
         (["git", "log", "--", "pipelines", "chromium.md"], None),
         (["python", "-m", "dvc", "repro"], None),
-        ("make lint", None),
+        ([b"make", b"lint"], None),
     ],
 )
-def test_the_programs_of_servers_and_browsers_are_known(command: str | list[str], marker: str | None) -> None:
+def test_the_programs_of_servers_and_browsers_are_known(command: list[str | bytes], marker: str | None) -> None:
     found = what_starts("subprocess.Popen", ("program", command, None, None))
     assert (found and found[0]) == marker
 

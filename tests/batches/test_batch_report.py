@@ -20,6 +20,7 @@ from densitywatch.errors import ModelError
 from densitywatch.params import Params
 from densitywatch.text import visible
 from tests.detector.standin import Brightness, fill, png
+from tests.marks import marks
 
 EVIL = "<img src=x onerror=document.title='owned'>\u202e{{ 7*7 }}\n.png"
 
@@ -35,6 +36,7 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
+@marks("browser")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])

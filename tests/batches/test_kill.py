@@ -15,6 +15,8 @@ from densitywatch.params import Params
 from tests.batches import job
 from tests.detector.standin import Brightness, fill, png
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:

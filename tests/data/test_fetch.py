@@ -17,6 +17,7 @@ from densitywatch.data import fetch as sources
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest
 from tests.data.conftest import MakeParams, whole
+from tests.marks import marks
 
 FILES = tuple(sources.FASHION_MNIST_MD5)
 
@@ -37,6 +38,7 @@ def packed(tmp_path_factory: pytest.TempPathFactory, fashion_mnist: Path) -> Pat
 
 
 @pytest.fixture
+@marks("server")
 def mirror(tmp_path: Path, packed: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A mirror of Fashion-MNIST on this machine, in the place of torchvision's; yields its folder."""
     import torchvision

@@ -26,6 +26,7 @@ from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import dataset_name
 from densitywatch.errors import DataError
 from tests.data.conftest import MakeParams
+from tests.marks import marks
 
 APPLE = b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        " + bytes(60)
 Labels = Counter[tuple[str, str | None]]
@@ -90,6 +91,7 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def web() -> Iterator[Callable[[Path], str]]:
     """Serve a folder on this machine."""
     with ExitStack() as stack:

@@ -94,6 +94,7 @@ def test_drift_is_silent_on_normal_batches_and_loud_when_the_stream_moves_either
         assert (drift(moved).median_p < 0.5) == (shift > 0)
 
 
+@pytest.mark.slow
 def test_a_normal_batch_larger_than_the_calibration_set_has_not_moved() -> None:
     rng = np.random.default_rng(5)
     calibrations = np.sort(rng.normal(size=(200, 500)), axis=1)

@@ -51,6 +51,7 @@ MODEL = Pixelwise
 """
 
 
+@pytest.mark.slow
 def test_a_file_and_a_block_go_through_train_evaluate_register_and_report(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -48,6 +48,7 @@ def test_a_vae_gets_bounds_and_reconstructions(project: Path, params: Params) ->
     assert (project / "reports" / "models" / "vae" / "reconstructions.png").exists()
 
 
+@pytest.mark.slow
 def test_a_conditional_model_fills_one_row_a_label(project: Path, params: Params) -> None:
     metrics = evaluate_model("by_label", params, project)
     assert {"bits_per_dim", "bits_per_dim_given_label"} <= metrics.keys()

@@ -15,12 +15,14 @@ from densitywatch.models.storage import build_model, save_model
 from densitywatch.params import load_params
 from densitywatch.profiles import apply_profile
 from densitywatch.registry.versions import promote, register
+from tests.marks import marks
 from tests.small_project import SIZE, make_project
 
 LABELS = ("upper", "lower")
 
 
 @pytest.fixture(scope="session")
+@marks("slow")
 def finished(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project's top folder: params.yaml, prepared data, every model, the detector, champions, the demo batch."""
     root = tmp_path_factory.mktemp("finished")

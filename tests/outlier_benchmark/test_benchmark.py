@@ -20,6 +20,7 @@ from densitywatch.outlier_benchmark.auroc import FIGURES
 from densitywatch.outlier_benchmark.benchmark import DECLARED, DETECTOR, benchmark
 from densitywatch.outlier_benchmark.panel import fitted_to, foreign_digits, panel_sets
 from densitywatch.outlier_benchmark.realised_fdr import realised_rates
+from tests.marks import marks
 from tests.small_project import bars, make_project
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +28,7 @@ PANEL = {"mnist", "hflip", "vflip", "rot90", "invert", "uniform_noise", "constan
 
 
 @pytest.fixture(scope="module")
+@marks("slow")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("benchmark")
     params = make_project(root, ROOT / "params.yaml")

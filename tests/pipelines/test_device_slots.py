@@ -21,6 +21,7 @@ from tests.pipelines.checkout import own_environment
 
 PROJECT = Path(__file__).parents[2]
 LONG = 300.0  # on a loaded machine
+pytestmark = pytest.mark.server
 
 HOLDER = """
 import sys

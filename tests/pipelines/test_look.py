@@ -52,6 +52,7 @@ def project(tmp_path: Path, images: Path, project_root: Path, monkeypatch: pytes
     return root
 
 
+@pytest.mark.slow
 def test_dvc_alone_fetches_again_what_has_changed_and_nothing_for_new_dates_or_a_disk_that_is_away(
     project: Path, images: Path
 ) -> None:

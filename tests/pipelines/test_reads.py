@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from pipelines import dvc_commands, dvc_graph
+from tests.marks import marks
 from tests.small_project import SIZE, make_project
 
 # dvc 3.67 builds its tree of outputs with a property that pygtrie 2.5 is about to drop; the lock file keeps the pair
@@ -37,6 +38,7 @@ def waits_for(root: Path, name: str) -> set[str]:
 
 
 @pytest.fixture
+@marks("slow")
 def project(tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with prepared data and models on disk; its graph and its source are this checkout's."""
     from dvc.repo import Repo

@@ -36,6 +36,7 @@ from densitywatch.errors import ParamsError
 from pipelines import prefect_home, service_processes, services
 from pipelines.server import ServiceFailed
 from tests.detector.standin import fill
+from tests.marks import marks
 from tests.pipelines.checkout import own_environment, run
 from tests.pipelines.site import Site, an_id, copy_small_project, free_port, until
 
@@ -43,6 +44,7 @@ pytestmark = pytest.mark.timeout(900)
 
 
 @pytest.fixture(scope="module")
+@marks("server")
 def site(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("up") / "Ärger & 'Blanks' im (Büro) $HOME"
     with pytest.MonkeyPatch.context() as patched:
@@ -350,6 +352,7 @@ def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: 
         service_processes.wait_until_it_answers(tmp_path, "prefect", "http://127.0.0.1:9/health", 9)
 
 
+@pytest.mark.server
 def test_an_answer_from_another_program_on_the_port_is_not_taken_for_ones_own(tmp_path: Path) -> None:
     port = free_port()
     other = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1"]
@@ -371,6 +374,7 @@ def test_what_is_no_port_is_refused(port: str) -> None:
         service_processes.check_port("Prefect", port, "PREFECT_PORT")
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", ["50%", "what?", "no#1", "a:b", "{{ x }}", "two\nlines"])
 def test_a_folder_whose_path_the_tools_would_take_apart_is_refused_before_anything_is_written(
     name: str, project_root: Path, tmp_path: Path

@@ -16,6 +16,8 @@ import pytest
 
 from tests.pipelines.checkout import own_environment
 
+pytestmark = pytest.mark.server
+
 PROJECT = Path(__file__).parents[2]
 RUN, STAGE = (Path(__file__).with_name(name) for name in ("stoppable_run.py", "stoppable_stage.py"))
 TOKEN = "DENSITYWATCH_TEST_OF_STOPPING"

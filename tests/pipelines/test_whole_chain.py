@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from pipelines import dvc_graph
+from tests.marks import marks
 from tests.pipelines.checkout import copy_checkout, own_environment, run
 
 pytestmark = pytest.mark.timeout(2400)  # minutes on a free machine; a busy one takes its time
@@ -38,6 +39,7 @@ class Project:
 
 
 @pytest.fixture(scope="module")
+@marks("server")
 def project(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     root = tmp_path_factory.mktemp("checkout")
     copy_checkout(project_root, root)

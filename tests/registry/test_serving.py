@@ -35,6 +35,7 @@ from densitywatch.registry import versions as registry
 from densitywatch.registry.service import MAX_IMAGES, MAX_REQUEST, Service, answers_of, read_json
 from densitywatch.registry.version_files import CALIBRATION
 from densitywatch.tracking import runs as tracking
+from tests.marks import marks
 from tests.registry.registry_project import SIZE, images, tiny_params, write_data, write_model
 
 
@@ -246,6 +247,7 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
+@marks("server")
 def address(root: Path) -> Iterator[str]:
     """`mlflow models serve` of the champion on a free port, as a user starts it."""
     params = tiny_params()

@@ -88,6 +88,7 @@ def test_a_password_in_the_address_is_not_shown() -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     program = (
         "from pathlib import Path; from densitywatch import tracking; from densitywatch.params import load_params;"

@@ -15,6 +15,8 @@ from densitywatch import devices
 from densitywatch.params import DeviceParams
 from tests.training.every_kind import TOP, make_project
 
+pytestmark = pytest.mark.slow
+
 LINE = "models run in the eager form"
 BROKEN = "#!/bin/sh\ncat > /dev/null\necho 'fatal error: Python.h: No such file or directory' >&2\nexit 1\n"
 

@@ -29,6 +29,7 @@ def run_to_the_end(kind: str, folder: Path) -> tuple[bytes, str]:
     return (folder / "model.safetensors").read_bytes(), (folder / "history.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "kills"), [("pixelcnn", [7, 1, 2]), ("vae", [5, 4])])
 def test_a_run_killed_at_any_step_ends_with_the_weights_of_one_never_stopped(
     kind: str, kills: list[int], tmp_path: Path

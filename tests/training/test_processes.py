@@ -18,6 +18,7 @@ from densitywatch.errors import ParamsError
 from densitywatch.files import file_digest
 from densitywatch.params import DeviceParams
 from densitywatch.training.sharing import check_share
+from tests.marks import marks
 from tests.training.every_kind import KINDS, NAMES, make_project
 
 RUNNER = Path(__file__).with_name("every_kind.py")
@@ -38,6 +39,7 @@ def read(path: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
+@marks("slow")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same project trained by one process, by one process again at the same time, and by two."""
     roots = {}

@@ -12,6 +12,7 @@ import pytest
 
 from densitywatch.params import load_params
 from densitywatch.training.train import train_model
+from tests.marks import marks
 from tests.training.every_kind import KINDS, NAMES, make_project
 
 TOP = Path(__file__).parents[2]
@@ -19,6 +20,7 @@ STAGES = [*[f"{verb} {name}" for name in NAMES for verb in ("train", "evaluate")
 
 
 @pytest.fixture(scope="module")
+@marks("slow")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
     """The project, and the stages that failed; in a process of its own, since the device is there to its end."""
     root = tmp_path_factory.mktemp("standin")

@@ -17,6 +17,7 @@ from densitywatch.batches.review.server import create_app
 from densitywatch.batches.score_batch import score_source
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png
+from tests.marks import marks
 
 
 @pytest.fixture
@@ -29,6 +30,7 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+@marks("server")
 def port(scored: Path) -> Iterator[int]:
     """The port on which the review of `scored` answers."""
     with socket.socket() as free:
@@ -57,6 +59,7 @@ def header(client: httpx.Client) -> dict[str, str]:
 
 
 @pytest.fixture
+@marks("browser")
 def page() -> Iterator[Page]:
     """A phone's browser."""
     with sync_playwright() as playwright:

@@ -267,6 +267,7 @@ DEAR_TARS_AND_ZIPS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEAR_TARS_AND_ZIPS)
 def test_an_archive_built_to_take_time_is_refused_within_seconds(case: str) -> None:
     name, make = DEAR_TARS_AND_ZIPS[case]
@@ -335,6 +336,7 @@ print(rows, reasons, max(own, use[1].ru_maxrss) >> 10, sum(u.ru_utime + u.ru_sti
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", DEAR_PARQUET)
 def test_parquet_built_to_take_memory_is_refused_within_limits(case: str, tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"

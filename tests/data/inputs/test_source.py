@@ -24,6 +24,7 @@ from densitywatch.data.inputs.source import entries, without_secrets
 from densitywatch.errors import DataError
 from densitywatch.text import as_text
 from tests.detector.standin import png
+from tests.marks import marks
 
 
 def read(source: str | Path) -> dict[str, bytes | str]:
@@ -322,6 +323,7 @@ class Shop(http.server.BaseHTTPRequestHandler):
 
 
 @pytest.fixture
+@marks("server")
 def shop() -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Shop) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

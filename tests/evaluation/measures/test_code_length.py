@@ -14,6 +14,7 @@ from densitywatch.evaluation.measures.code_length import verify_likelihood
 from densitywatch.params import Params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pixelcnn", "by_label"])
 def test_a_densitys_file_decodes_elsewhere_and_has_the_computed_size(name: str, project: Path, params: Params) -> None:
     length = verify_likelihood(name, 48, params, project, project / "out.dwcode")
@@ -26,6 +27,7 @@ def test_a_densitys_file_decodes_elsewhere_and_has_the_computed_size(name: str, 
     assert np.array_equal(decode_images(project / "models" / name, read_code(project / "out.dwcode")), images)
 
 
+@pytest.mark.slow
 def test_a_vaes_file_decodes_elsewhere_and_costs_minus_the_elbo_and_the_first_bits(
     project: Path, params: Params
 ) -> None:

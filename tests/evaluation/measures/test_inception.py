@@ -26,6 +26,7 @@ def test_weights_that_are_not_inceptions_are_refused_before_they_take_memory(
             load_inception(path)
 
 
+@pytest.mark.slow
 def test_the_published_fid_needs_inceptions_weights_and_says_what_is_wrong_with_others(tmp_path: Path) -> None:
     torch.manual_seed(0)
     whole = tmp_path / "inception.safetensors"
