@@ -25,7 +25,7 @@ def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_after_an_error_the_old_folder_stands_and_nothing_is_left_beside_it(tmp_path: Path) -> None:
+def test_after_an_error_the_old_folder_stays_and_nothing_is_left_next_to_it(tmp_path: Path) -> None:
     target = tmp_path / "out"
     target.mkdir()
     (target / "old").touch()

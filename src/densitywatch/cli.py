@@ -163,9 +163,9 @@ def calibrate(context: typer.Context) -> None:
     """Fit the outlier detector and calibrate its p-values."""
     params, root = _load(context, check_models=True, stage=True)
 
-    from densitywatch.detector import detector
+    from densitywatch.detector import calibrate as module
 
-    detector.calibrate(params, root)
+    module.calibrate(params, root)
 
 
 @app.command()

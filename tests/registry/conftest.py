@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.params import Params
 from densitywatch.registry.service import Service
 from densitywatch.registry.version_files import pack_model
@@ -35,7 +35,7 @@ def calibrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("calibrated")
     write_data(root)
     write_model(root, "pixelcnn", steps=40)
-    detector.calibrate(tiny_params(), root)
+    calibrate(tiny_params(), root)
     return root
 
 

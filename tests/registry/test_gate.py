@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.evaluation.measures import sample_quality
 from densitywatch.params import Params
 from densitywatch.registry.gate import Measurement, cut_and_paste, gate, judge
@@ -102,7 +102,7 @@ def test_a_model_of_another_image_size_is_rejected_with_both_sizes(params: Param
 
 def test_a_detector_whose_p_values_do_not_hold_is_rejected(params: Params, root: Path, tmp_path: Path) -> None:
     write_model(root, "pixelcnn", steps=40)
-    folder = detector.calibrate(params, root)
+    folder = calibrate(params, root)
     prepared = tmp_path / "data" / "prepared"
     shutil.copytree(root / "data" / "prepared", prepared)
     assert gate("detector", folder, None, params, tmp_path).passed

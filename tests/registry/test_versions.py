@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.errors import ModelError, RegistryError
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
@@ -195,7 +196,7 @@ def test_a_pickle_that_was_put_in_the_place_of_a_versions_code_is_not_run(
 def test_the_detector_goes_with_its_models_and_is_gated(params: Params, root: Path) -> None:
     write_model(root, "pixelcnn", steps=40)
     member = registry.register("pixelcnn", params, root)
-    detector.calibrate(params, root)
+    calibrate(params, root)
     version = registry.register("detector", params, root)
     client = tracking.open_client(tracking.tracking_uri(params, root))
     tags = client.get_model_version("densitywatch-detector", str(version)).tags

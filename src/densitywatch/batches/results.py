@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from densitywatch.arrays import Floats
 from densitywatch.batches.chunks import RESULTS, is_whole
 from densitywatch.batches.gallery import SCHEMA
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, SUMMARY
 from densitywatch.batches.scorer import Scorer
 from densitywatch.detector import conformal
-from densitywatch.detector.conformal import Floats
 from densitywatch.files import write_whole
 
 LABELS = ("label", "label_probability")

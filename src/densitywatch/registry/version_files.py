@@ -16,7 +16,8 @@ import safetensors.numpy
 from densitywatch.detector import detector
 from densitywatch.errors import ModelError
 from densitywatch.files import content_digest, file_digest
-from densitywatch.models.storage import WEIGHTS, load_model_folder, shown
+from densitywatch.models.header import shown
+from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.registry.champions import REGISTERED
 from densitywatch.tracking.addresses import CONTENT
 
