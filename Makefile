@@ -19,8 +19,10 @@ run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
 	@$(BIN)/python -m pipelines retrain
 
+# in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
+WORKERS := 2
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # the markers are those of pyproject.toml; what has become slow shows at the end
 test-fast: .venv/ready-dev
@@ -42,7 +44,7 @@ format: .venv/ready-dev
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100
 up: .venv/ready

@@ -1,6 +1,6 @@
 """Make the pictures of README and docs from what `make run` left: `.venv/bin/python docs/pictures/make.py`.
 
-    docs/pictures/report.webp         the demo batch's report in a browser
+    docs/pictures/report.webp         the demo batch's report in a browser: its head and the first flagged images
     docs/pictures/family.webp         real images, and a row of images from each model
     docs/pictures/samples/NAME.webp   one model's row, for its page
     examples/tour.ipynb               the notebook, run again, with its outputs
@@ -35,8 +35,20 @@ CELL, GAP = 56, 3
 """Pixels of an image in a row, and between two images."""
 NAMES = 190
 """Pixels for the names at the left of family.webp."""
-WINDOW = {"width": 1000, "height": 1180}
-"""What report.webp shows of the page."""
+WINDOW = {"width": 1080, "height": 900}
+"""Pixels of the browser's page: four cards side by side."""
+CARDS = 4
+"""Flagged images in report.webp."""
+SHORTENED = """cards => {
+  for (const left of document.querySelectorAll("main > .panel, main > .tools")) {
+    if (left.previousElementSibling.tagName === "H2" && left.matches(".panel")) left.previousElementSibling.remove();
+    left.remove();
+  }
+  const all = [...document.getElementById("gallery").children];
+  all.slice(cards).forEach(card => card.remove());
+  return Math.ceil(document.getElementById("gallery").getBoundingClientRect().bottom);
+}"""
+"""Takes histogram and filters from the page, keeps the first cards, and says where they end."""
 SEED = 1
 
 
@@ -48,9 +60,9 @@ def main() -> None:
     root = Path.cwd()
     rows = family(root)
     for name, images in rows.items():
-        save(asked.out / "samples" / f"{name}.webp", strip(images), lossless=True)
-    save(asked.out / "family.webp", sheet(rows), lossless=True)
-    save(asked.out / "report.webp", report(root / "data" / "outliers" / "demo" / "report.html"), lossless=False)
+        save(asked.out / "samples" / f"{name}.webp", strip(images))
+    save(asked.out / "family.webp", sheet(rows))
+    save(asked.out / "report.webp", report(root / "data" / "outliers" / "demo" / "report.html"))
     run_tour(asked.tour, root)
 
 
@@ -101,7 +113,7 @@ def sheet(rows: dict[str, np.ndarray]) -> Image.Image:
 
 
 def report(page: Path) -> Image.Image:
-    """The top of a batch's report as a browser shows it."""
+    """A batch's report as a browser shows it: its head and its first CARDS images, without histogram and filter."""
     if not page.is_file():
         sys.exit(f"{page}: no report here; run `make run` first")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -111,15 +123,18 @@ def report(page: Path) -> Image.Image:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         window = browser.new_page(viewport=WINDOW, color_scheme="light")
         window.goto(page.as_uri())
+        bottom = window.evaluate(SHORTENED, CARDS)
+        window.set_viewport_size({"width": WINDOW["width"], "height": bottom + 16})
         taken = window.screenshot()
         browser.close()
     return Image.open(io.BytesIO(taken)).convert("RGB")
 
 
-def save(path: Path, picture: Image.Image, *, lossless: bool) -> None:
-    """Write a WebP file and say how large it is."""
+def save(path: Path, picture: Image.Image) -> None:
+    """Write a WebP file and say how large it is: at most 256 colours, then nothing is lost."""
+    few = picture.quantize(256, dither=Image.Dither.NONE).convert("RGB")
     file = io.BytesIO()
-    picture.save(file, "WEBP", lossless=lossless, quality=100 if lossless else 80, method=6)
+    few.save(file, "WEBP", lossless=True, quality=100, method=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, file.getvalue())
     print(f"{path}: {picture.width} x {picture.height} pixels, {file.tell() / 1000:.0f} kB")

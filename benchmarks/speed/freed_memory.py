@@ -1,6 +1,6 @@
 """What it gives a stage to keep the memory that it freed (environment.keep_freed_memory): scoring and training steps.
 
-    python benchmarks/freed_memory.py
+    python benchmarks/speed/freed_memory.py
 
 One thread, the processor's time, default settings, eager. Each line is measured in two processes, one as glibc is and
 one as stages are, three times in turn; the table has the medians of ms an image and their ratio.
@@ -31,7 +31,7 @@ ROUNDS = 3
 
 def measure() -> dict[str, float]:
     """What is measured -> ms an image, in this process."""
-    params = load_params(Path(__file__).parents[1] / "params.yaml")
+    params = load_params(Path(__file__).parents[2] / "params.yaml")
     result = {}
     for name, block in params.models.items():
         fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1), block.training.precision)

@@ -1,10 +1,10 @@
 """Peak memory of scoring a batch, over its size: it must not grow with the batch.
 
-    python benchmarks/scoring_memory.py [IMAGES ...]        10,000 and 1,000,000 where nothing is given
+    python benchmarks/detector/scoring_memory.py [IMAGES ...]        10,000 and 1,000,000 where nothing is given
 
-Every size runs in a process of its own: a Parquet file of PNG images goes through `densitywatch score`'s own code
-(reading, decoding, scoring, p-values, gallery, report). The detector is one Gaussian a pixel, so a million images take
-minutes and what is measured is the path: a real detector adds its weights and one batch, whatever the size.
+Every size runs in its own process: a Parquet file of PNG images goes through the code of `densitywatch score`
+(reading, decoding, scoring, p-values, gallery, report). The detector is one Gaussian for each pixel, so that a million
+images take minutes. A real detector adds its weights and one batch at any size.
 """
 
 from __future__ import annotations

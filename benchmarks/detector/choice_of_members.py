@@ -1,11 +1,11 @@
 """How the outlier detector's members were chosen: AUROC on synthetic outliers made of validation images.
 
-    python benchmarks/outlier_choice.py [IMAGES]
+    python benchmarks/detector/choice_of_members.py [IMAGES]
 
-Every member is fitted as `densitywatch calibrate` would, on training images and the first half of the validation
-images, and measured on the second half against the same images spoiled by operations that are not on the panel
-(docs/lab/detector.md). Neither test images nor the panel are read. Prints one row a score, then sums that leave one out
-or take one in, a rival rule of combination, and the gradients with other numbers of components.
+Every score is fitted as `densitywatch calibrate` would, on training images and the first half of the validation
+images. It is measured on the second half against the same images spoiled by operations that are not on the panel
+(docs/lab/detector.md). Neither test images nor the panel are read. Prints one row for each score, then sums with one
+score more or less, a rival rule of combination, and the gradients with other numbers of components.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from densitywatch.detector import detector
-from densitywatch.detector.feature_cache import Readings
-from densitywatch.detector.member_table import all_members
-from densitywatch.detector.scores.scores import fit_gradient_arrangement, gradient_arrangement
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.detector.calibrate import fit_member, fitting_data
+from densitywatch.detector.feature_cache import FeatureCache
+from densitywatch.detector.member_table import MEMBERS
+from densitywatch.detector.scores.arrangement import fit_gradient_arrangement, gradient_arrangement
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import load_params
 
-Images = NDArray[np.uint8]
 GRADIENTS = ((64, 80), (150, 80), (100, 30), (100, 160))
-"""Principal components and mixture components: rivals of what gradient_arrangement has."""
+"""Principal components and mixture components, instead of the 100 and 80 of gradient_arrangement."""
 
 
-def spoiled(images: Images, seed: int = 0) -> dict[str, Images]:
+def spoiled(images: Pixels, seed: int = 0) -> dict[str, Pixels]:
     """Synthetic outliers by name, each uint8 (N, C, H, W); none of them is on the panel."""
     rng = np.random.default_rng(seed)
     n, _, height, width = images.shape
@@ -77,16 +77,18 @@ def spoiled(images: Images, seed: int = 0) -> dict[str, Images]:
     return {name: np.clip(np.rint(values), 0, 255).astype(np.uint8) for name, values in result.items()}
 
 
-def shifted(images: Images, down: int, right: int) -> Images:
+def shifted(images: Pixels, down: int, right: int) -> Pixels:
+    """The images moved by whole pixels; what comes in is 0."""
     return np.asarray(ndimage.shift(images, (0, 0, down, right), order=0))
 
 
 def rotation(degrees: float) -> NDArray[np.float64]:
+    """The 2 x 2 matrix of a rotation."""
     angle = np.deg2rad(degrees)
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
 
 
-def bent(images: Images, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
+def bent(images: Pixels, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
     """The images under an affine map about their centre."""
     centre = (np.array(images.shape[2:]) - 1) / 2
     offset = centre - matrix @ centre
@@ -98,21 +100,23 @@ def bent(images: Images, matrix: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def main(count: int) -> None:
     params, root = load_params(), Path.cwd()
-    given, models = detector.what_is_given(params, root)
-    validation = given.validation.images
+    data, models = fitting_data(params, root)
+    validation = data.validation.images
     half = len(validation) // 2
-    given = replace(given, validation=Readings(validation[:half], models))
-    normal = Readings(validation[half:], models)
-    sets = {name: Readings(images, models) for name, images in spoiled(validation[half:][:count], params.seed).items()}
-    tails: dict[str, dict[str, NDArray[np.floating]]] = {}
+    data = replace(data, validation=FeatureCache(validation[:half], models))
+    normal = FeatureCache(validation[half:], models)
+    sets = {
+        name: FeatureCache(images, models) for name, images in spoiled(validation[half:][:count], params.seed).items()
+    }
+    tails: dict[str, dict[str, Floats]] = {}
     print(f"{'score':28} {'mean':>6} {'low 5':>6}  lowest")
-    for name, member in all_members().items():
-        if member.declared or member.slow:
+    for name, member in MEMBERS.items():
+        if member.needs_declared or member.slow:
             continue
         try:
-            arrays = detector.fit_member(member, given)
-            values = {key: member.score(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
-            tail = fit_tail(np.asarray(member.score(given.validation, arrays)))
+            arrays = fit_member(member, data)
+            values = {key: member.score(features, arrays) for key, features in {"normal": normal, **sets}.items()}
+            tail = fit_tail(np.asarray(member.score(data.validation, arrays)))
         except ModelError as error:
             print(f"{name:28} left out: {error}")
             continue
@@ -128,19 +132,23 @@ def main(count: int) -> None:
     squares = {name: {key: np.square(value) for key, value in tails[name].items()} for name in chosen}
     row("  squares summed", summed(squares, chosen))
     for dimensions, components in GRADIENTS:
-        arrays = fit_gradient_arrangement(given, dimensions, components)
-        values = {key: gradient_arrangement(seen, arrays) for key, seen in {"normal": normal, **sets}.items()}
-        tail = fit_tail(gradient_arrangement(given.validation, arrays))
+        arrays = fit_gradient_arrangement(data, dimensions, components)
+        values = {
+            key: gradient_arrangement.score(features, arrays) for key, features in {"normal": normal, **sets}.items()
+        }
+        tail = fit_tail(gradient_arrangement.score(data.validation, arrays))
         row(f"gradients on {dimensions}, {components}", values)
         rival = {key: tail_surprise(value, tail) for key, value in values.items()}
         row("  the detector with these", summed(tails | {"gradient_arrangement": rival}, chosen))
 
 
-def summed(tails: dict[str, dict[str, NDArray[np.floating]]], names: list[str]) -> dict[str, NDArray[np.floating]]:
+def summed(tails: dict[str, dict[str, Floats]], names: list[str]) -> dict[str, Floats]:
+    """Kind of image -> the sum of the named members' surprises."""
     return {key: np.sum([tails[name][key] for name in names], axis=0) for key in next(iter(tails.values()))}
 
 
-def row(name: str, values: dict[str, NDArray[np.floating]]) -> None:
+def row(name: str, values: dict[str, Floats]) -> None:
+    """Print a score's mean AUROC over the kinds of outliers, that of its five lowest, and which are lowest."""
     found = {key: auroc(values["normal"], value) for key, value in values.items() if key != "normal"}
     order = sorted(found, key=found.__getitem__)
     lowest = ", ".join(f"{key} {found[key]:.2f}" for key in order[:4])

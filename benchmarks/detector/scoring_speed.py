@@ -1,6 +1,6 @@
-"""Throughput of the whole detector beside its PixelCNN's `log_prob` alone, as a ratio measured in one run.
+"""Images a second of the whole detector, over those of its PixelCNN's `log_prob` alone, measured in one run.
 
-python benchmarks/outlier_scoring.py [IMAGES]
+python benchmarks/detector/scoring_speed.py [IMAGES]
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main(count: int) -> None:
             for start in range(0, len(images), batch):
                 model.log_prob(torch.from_numpy(images[start : start + batch]))
 
-    # the rival gets the batch size that suits it best; rounds alternate, so that a busy machine slows both alike
+    # `log_prob` gets its best batch size; the two alternate, so that a busy machine slows both equally
     best = min(BATCHES, key=lambda batch: seconds(lambda: log_prob(batch)))
     loaded.score(images[:50])
     ratios, rates = [], []

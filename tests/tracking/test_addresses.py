@@ -1,4 +1,4 @@
-"""A checkout that was moved, copied or restored: the registry's addresses lead into it, and nothing is lost."""
+"""A checkout that was moved, copied or restored: the registry's addresses point into it, and nothing is lost."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_a_run_that_has_nothing_to_do_says_so_after_a_move_and_looks_at_the_cham
     new = tmp_path / "moved"
     old.rename(new)
     assert up_to_date.is_up_to_date(new)
-    assert "addresses lead into" in capsys.readouterr().err
+    assert "addresses point into" in capsys.readouterr().err
     assert up_to_date.is_up_to_date(new)
     assert capsys.readouterr().err == "", "once is enough"
     shutil.rmtree(new / "mlartifacts")

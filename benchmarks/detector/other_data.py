@@ -1,8 +1,8 @@
 """The detector on other data, by one command: the reverse direction, and one photograph against another.
 
-    python benchmarks/outliers_elsewhere.py reverse     MNIST is normal, Fashion-MNIST's test images are foreign
-    python benchmarks/outliers_elsewhere.py photos      RGB patches of one photograph; those of the other are foreign
-    python benchmarks/outliers_elsewhere.py             both
+    python benchmarks/detector/other_data.py reverse     MNIST is normal, Fashion-MNIST's test images are foreign
+    python benchmarks/detector/other_data.py photos      RGB patches of one photograph; those of the other are foreign
+    python benchmarks/detector/other_data.py             both
 
 Fetches and prepares the data, trains a small PixelCNN (`--steps` batches of 32), calibrates with the members of
 params.yaml in a scratch folder, and prints every member's figures. `reverse` reads data/prepared of the project for
@@ -23,9 +23,10 @@ from densitywatch.data.dataset import open_split
 from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import prepare
 from densitywatch.detector import detector
-from densitywatch.detector.scores import networks
+from densitywatch.detector.calibrate import calibrate
+from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
 from densitywatch.models.storage import save_model
-from densitywatch.outlier_benchmark.auroc import FIGURES, separation
+from densitywatch.outlier_benchmark.auroc import MEASURES, separation
 from densitywatch.params import Params, load_params
 
 IMAGES = 500
@@ -49,11 +50,11 @@ def measure(params: Params, pair: str, steps: int) -> None:
         prepare(params, root)
         foreign = keep_first_photograph(root) if pair == "photos" else open_split(Path("data/prepared"), "test").images
         train(params, root, steps)
-        detector.calibrate(params, root)
+        calibrate(params, root)
         loaded = detector.load(root / "models" / "detector")
         normal = loaded.score(np.array(open_split(root / "data/prepared", "test").images[:IMAGES]))
         other = loaded.score(np.array(foreign[:IMAGES]))
-        print(f"{'score':24}" + "".join(f"{figure:>16}" for figure in FIGURES))
+        print(f"{'score':24}" + "".join(f"{measure:>16}" for measure in MEASURES))
         rows = {"detector": (normal.score, other.score)}
         rows |= {name: (normal.members[name], other.members[name]) for name in normal.members}
         rows["raw likelihood"] = (normal.bits_per_dim, other.bits_per_dim)
@@ -71,7 +72,7 @@ def with_data(params: Params, pair: str) -> Params:
 
 
 def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
-    """Leave the first photograph's patches alone in data/prepared; return the other's test patches."""
+    """Keep only the first photograph's patches in data/prepared; return the other's test patches."""
     folder = root / "data" / "prepared"
     foreign = np.zeros(0, dtype=np.uint8)
     for split in ("train", "validation", "calibration", "test"):
@@ -83,15 +84,11 @@ def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
 
 
 def train(params: Params, root: Path, steps: int) -> None:
-    """A small PixelCNN on the training images, where the detector looks for it."""
+    """Train a small PixelCNN on the training images and save it where the detector looks for it."""
     images = open_split(root / "data" / "prepared", "train").images
-    weights = networks.fit_small_density(
-        images, channels=24, dilations=(1, 2, 1), steps=steps, mutation=0.0, seed=params.seed
-    )
+    weights = fit_small_density(images, channels=24, dilations=(1, 2, 1), steps=steps, mutation=0.0, seed=params.seed)
     names = tuple(json.loads((root / "data/prepared/dataset.json").read_text())["class_names"])
-    save_model(
-        networks.small_density(weights), root / "models" / "pixelcnn", kind="pixelcnn", class_names=names, about={}
-    )
+    save_model(load_small_density(weights), root / "models" / "pixelcnn", kind="pixelcnn", class_names=names, about={})
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """What each member of the detector is worth on synthetic outliers: each alone, and the detector without it.
 
-    python benchmarks/outlier_ablation.py [IMAGES]
+    python benchmarks/detector/ablation.py [IMAGES]
 
-Reads the calibrated detector as it is; only tails are fitted anew, on the first half of the validation images. The
-second half is normal, and IMAGES of it are spoiled (outlier_choice.py). The same table for the panel is made by the
-stage `benchmark` (reports/outliers/ablation.csv), which alone may read it; members are kept or removed by this one.
+Reads the calibrated detector. Only tails are fitted anew, on the first half of the validation images. The second half
+is normal, and IMAGES of it are spoiled (choice_of_members.py). Members are kept or removed by this table. The stage
+`benchmark` makes the same table for the panel (reports/outliers/ablation.csv), by which nothing is chosen.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from outlier_choice import row, spoiled, summed
+from choice_of_members import row, spoiled, summed
 
 from densitywatch.data.dataset import open_split
 from densitywatch.detector import detector
@@ -27,7 +27,7 @@ def main(count: int) -> None:
     half = len(validation) // 2
     normal = validation[half:]
     sets = {"reference": validation[:half], "normal": normal, **spoiled(normal[:count], load_params().seed)}
-    scores = {key: fitted.member_scores(fitted.read(images)) for key, images in sets.items()}
+    scores = {key: fitted.member_scores(fitted.features(images)) for key, images in sets.items()}
     reference = scores.pop("reference")
     tails = {
         name: {key: tail_surprise(values[name], tail) for key, values in scores.items()}

@@ -1,6 +1,6 @@
 """Speed against size: images/s of every model over batch, resolution and channels, with plots in docs/lab/plots.
 
-    python benchmarks/sizes.py
+    python benchmarks/speed/sizes.py
 
 One thread, the processor's time, the settings of params.yaml, eager and in float32, so that sizes differ in nothing
 else. One of the three sizes changes at a time; the others stay at 16 images of 28 x 28 grey pixels. Scoring is for the
@@ -20,6 +20,7 @@ from likelihood_models import naive_pixel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from densitywatch.devices import start_fabric
+from densitywatch.models.offers import ExactDensity, PixelSteps, Sampler, is_game
 from densitywatch.models.storage import build_model
 from densitywatch.pages import charts
 from densitywatch.params import DeviceParams, Params, load_params
@@ -63,7 +64,7 @@ def training_step(
     optimizers = make_optimizers(model, training)
     x = torch.randint(0, 256, (batch, channels, size, size), dtype=torch.uint8)
     labels = torch.arange(batch) % CLASSES
-    step = adversarial_step if hasattr(model, "discriminator") else likelihood_step
+    step = adversarial_step if is_game(model) else likelihood_step
     trained = fabric.setup_module(model)
     for method in ("loss", "generator_loss", "discriminator_loss"):
         if hasattr(model, method):
@@ -82,11 +83,11 @@ def measure(name: str, params: Params, fabric: Any, point: dict[str, int]) -> di
     model.eval()
     x = torch.randint(0, 256, (batch, point["channels"], point["size"], point["size"]), dtype=torch.uint8)
     with torch.no_grad():
-        if hasattr(model, "log_prob"):
+        if isinstance(model, ExactDensity):
             found["scoring"] = batch / seconds(lambda: model.log_prob(x))
-        if hasattr(model, "sample"):
+        if isinstance(model, Sampler):
             found["sampling"] = batch / seconds(lambda: model.sample(batch))
-        if hasattr(model, "steps") and point["channels"] == 1:
+        if isinstance(model, PixelSteps) and point["channels"] == 1:
             naive = batch / (seconds(lambda: naive_pixel(model, x)) * point["size"] ** 2)
             found["over naive"] = found["sampling"] / naive
     return found

@@ -1,6 +1,6 @@
 """Where a training step spends its time: by kind of operation and by line of the model's file, for every model.
 
-    python benchmarks/training_profile.py [MODEL ...]
+    python benchmarks/speed/training_profile.py [MODEL ...]
 
 One thread, the settings, batch size and precision of params.yaml, in the eager form: a compiled step has no lines of
 its own. Every operation is timed as it runs. The gradient's operations count for the line whose gradient they are,

@@ -1,6 +1,6 @@
 """Speed of the densities against the naive form of the same network: training, scoring, sampling, in one run.
 
-    python benchmarks/likelihood_models.py [THREADS]
+    python benchmarks/speed/likelihood_models.py [THREADS]
 
 Every line is a ratio of two times taken one after the other on this machine, the least of a few repetitions each (of
 sampling the median over rounds that alternate), so it says more than either time alone; with one thread it is the
