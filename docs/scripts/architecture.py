@@ -1,4 +1,4 @@
-"""Draw docs/images/architecture.svg, the way of an image from file to verdict: `python docs/scripts/architecture.py`.
+"""Draw docs/pictures/architecture.svg, the way of an image from file to verdict: `python docs/scripts/architecture.py`.
 
 A test compares the file with what this draws, and the paths in it with the tree.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
-TARGET = Path(__file__).resolve().parents[1] / "images" / "architecture.svg"
+TARGET = Path(__file__).resolve().parents[1] / "pictures" / "architecture.svg"
 WIDTH, HEIGHT = 1280, 696
 BOX, GAP, LEFT, TALL = 190, 20, 20, 104
 COLOURS = {
@@ -42,12 +42,12 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (4, SIDE, "evaluation", "report", ["reports/index.html and", "metrics/*.json, in git"], "evaluation/report/"),
     (0, WATCH, "file", "A batch", ["a folder, zip, tar or", "Parquet in the inbox"], "batches/inbox.py"),
     (1, WATCH, "data", "open", ["one entry a file; nothing", "is unpacked to disk"], "data/inputs/source.py"),
-    (2, WATCH, "data", "decode", ["in a process of its own,", "with limits"], "data/decoding/guarded.py"),
+    (2, WATCH, "data", "decode", ["in a process of its own,", "with limits"], "data/decoding/"),
     (3, WATCH, "detector", "read", ["PixelCNN: how surprising", "each pixel is"], "detector/feature_cache.py"),
     (4, WATCH, "detector", "score", ["members' scores, added", "up as tail surprises"], "detector/tail_combination.py"),
     (5, WATCH, "detector", "p-value", ["rank among the scores of", "calibration images"], "detector/conformal.py"),
     (2, RESULT, "batches", "quarantined", ["what cannot be read has", "a row with the reason"], "batches/chunks.py"),
-    (3, RESULT, "batches", "review", ["a person's verdicts:", "outlier or fine"], "batches/review/review.py"),
+    (3, RESULT, "batches", "review", ["a person's verdicts:", "outlier or fine"], "batches/review/"),
     (4, RESULT, "batches", "results", ["scores.parquet, a report,", "summary.json; all at once"], "batches/results.py"),
     (5, RESULT, "batches", "flags", ["Benjamini-Hochberg over", "the whole batch"], "detector/conformal.py"),
 ]

@@ -13,6 +13,18 @@ VALUES = {str: "TEXT", int: "N", float: "NUMBER", Path: "PATH"}
 """What an option's value is called."""
 
 
+def verbs() -> dict[str, set[str]]:
+    """Every verb with its options."""
+    import typer
+
+    from densitywatch.cli import app
+
+    group: Any = typer.main.get_command(app)
+    return {
+        name: {o for p in verb.params for o in (*p.opts, *p.secondary_opts)} for name, verb in group.commands.items()
+    }
+
+
 def page() -> str:
     """Every verb with its arguments, options and examples."""
     import typer

@@ -135,7 +135,8 @@ def page() -> str:
     parts.append(
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
         "It has `auroc`, `aupr`, `fpr_at_95_tpr` and `tpr_at_1_fpr` for each kind of outlier of the panel,"
-        " the lowest (`min`) or highest (`max`), the same with declared transformations, and realised false-discovery rates with the power.\n"
+        " the lowest (`min`) or highest (`max`), the same with declared transformations, and realised"
+        " false-discovery rates with the power.\n"
     )
     return "\n".join(parts) + "\n"
 

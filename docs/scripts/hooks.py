@@ -14,19 +14,16 @@ from mkdocs.structure.files import File, Files
 from docs.scripts import cli_page, figures, files_page, params_page, python_page
 from docs.scripts.from_code import ROOT
 
+PLACES = tuple(f"reference/{name}.md" for name in ("cli", "params", "files", "python", "data"))
+"""The pages that have no file in docs/."""
 MARK = re.compile(r"\{\{ (\w+)(?: (\w+))? \}\}")
 
 
 def generated() -> dict[str, str]:
-    """The pages that have no file in docs/, by their place there."""
+    """The text of the pages in PLACES."""
     data = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    return {
-        "reference/cli.md": cli_page.page(),
-        "reference/params.md": params_page.page(),
-        "reference/files.md": files_page.page(),
-        "reference/python.md": python_page.page(),
-        "reference/data.md": data,
-    }
+    texts = (cli_page.page(), params_page.page(), files_page.page(), python_page.page(), data)
+    return dict(zip(PLACES, texts, strict=True))
 
 
 def with_figures(text: str) -> str:

@@ -11,25 +11,6 @@ from typing import Any
 from docs.scripts.from_code import ROOT, attribute_docs, cell, first_sentence
 
 PYTHON: dict[str, list[str]] = {
-    "A model": ["densitywatch.load_model"],
-    "An exact density (PixelCNN, PixelRNN)": [
-        "densitywatch.models.common.autoregressive.PixelDensity.log_prob",
-        "densitywatch.models.common.autoregressive.PixelDensity.log_prob_map",
-        "densitywatch.models.common.autoregressive.PixelDensity.log_prob_by_label",
-        "densitywatch.models.common.autoregressive.PixelDensity.sample",
-    ],
-    "A bound and a latent space (VAE)": [
-        "densitywatch.models.vae.VAE.elbo",
-        "densitywatch.models.vae.VAE.importance_bound",
-        "densitywatch.models.vae.VAE.encode",
-        "densitywatch.models.vae.VAE.decode",
-        "densitywatch.models.vae.VAE.reconstruct",
-        "densitywatch.models.vae.VAE.sample",
-    ],
-    "Samples of a label (conditional GAN)": [
-        "densitywatch.models.conditional_gan.ConditionalGAN.sample",
-        "densitywatch.models.conditional_gan.ConditionalGAN.decode",
-    ],
     "The detector": [
         "densitywatch.detector.detector.load",
         "densitywatch.detector.detector.Detector.score",
@@ -46,6 +27,7 @@ PYTHON: dict[str, list[str]] = {
     "A batch": ["densitywatch.batches.score_batch.score_source"],
     "Params": ["densitywatch.params.load_params"],
 }
+"""By heading. What a model may offer is read from models/offers.py."""
 
 
 def page() -> str:
@@ -55,20 +37,15 @@ def page() -> str:
     parts = [
         "# Python\n",
         "Made from the docstrings. Images are uint8 `(B, C, H, W)` everywhere, log-likelihoods are natural logarithms"
-        ' `(B,)`. A model offers what it can do and nothing more: ask with `hasattr(model, "log_prob")`.\n',
+        " `(B,)` nats. A model offers what it can do and nothing more: `isinstance(model, offers.Sampler)` asks.\n",
         '```python\nimport densitywatch\n\nmodel = densitywatch.load_model("models/pixelcnn")'
         "      # or models:/densitywatch-pixelcnn@champion\nimages = model.sample(16)"
         "                                # uint8 (16, 1, 28, 28)\nnats = model.log_prob(images)"
         "                            # (16,)\n```\n",
     ]
+    parts += ["## A model\n", entry("densitywatch.load_model"), "## What a model may offer\n", offers()]
     for title, names in PYTHON.items():
-        parts.append(f"## {title}\n")
-        for name in names:
-            found = resolve(name)
-            parts.append(f"### `{'.'.join(name.split('.')[-2:])}`\n")
-            parts.append(f"```python\n{signature(name, found)}\n```\n")
-            parts.append(f"In `{where(found)}`.\n")
-            parts.append(docstring(found) + "\n")
+        parts += [f"## {title}\n", *(entry(name) for name in names)]
     parts.append(
         "## Errors\n\nOne sentence each: what is wrong, where, and what to do.\n\n"
         "| error | when | exit code |\n|---|---|---|"
@@ -77,6 +54,31 @@ def page() -> str:
         if inspect.isclass(error) and issubclass(error, errors.DensitywatchError):
             parts.append(f"| `{name}` | {cell(first_sentence(error.__doc__))} | {error.exit_code} |")
     return "\n".join(parts) + "\n"
+
+
+def entry(name: str) -> str:
+    """One name: its signature, its file, its docstring."""
+    found = resolve(name)
+    title = ".".join(name.split(".")[-2:])
+    return f"### `{title}`\n\n```python\n{signature(name, found)}\n```\n\nIn `{where(found)}`.\n\n{docstring(found)}\n"
+
+
+def offers() -> str:
+    """The protocols of models/offers.py as a table, with the kinds of model that have them."""
+    from densitywatch.models import offers as module
+    from densitywatch.models.storage import find_models
+
+    rows = ["| method | what it is | kinds of model |", "|---|---|---|"]
+    for offer in vars(module).values():
+        if not inspect.isclass(offer) or offer.__module__ != module.__name__:
+            continue
+        for name, method in vars(offer).items():
+            if name.startswith("_") or not inspect.isfunction(method):
+                continue
+            kinds = [kind for kind, model in find_models().items() if hasattr(model, name)]
+            text = cell(first_sentence(inspect.getdoc(method) or inspect.getdoc(offer)))
+            rows.append(f"| `{cell(signature(name, method, wide=True))}` | {text} | {', '.join(kinds)} |")
+    return f"In `{Path(module.__file__ or '').resolve().relative_to(ROOT)}`.\n\n" + "\n".join(rows) + "\n"
 
 
 def resolve(name: str) -> Any:
@@ -97,14 +99,14 @@ def where(found: Any) -> str:
     return str(Path(inspect.getsourcefile(inspect.unwrap(found)) or "").resolve().relative_to(ROOT))
 
 
-def signature(name: str, found: Any) -> str:
+def signature(name: str, found: Any, *, wide: bool = False) -> str:
     short = name.split(".")[-1]
     if inspect.isclass(found):
         return f"class {short}"
     text = str(inspect.signature(found)).replace("(self, ", "(").replace("(self)", "()")
     text = re.sub(r"'([^']*)'", r"\1", text)
     line = f"{short}{text}"
-    if len(line) <= 88:
+    if wide or len(line) <= 88:
         return line
     inner, _, end = text[1:].rpartition(")")
     commas = re.split(r", (?![^\[(]*[\])])", inner)

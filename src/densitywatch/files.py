@@ -39,9 +39,9 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(target)
-    beside = _beside(target)
-    own_folder(beside)
-    fresh = beside / "new"
+    temporary = _temporary_path(target)
+    own_folder(temporary)
+    fresh = temporary / "new"
     try:
         with full_disk_as_error(target):
             fresh.mkdir()
@@ -52,7 +52,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(target)
         fresh.rename(target)
     finally:
-        drop_own_folder(beside)
+        drop_own_folder(temporary)
 
 
 @contextmanager
@@ -64,15 +64,15 @@ def whole_file(target: Path, *, new_folder: bool = True) -> Iterator[Path]:
     """
     if new_folder:
         target.parent.mkdir(parents=True, exist_ok=True)
-    beside = _beside(target)
+    temporary = _temporary_path(target)
     try:
         with full_disk_as_error(target):
-            yield beside
-            _to_disk(beside)
-            beside.replace(target)
+            yield temporary
+            _to_disk(temporary)
+            temporary.replace(target)
             _to_disk(target.parent)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -95,8 +95,8 @@ def is_full_disk(error: OSError) -> bool:
 
 def write_whole(path: Path, data: bytes | str, *, new_folder: bool = True) -> None:
     """Write a small file whole or not at all; `new_folder` as in `whole_file`."""
-    with whole_file(path, new_folder=new_folder) as beside:
-        beside.write_bytes(data.encode() if isinstance(data, str) else data)
+    with whole_file(path, new_folder=new_folder) as temporary:
+        temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 def file_digest(path: Path, algorithm: str = "sha256") -> str:
@@ -203,7 +203,7 @@ def is_leftover(name: str, of: frozenset[str]) -> bool:
     return found is not None and found.group(1) in of
 
 
-def _beside(target: Path) -> Path:
+def _temporary_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.densitywatch.partial-{os.getpid()}")
 
 

@@ -41,16 +41,16 @@ def apply_profile(name: str, root: Path) -> list[str]:
         return []
     text = io.StringIO()
     round_trip.dump(params, text)
-    beside = root / f".params.yaml.{os.getpid()}"
+    temporary = root / f".params.yaml.{os.getpid()}"
     try:
-        beside.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8")
         try:
-            load_params(beside)
+            load_params(temporary)
         except ParamsError as error:
-            raise ParamsError(f"{profile}: does not fit: {str(error).removeprefix(f'{beside}: ')}") from None
-        beside.replace(target)
+            raise ParamsError(f"{profile}: does not fit: {str(error).removeprefix(f'{temporary}: ')}") from None
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
     return changed
 
 

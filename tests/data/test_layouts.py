@@ -231,7 +231,7 @@ def test_a_query_behind_an_archives_name_is_not_part_of_it(
 @pytest.mark.parametrize(
     "header", ["file,label", "image_name;class", "\ufeffFileName\tCategory", "path, Label ", "id,target"]
 )
-def test_a_table_of_labels_beside_the_images_gives_their_labels(images: Path, fetched: Fetch, header: str) -> None:
+def test_a_table_of_labels_next_to_the_images_gives_their_labels(images: Path, fetched: Fetch, header: str) -> None:
     many(images / "pictures", 20)
     comma = next(letter for letter in ",;\t" if letter in header)
     rows = [f"pictures/{number:03d}.png{comma}{'ok' if number % 2 else 'nok'}" for number in range(20)]

@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_splits(
     assert read_info(root / "data/prepared").digest != read_info(prepared / "data/prepared").digest
 
 
-def test_no_image_stands_in_two_splits_and_none_is_lost(prepared: Path) -> None:
+def test_no_image_is_in_two_splits_and_none_is_lost(prepared: Path) -> None:
     rows = manifest_of(prepared)
     assert len({row["path"] for row in rows}) == len(rows) == 1200
     places = {(row["sha256"], row["split"]) for row in rows}

@@ -30,7 +30,7 @@ def test_no_layer_of_the_conditional_discriminator_stretches_by_more_than_one_af
         assert norm == pytest.approx(1.0, abs=0.02)
 
 
-def test_conditional_batch_norm_has_a_scale_and_a_shift_of_its_own_for_every_label() -> None:
+def test_conditional_batch_norm_has_a_scale_and_a_shift_for_every_label() -> None:
     layer = ConditionalBatchNorm(2, 3)
     with torch.no_grad():
         layer.scale.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))

@@ -1,8 +1,8 @@
-"""One file a model; `MODELS` maps a kind to its class, and a model's folder holds `model.safetensors`.
+"""One file for each model; `densitywatch.MODELS` maps a kind to its class. What several models share is in common/.
 
 A model file `<kind>.py` defines `Settings` (a frozen pydantic model) and names its class in `MODEL`. The class is made
 by `MODEL(settings, channels, size, classes)` (`classes` = number of labels, 0 where there are none) and offers what it
-can do and nothing more:
+can do and nothing more. offers.py has a protocol for each offer:
 
     loss(x, labels) -> (scalar to minimise, dict of scalars to log)     likelihood and reconstruction models
     generator_loss(n, labels), discriminator_loss(x, labels)             adversarial models

@@ -7,7 +7,7 @@ have the same fixed point; the second one's gradient does not vanish while D win
 
 What differs from the paper: leaky ReLU for maxout in the discriminator, Gaussian noise, batch normalisation in the
 generator (Ioffe & Szegedy 2015 came later), one discriminator step for one of the generator, Adam for momentum. Beyond
-48 pixels a side the layers that touch pixels are factorised, or they would have 100 million weights.
+48 pixels a side the layers that touch pixels are factorised; as plain ones they would have 100 million weights.
 """
 
 from __future__ import annotations

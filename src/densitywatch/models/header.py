@@ -1,7 +1,7 @@
-"""What a model file says of itself, checked before a network takes any memory: its header, and its tensors' shapes.
+"""A model file's header and the shapes of its tensors, checked before a network takes any memory.
 
-A model file may come from anyone. Its settings decide how large the network is, so the network is first made on torch's
-meta device, where tensors have shapes and no memory, and compared with the shapes that the file has.
+A model file may come from anyone, and its settings decide how large the network is. So the network is first made on
+torch's meta device, where tensors have shapes and no memory, and compared with the shapes in the file.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Checked = TypeVar("Checked", bound=BaseModel)
 
 
 class Header(BaseModel):
-    """What every header has. Training notes more beside it, which no network depends on."""
+    """The entries of every header. Training adds more, on which no network depends."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -48,7 +48,7 @@ class Header(BaseModel):
 
 
 def read_metadata(path: Path, advice: str) -> dict[str, str]:
-    """The metadata of a safetensors file; `advice` is what to do where there is no file. Raises ModelError."""
+    """The metadata of a safetensors file. Raises ModelError; `advice`: what to do where there is no file."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return file.metadata() or {}
@@ -59,7 +59,7 @@ def read_metadata(path: Path, advice: str) -> dict[str, str]:
 
 
 def check_header(path: Path, text: str | None) -> dict[str, Any]:
-    """The header that stands as JSON in `text`. Raises ModelError where it is none, or an entry is of a wrong type."""
+    """The header from its JSON `text`. Raises ModelError where it is none, or an entry has a wrong type."""
     try:
         header = json.loads(text or "")
     except (ValueError, RecursionError):
@@ -73,9 +73,9 @@ def check_header(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def check(form: type[Checked], values: Mapping[str, Any], where: str) -> Checked:
-    """`values`, which came out of JSON, as `form`: types are taken as they stand, "8" is no number.
+    """`values`, which were read from JSON, as `form`, with the exact types: "8" is no number.
 
-    Raises ModelError, one sentence that begins with `where`.
+    Raises ModelError, a sentence that begins with `where`.
     """
     try:
         return form.model_validate_json(json.dumps(values, allow_nan=False), strict=True)
@@ -109,7 +109,7 @@ def load_network(
 
 
 def check_tensors(path: Path, expected: Mapping[str, Tensor]) -> None:
-    """Compare names, shapes and kinds of number with those of the file, none of whose data is read.
+    """Compare names, shapes and kinds of numbers with those of the file; no data is read.
 
     Raises ModelError, naming the first that differs.
     """
@@ -132,5 +132,5 @@ def _misfit(path: Path, reason: str) -> ModelError:
 
 
 def shown(text: str) -> str:
-    """Text out of a file as a message may show it: one line, not long, nothing that a terminal would obey."""
+    """Text from a file, safe for a message: one line, not long, no control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))[:300]

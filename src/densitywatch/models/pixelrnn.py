@@ -8,7 +8,7 @@ over all pixels beforehand. In the Row LSTM a line is a row, and a state sees th
     0 1 2       one diagonal before it.                          2 3 4    so that no pixel sees what comes after it.
 
 What differs from the paper:
-* masked convolutions are cropped to what their mask leaves, and the first one has a channel of ones beside the image,
+* masked convolutions are cropped to what their mask leaves, and the first one has a channel of ones next to the image,
   which tells the border from the middle grey; a learned map of positions is added to the first features;
 * the pass from the right sees its own pixel, which it may, since its states move down a row: otherwise most of the next
   row would not see the last pixel of a row;
@@ -64,7 +64,7 @@ class RowLSTM(nn.Module):
 
     def __init__(self, channels: int, colours: int, classes: int) -> None:
         super().__init__()
-        self.input_to_state = nn.Linear(2 * 2 * channels, 4 * channels)  # of the pixel to the left and of its own
+        self.input_to_state = nn.Linear(2 * 2 * channels, 4 * channels)  # of the left pixel and of this one
         self.state_to_state = nn.Linear(3 * channels, 4 * channels, bias=False)
         self.out = nn.Linear(channels, 2 * channels)
         self.label = nn.Embedding(classes, 4 * channels) if classes else None

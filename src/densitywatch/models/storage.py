@@ -16,27 +16,14 @@ from torch import nn
 from densitywatch import models
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import whole_file
-from densitywatch.models.header import FORMAT, check, check_header, check_tensors, load_network, read_metadata, shown
+from densitywatch.models.header import FORMAT, check_header, load_network, read_metadata
 from densitywatch.params import ModelBlock, Params, first_problem
-
-__all__ = [
-    "WEIGHTS",
-    "build_model",
-    "check",
-    "check_tensors",
-    "find_models",
-    "load_model_folder",
-    "load_network",
-    "read_header",
-    "save_model",
-    "shown",
-]
 
 WEIGHTS = "model.safetensors"
 
 
 def find_models() -> dict[str, type[nn.Module]]:
-    """Every model by its kind: the files of densitywatch/models that name a `MODEL`."""
+    """Every model by its kind: the files of densitywatch/models that have a `MODEL`."""
     found = {}
     for file in pkgutil.iter_modules(models.__path__):
         module = importlib.import_module(f"{models.__name__}.{file.name}")
@@ -46,7 +33,7 @@ def find_models() -> dict[str, type[nn.Module]]:
 
 
 def check_settings(params: Params, path: Path | str) -> None:
-    """Check each model's settings, which imports their files. Raises ParamsError as load_params does."""
+    """Check the settings of each model; this imports the models' files. Raises ParamsError as load_params does."""
     for name, block in params.models.items():
         try:
             model_settings(block)
@@ -55,7 +42,7 @@ def check_settings(params: Params, path: Path | str) -> None:
 
 
 def model_settings(block: ModelBlock) -> BaseModel:
-    """The block's settings, checked by the `Settings` of the model file that its kind names.
+    """The block's settings, checked by `Settings` of the model's file.
 
     Raises ParamsError when there is no such file or a setting does not fit.
     """
@@ -76,7 +63,7 @@ def model_settings(block: ModelBlock) -> BaseModel:
 
 
 def build_model(block: ModelBlock, *, channels: int, size: int, classes: int) -> nn.Module:
-    """A freshly initialised model of a params block; initial weights follow torch's global seed."""
+    """A new model of a params block; its initial weights depend on torch's global seed."""
     settings = model_settings(block)
     module = importlib.import_module(f"{models.__name__}.{block.kind}")
     model: nn.Module = module.MODEL(settings, channels=channels, size=size, classes=classes)
@@ -86,26 +73,26 @@ def build_model(block: ModelBlock, *, channels: int, size: int, classes: int) ->
 def save_model(
     model: Any, folder: Path | str, *, kind: str, class_names: tuple[str, ...], about: Mapping[str, Any]
 ) -> Path:
-    """Write `folder/model.safetensors`, whole or not at all; all that `load_model` needs stands in its header.
+    """Write `folder/model.safetensors`, whole or not at all; its header has all that `load_model` needs.
 
-    `about` is what a reader should know beside the settings: data digest, steps, validation figure.
+    `about`: more for readers of the header, such as data digest, steps and validation figure.
     """
     header = {
         "kind": kind,
         "settings": model.settings.model_dump(mode="json"),
         "channels": model.channels,
         "size": model.size,
-        # whoever gives a file to the model brings it to this size first, as `prepare` did
+        # an image file is brought to this size first, as `prepare` did, and then to the model's
         **({"data_size": model.data_size} if getattr(model, "data_size", model.size) != model.size else {}),
         "class_names": list(class_names),
         **about,
     }
     target = Path(folder) / WEIGHTS
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # one key only: safetensors writes several in an order that changes from run to run, and the bytes must not
+    # one key: safetensors writes several keys in an order that changes from run to run, and the bytes must be the same
     metadata = {"densitywatch": json.dumps({"format": FORMAT, **header}, sort_keys=True)}
-    with whole_file(target) as beside:
-        safetensors.torch.save_file(tensors, beside, metadata=metadata)
+    with whole_file(target) as temporary:
+        safetensors.torch.save_file(tensors, temporary, metadata=metadata)
     return target
 
 

@@ -1,4 +1,4 @@
-"""One step of adversarial training, and how to see that a game has collapsed."""
+"""One step of adversarial training, and warnings about a game that has collapsed."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from densitywatch.models.offers import Players
 from densitywatch.params import TrainingParams
 from densitywatch.training.sharing import average_gradients
 from densitywatch.training.steps import clip_gradients
 
 WON = 0.99
-"""A discriminator that is right this often leaves the generator little to learn from."""
+"""A discriminator that is right on this share of the images has collapsed: the generator learns little from it."""
 ALIKE = 0.2
-"""Generated images whose pixels vary this little, relative to real ones, are about one image."""
+"""A generator whose pixels vary by at most this share of the real ones' spread has collapsed to about one image."""
 
 
 def adversarial_step(
     fabric: Any,
-    model: Any,
+    model: Players,
     optimizers: dict[str, Optimizer],
     x: Tensor,
     labels: Tensor | None,
@@ -27,9 +28,10 @@ def adversarial_step(
 ) -> dict[str, Tensor]:
     """One step of the discriminator on real and generated images, then one of the generator against it.
 
-    Two time scales (Heusel et al. 2017): each optimiser has its learning rate. Returns the scalars to log: both losses,
-    both gradient norms, and what the model logs of the game.
+    Two time scales (Heusel et al. 2017): each optimiser has its own learning rate. Returns the scalars to log: both
+    losses, both gradient norms, and what the model logs of the game.
     """
+    # the discriminator's step; generated images come without a gradient
     with fabric.autocast():
         discriminator_loss, logs = model.discriminator_loss(x, labels)
     fabric.backward(discriminator_loss)
@@ -38,7 +40,8 @@ def adversarial_step(
     optimizers["discriminator"].step()
     optimizers["discriminator"].zero_grad(set_to_none=True)
 
-    model.discriminator.requires_grad_(False)  # the gradient passes through it and stops nowhere on the way
+    # the generator's step: the gradient passes through the discriminator to the images, and not into its weights
+    model.discriminator.requires_grad_(False)
     with fabric.autocast():
         generator_loss, more_logs = model.generator_loss(len(x), labels)
     fabric.backward(generator_loss)
@@ -58,9 +61,9 @@ def adversarial_step(
 
 
 def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
-    """What went wrong in the last third of a game, one named sentence each; empty for likelihood models and good games.
+    """What went wrong in the last third of a game, one sentence each; empty for other models and good games.
 
-    history: the rows of history.json, of which `train_discriminator_accuracy` and `train_spread_ratio` are read.
+    history: the rows of history.json; `train_discriminator_accuracy` and `train_spread_ratio` are read.
     """
     rows = [row for row in history if "train_discriminator_accuracy" in row]
     last = rows[-max(1, len(rows) // 3) :]

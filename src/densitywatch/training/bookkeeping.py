@@ -1,9 +1,8 @@
-"""What a training took and which run logged it: kept beside what DVC hashes, never inside it.
+"""How long a training took and which run logged it, kept outside of what DVC hashes.
 
-Equal weights are equal outputs, whenever they were made; seconds and run ids inside a model's folder would give it a
-new hash, and every stage after it would run again. var/runs/NAME.json has an entry for each weights file by its digest,
-so that weights that come back from DVC's cache find the figures of their own training. A machine that did not train
-the weights has none.
+Seconds and run ids inside a model's folder would give equal weights another hash, and every later stage would run
+again. var/runs/NAME.json has an entry for each weights file by its digest, so that weights from DVC's cache are matched
+with the figures of their own training. A machine that did not train the weights has no entry.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def training_of(weights: Path, name: str, root: Path) -> dict[str, Any]:
 
 
 def _known(name: str, root: Path) -> dict[str, Any]:
-    """Every entry, the oldest first; a file that is missing or damaged is no loss that should stop a stage."""
+    """Every entry, the oldest first; none where the file is missing or damaged, which should not stop a stage."""
     try:
         known = read_json(root / FOLDER / f"{name}.json")
     except (FileNotFoundError, DataError):

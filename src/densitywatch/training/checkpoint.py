@@ -1,4 +1,4 @@
-"""The state of a training run in one safetensors file, from which it goes on bit for bit; nothing here is a pickle."""
+"""The state of a training run in one safetensors file; a run that goes on from it ends with the same bits."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ KINDS = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-"""How safetensors names the types of a network's tensors."""
+"""safetensors' names of the types of a network's tensors."""
 
 
 @dataclass
 class Progress:
-    """What a run must remember beside its tensors."""
+    """The part of a run's state that is not tensors."""
 
     step: int = 0
     best_step: int = 0
@@ -69,12 +69,12 @@ def restore_optimizers(optimizers: dict[str, Optimizer], tensors: dict[str, Tens
 
 
 def save_state(folder: Path, identity: str, tensors: dict[str, Tensor], progress: Progress) -> None:
-    """Write the state whole or not at all: a run killed while writing finds the state before."""
+    """Write the state whole or not at all: a run that is killed while writing finds the state before."""
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"identity": identity, "progress": json.dumps(vars(progress))}
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file(folder / STATE) as beside:
-        safetensors.torch.save_file(contiguous, beside, metadata=metadata)
+    with whole_file(folder / STATE) as temporary:
+        safetensors.torch.save_file(contiguous, temporary, metadata=metadata)
 
 
 def load_state(
@@ -83,10 +83,10 @@ def load_state(
     expected: Mapping[str, Tensor] | None = None,
     optimizers: Mapping[str, Optimizer] | None = None,
 ) -> tuple[dict[str, Tensor], Progress] | None:
-    """The state in `folder`, or None when there is none, it is unreadable, or it is another run's (params or data).
+    """The state in `folder`; None when there is none, it cannot be read, or it has another identity.
 
-    With `expected` and `optimizers` so is one whose tensors are not those, or do not fit; shapes and types are looked
-    at before any data is read.
+    With `expected` and `optimizers` also None when its tensors have other names, shapes or types, which are compared
+    before any data is read.
     """
     path = folder / STATE
     try:
@@ -104,7 +104,7 @@ def load_state(
 
 
 def _fits(file: Any, expected: Mapping[str, Tensor], optimizers: Mapping[str, Optimizer]) -> bool:
-    """Whether the file has the expected tensors, and beside them what its optimisers keep for each parameter alone."""
+    """Whether the file has the expected tensors, and no others but what the optimisers keep for each parameter."""
     found = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
     if not expected.keys() <= found.keys():
         return False

@@ -1,4 +1,4 @@
-"""What decides a run's weights, in one digest: a state of another identity is not gone on from."""
+"""The identity of a run: a digest of all that decides its weights. A run only goes on from a state of its identity."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def identity_of(
 ) -> str:
     """A digest of the model's block of params, the data, the source that trains it and how this machine computes.
 
-    precision, compiled: as they are in effect, which `auto` and another processor decide.
+    precision, compiled: those in effect, which `auto` and the processor decide.
     """
     content = {
         "seed": params.seed,
@@ -64,7 +64,7 @@ def source_digest(*modules: str) -> str:
 
 
 def imports(source: bytes) -> Iterator[str]:
-    """Every name that may be a module imported by this source, inside functions too."""
+    """Every name in this source's imports, inside functions too, that may be a module."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -72,5 +72,5 @@ def imports(source: bytes) -> Iterator[str]:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             modules = [name for name in names if name in sys.modules]
             yield from modules
-            if len(modules) < len(names):  # else the package is only the way there, and what it imports is not used
+            if len(modules) < len(names):  # else only modules of the package are imported, and its own imports not used
                 yield node.module

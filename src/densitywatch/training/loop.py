@@ -35,7 +35,7 @@ Log = Callable[[int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Run:
-    """What a training is called, where its state lies, and who hears of it."""
+    """The name of a training, where its state is kept, and who is told of its steps."""
 
     name: str
     """In the progress bar and in messages."""
@@ -43,13 +43,13 @@ class Run:
     folder: Path
     """Where the state is kept until the training is done."""
     identity: str
-    """Of params, data and source (identity.py): only from a state of the same identity does a run go on."""
+    """A digest of params, data and source (identity.py); a run only goes on from a state of its own identity."""
     compiled: bool = False
     """Whether the loss is compiled."""
     log: Log | None = None
-    """Hears the scalars of a step."""
+    """Called with the number of a step and its scalars."""
     run_id: str | None = None
-    """MLflow's, kept in the state, so that a run that goes on is logged where it began."""
+    """MLflow's id, kept in the state, so that a run that goes on is logged to the same place."""
 
 
 def train(

@@ -1,8 +1,8 @@
-"""What several processes of one training do together: gradients, batch statistics and figures become their mean.
+"""Several processes of one training: gradients, batch statistics and figures become their mean.
 
-Each process holds the whole model and takes its share of every batch. There is no wrapper around the model:
-DistributedDataParallel counts on one backward pass for each forward pass through all weights, which a game of two
-players does not keep, and sums averaged by hand are the same ones.
+Each process has the whole model and takes its share of every batch. There is no wrapper around the model:
+DistributedDataParallel needs one backward pass for each forward pass through all weights, which a game of two players
+does not have. Averaging by hand gives the same numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from densitywatch.errors import ParamsError
 
 
 def check_share(name: str, batch_size: int, fabric: Any) -> None:
-    """Raises ParamsError where a batch cannot be shared evenly: the mean of the shares' means would be another one."""
+    """Raise ParamsError where a batch cannot be shared evenly: the mean of unequal shares' means would be wrong."""
     if batch_size % fabric.world_size:
         raise ParamsError(
             f"{name}.training.batch_size: {batch_size} images cannot be shared evenly by {fabric.world_size} devices;"
@@ -31,13 +31,13 @@ def average_gradients(fabric: Any, part: nn.Module) -> None:
 
 
 def average_statistics(fabric: Any, model: nn.Module) -> None:
-    """Buffers that follow the data, such as batch normalisation's, stay equal on all processes."""
+    """Buffers that depend on the data, such as batch normalisation's, become their mean on all processes."""
     average(fabric, [buffer for buffer in model.buffers() if buffer.is_floating_point()])
 
 
 @torch.no_grad()
 def average(fabric: Any, tensors: Sequence[Tensor]) -> None:
-    """Each of the tensors becomes its mean over all processes, in place; one message carries all of them."""
+    """Each of the tensors becomes its mean over all processes, in place; all of them are sent in one message."""
     if fabric.world_size == 1 or not tensors:
         return
     mean = fabric.all_reduce(torch.cat([tensor.reshape(-1) for tensor in tensors]), reduce_op="mean")
@@ -47,7 +47,7 @@ def average(fabric: Any, tensors: Sequence[Tensor]) -> None:
 
 
 def average_figures(fabric: Any, logs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The figures of the whole batch; so a loss that is no number stops all processes at once."""
+    """The figures of the whole batch, so that a loss of NaN stops all processes at once."""
     if fabric.world_size == 1:
         return logs
     values = torch.stack([value.detach().to(fabric.device, torch.float32) for value in logs.values()])
@@ -55,7 +55,7 @@ def average_figures(fabric: Any, logs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def total(fabric: Any, sums: dict[str, float], count: int) -> tuple[dict[str, float], int]:
-    """Sums over images and the number of images, each added up over all processes."""
+    """Sums over images, and the number of images, over all processes."""
     if fabric.world_size == 1:
         return sums, count
     values = torch.tensor([*sums.values(), count], dtype=torch.float64, device=fabric.device)

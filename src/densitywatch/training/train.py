@@ -19,6 +19,7 @@ from densitywatch.files import whole_folder
 from densitywatch.models.storage import WEIGHTS, build_model, save_model
 from densitywatch.params import ModelBlock, Params
 from densitywatch.progress import say
+from densitywatch.tracking.runs import training_run
 from densitywatch.training.bookkeeping import note_training
 from densitywatch.training.checkpoint import Progress, load_state
 from densitywatch.training.identity import identity_of
@@ -29,14 +30,12 @@ from densitywatch.training.sharing import check_share
 def train_model(name: str, params: Params, root: Path) -> Path:
     """Train models.<name> on data/prepared and write models/<name>/{model.safetensors, history.json, training.json}.
 
-    The run is logged to MLflow; how long it took stands in bookkeeping.py's file. Interrupted, it goes on from
-    checkpoints/<name> when started again with the same params, data and source, and ends with the same weights. On
-    several devices the first process alone writes and logs.
+    The run is logged to MLflow; how long it took is noted by bookkeeping.py. A run that was interrupted goes on from
+    checkpoints/<name> when it is started again with the same params, data and source, and ends with the same weights.
+    On several devices only the first process writes and logs.
 
     Raises ParamsError for a name that is not in params.yaml, TrainingDiverged when the loss is no longer a number.
     """
-    from densitywatch.tracking.runs import training_run
-
     if name not in params.models:
         raise ParamsError(f"models.{name}: no such model in params.yaml; it has {', '.join(params.models)}")
     block = params.models[name]
@@ -119,7 +118,7 @@ def train_model(name: str, params: Params, root: Path) -> Path:
             logged.log_artifacts(out, "model")
             shutil.rmtree(folder, ignore_errors=True)
             say(f"{name}: best of {progress.best_step} of {block.training.steps} steps -> {out}")
-    fabric.barrier()  # no process is done before the folder stands
+    fabric.barrier()  # no process ends before the folder is there
     return out
 
 
@@ -131,7 +130,7 @@ def write_model(
     digest: str,
     progress: Progress,
 ) -> None:
-    """The folder of a trained model, whole or not at all. What depends on the clock is not in it (bookkeeping.py)."""
+    """Write the folder of a trained model, whole or not at all. Times and run ids are not in it (bookkeeping.py)."""
     about = {"data_digest": digest, "best_step": progress.best_step, "best_validation": progress.best_validation}
     summary = {
         "steps": block.training.steps,
@@ -140,9 +139,9 @@ def write_model(
         "parameters": sum(p.numel() for p in model.parameters()),
         "warnings": progress.warnings,
     }
-    with whole_folder(out) as beside:
-        save_model(model, beside, kind=block.kind, class_names=class_names, about=about)
+    with whole_folder(out) as temporary:
+        save_model(model, temporary, kind=block.kind, class_names=class_names, about=about)
         columns = list(dict.fromkeys(column for row in progress.history for column in row))
         history = {"columns": columns, "rows": progress.history}
-        (beside / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-        (beside / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        (temporary / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+        (temporary / "training.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")

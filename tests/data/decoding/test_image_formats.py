@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_would_be_another_picture_or_too_dear_is_refused_by_name(name: str) -> None:
+def test_what_would_be_another_picture_or_too_expensive_is_refused_by_name(name: str) -> None:
     make, reason = REFUSED[name]
     with pytest.raises(DataError, match=reason):
         grey(make())

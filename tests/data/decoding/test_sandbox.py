@@ -172,7 +172,7 @@ def test_a_stream_that_is_closed_early_leaves_no_child() -> None:
     assert children() == []
 
 
-def test_streams_stand_open_beside_each_other() -> None:
+def test_several_streams_can_be_open_at_once() -> None:
     streams = [answers("readers:numbers", {"count": 3}) for _ in range(6)]
     assert [[next(stream).facts["number"] for stream in streams] for _ in range(3)] == [[n] * 6 for n in range(3)]
     assert [list(stream) for stream in streams] == [[]] * 6

@@ -172,7 +172,7 @@ def test_one_bad_name_or_member_of_a_zip_does_not_cost_the_others() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_members_of_one_name_are_rows_of_their_own() -> None:
+def test_members_with_the_same_name_are_separate_rows() -> None:
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.png", b"1")

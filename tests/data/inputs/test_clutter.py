@@ -28,7 +28,7 @@ from densitywatch.data.inputs.clutter import is_clutter, kind_of_clutter, sample
         ("license.txt", "license.txt"),
     ],
 )
-def test_what_tools_leave_behind_is_told_by_its_name(name: str, kind: str) -> None:
+def test_clutter_is_known_by_its_name(name: str, kind: str) -> None:
     assert kind_of_clutter(name) == kind
     assert is_clutter(name)
 
@@ -46,7 +46,7 @@ def test_what_tools_leave_behind_is_told_by_its_name(name: str, kind: str) -> No
         "DS_Store/1.png",
     ],
 )
-def test_pictures_and_what_nobody_knows_are_no_clutter(name: str) -> None:
+def test_pictures_and_unknown_files_are_no_clutter(name: str) -> None:
     assert not is_clutter(name)
 
 

@@ -65,10 +65,10 @@ def test_a_top_folder_named_after_a_part_is_a_part_in_any_case_and_never_a_label
     assert arrange(many(name, 9)).labels == [None] * 9
 
 
-def test_parts_without_a_train_part_are_split_anew_and_that_is_said() -> None:
+def test_parts_without_a_train_part_are_split_again_and_that_is_said() -> None:
     found = arrange([*classes("val/"), *classes("Test/")])
     assert set(found.parts) == {""}
-    assert found.remarks == ["there is val, Test and no train: the images are split anew"]
+    assert found.remarks == ["there is val, Test and no train: the images are split again"]
 
 
 def test_images_outside_of_the_parts_are_left_out_when_few_and_stop_when_many() -> None:
@@ -95,7 +95,7 @@ def test_an_archives_own_name_around_loose_images_is_no_label() -> None:
     assert told(arrange(classes(), wrapper="ok")) == {("", "ok"), ("", "nok")}
 
 
-def test_loose_images_beside_class_folders_are_left_out_by_name_up_to_a_tenth() -> None:
+def test_loose_images_next_to_class_folders_are_left_out_by_name_up_to_a_tenth() -> None:
     found = arrange([*classes(), *loose(4)])
     assert told(found) == {("", "ok"), ("", "nok")}
     assert found.left_out == dict.fromkeys(range(40, 44), "outside of the class folders: it has no label")
@@ -104,7 +104,7 @@ def test_loose_images_beside_class_folders_are_left_out_by_name_up_to_a_tenth() 
     assert sentence.endswith("give each a class folder, or put all of them into one")
 
 
-def test_a_few_images_in_a_folder_beside_loose_ones_are_left_out_too() -> None:
+def test_a_few_images_in_a_folder_next_to_loose_ones_are_left_out_too() -> None:
     found = arrange([*loose(30), *many("thumbs", 3)])
     assert told(found) == {("", None)}
     assert set(found.left_out) == {30, 31, 32}
@@ -145,7 +145,7 @@ def test_classes_that_train_does_not_have_are_not_taken_for_normal_images() -> N
     assert only.remarks[1] == "nothing else is in the part test: it is cut from train"
 
 
-def test_a_train_part_without_class_folders_beside_a_test_part_with_them_stops() -> None:
+def test_a_train_part_without_class_folders_next_to_a_test_part_with_them_stops() -> None:
     sentence = refusal([*many("train", 60), *many("test/good", 15), *many("test/broken", 15)])
     assert "the part test has class folders ('broken', 'good') and train has none" in sentence
     assert "move the images of train into the folder of their class" in sentence

@@ -278,7 +278,7 @@ def test_a_folder_that_is_replaced_by_a_link_meanwhile_leads_nowhere(folder: Pat
 
 
 @pytest.mark.parametrize("before", ["", "file://", "local://"])
-def test_brackets_in_a_name_are_found_as_they_stand(tmp_path: Path, before: str) -> None:
+def test_brackets_in_a_name_are_found_as_they_are(tmp_path: Path, before: str) -> None:
     top = tmp_path / "good parts [A]"
     top.mkdir()
     (top / "kratzer [2].png").write_bytes(b"2")

@@ -134,7 +134,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
             yield Answer({"reason": str(error)})
         except MemoryError:
             yield Answer(
-                {"reason": "decoding it takes more memory than its size explains; save it anew or leave it out"}
+                {"reason": "decoding it takes more memory than its size explains; save it again or leave it out"}
             )
         else:
             told = {"width": seen.width, "height": seen.height, "mode": seen.mode}

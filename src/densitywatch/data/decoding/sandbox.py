@@ -237,15 +237,15 @@ class _Child:
             self.process.kill()
             code = self.process.wait()
         if isinstance(error, TimeoutError):
-            return "its reader did not answer in time; save it anew or leave it out"
+            return "its reader did not answer in time; save it again or leave it out"
         if code == -signal.SIGPROF:
             return (
                 f"reading it takes more than {self.seconds:.3g} seconds of computing, more than its size explains; "
-                "save it anew or leave it out"
+                "save it again or leave it out"
             )
         if code in (TOO_MUCH_MEMORY, -signal.SIGKILL):
-            return f"reading it takes more than {self.memory >> 20} MiB of memory; save it anew or leave it out"
-        return f"it made its reader crash ({_named(code)}); save it anew or leave it out"
+            return f"reading it takes more than {self.memory >> 20} MiB of memory; save it again or leave it out"
+        return f"it made its reader crash ({_named(code)}); save it again or leave it out"
 
     def end(self) -> None:
         self.stream.close()

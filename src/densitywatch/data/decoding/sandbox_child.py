@@ -129,7 +129,7 @@ def serve(line: Line, request: dict[str, Any], data: bytes) -> None:
         mib = _now["memory"] >> 20
         end = {
             "kind": "refused",
-            "reason": f"reading it takes more than {mib} MiB of memory; save it anew or leave it out",
+            "reason": f"reading it takes more than {mib} MiB of memory; save it again or leave it out",
         }
     except Exception as error:  # a crafted file can make a library raise anything
         end = {"kind": "refused", "reason": f"broken ({one_line(error)})"}

@@ -143,10 +143,10 @@ def _without_clutter(found: Iterator[Entry], prefix: str, skipped: Counter[str],
                 continue
             key = sample_key(name)
             if held and (sample_key(held[0][0]) != key or len(held) == HELD or size > HELD_BYTES):
-                yield from (beside for _, beside in held)
+                yield from (side_car for _, side_car in held)
                 held, size = [], 0
             if not is_side_car(name):
-                skipped.update(kind for beside, _ in held for kind in split_clutter([beside, f"{key}.png"])[1])
+                skipped.update(kind for side_car, _ in held for kind in split_clutter([side_car, f"{key}.png"])[1])
                 held, size, pictured = [], 0, key
                 yield entry
             elif key == pictured:
@@ -157,7 +157,7 @@ def _without_clutter(found: Iterator[Entry], prefix: str, skipped: Counter[str],
                 size += data
     except DataError as error:
         failure = error
-    yield from (beside for _, beside in held)
+    yield from (side_car for _, side_car in held)
     if failure is not None:
         raise failure
 

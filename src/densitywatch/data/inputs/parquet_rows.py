@@ -100,7 +100,7 @@ def rows(request: Request) -> Iterator[Answer]:
             number += 1
         may = SECONDS + FOR_ROW * number + FOR_MIB * (length + given) / (1 << 20)
         if time.process_time() - started > may:
-            raise DataError(f"reading it takes more than {may:.0f} seconds of computing; save it anew or leave it out")
+            raise DataError(f"reading it takes more than {may:.0f} seconds of computing; save it again or leave it out")
 
 
 def _rows_at_a_time(metadata: Any) -> int:
@@ -204,7 +204,7 @@ def _picture_column(schema: Any) -> str:
     known = [name for wanted in PICTURES for name in fitting if name.lower() == wanted]
     for name in (*known, *(fitting if len(fitting) == 1 else ())):
         if schema.names.count(name) > 1:
-            raise DataError(f"two of its columns are called `{as_text(name)[:100]}`; give each a name of its own")
+            raise DataError(f"two of its columns are called `{as_text(name)[:100]}`; give each its own name")
         return str(name)
     shown = as_text(", ".join(name[:100] for name in cast(Sequence[str], schema.names[:20])))
     raise DataError(f"no column of image bytes (columns: {shown}); name it `image`")

@@ -131,7 +131,7 @@ def _take_parts(pieces: list[list[str]], found: Arrangement) -> list[list[str]]:
     if "train" in known.values():
         found.parts = [known.get(piece[0], "") if len(piece) > 1 else "" for piece in pieces]
     else:
-        found.remarks.append(f"there is {', '.join(known)} and no train: the images are split anew")
+        found.remarks.append(f"there is {', '.join(known)} and no train: the images are split again")
     found.left_out.update(dict.fromkeys(outside, f"in none of the parts {', '.join(known)}"))
     return [piece if index in found.left_out else piece[1:] for index, piece in enumerate(pieces)]
 

@@ -183,14 +183,14 @@ def _with_extension(known: _Extended, header: _Header, stream: Stream) -> _Exten
         return known._replace(name=data.partition(b"\0")[0] or None)
     records = _pax_records(data)
     if records is None:
-        return known._replace(reason="its extra header is damaged; save it anew")
+        return known._replace(reason="its extra header is damaged; save it again")
     found = known
     if b"path" in records:
         found = found._replace(name=records[b"path"] or None)
     if b"size" in records:
         size = records[b"size"]
         if not re.fullmatch(rb"[0-9]{1,20}", size):
-            return found._replace(reason="its extra header is damaged; save it anew")
+            return found._replace(reason="its extra header is damaged; save it again")
         found = found._replace(size=int(size))
     return found._replace(sparse=found.sparse or any(key.startswith(b"GNU.sparse.") for key in records))
 

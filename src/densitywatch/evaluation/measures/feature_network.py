@@ -27,7 +27,8 @@ from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, Lab
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.models.common.map_sizes import halvings
 from densitywatch.models.common.pixel_values import scale_images
-from densitywatch.models.storage import WEIGHTS, load_network, read_header, save_model
+from densitywatch.models.header import load_network
+from densitywatch.models.storage import WEIGHTS, read_header, save_model
 from densitywatch.params import ClassifierSettings, Params
 from densitywatch.progress import say
 from densitywatch.training.bookkeeping import note_training

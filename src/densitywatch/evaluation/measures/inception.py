@@ -21,7 +21,7 @@ from torchvision.models.inception import Inception3, InceptionA, InceptionC, Inc
 from densitywatch.data.reading import Images
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.distances import frechet_distance
-from densitywatch.models.storage import check_tensors
+from densitywatch.models.header import check_tensors
 
 SIZE = 299
 CLASSES = 1008

@@ -1,1 +1,1 @@
-"""What several models share: pixel distributions, GAN losses, sampling pixel by pixel."""
+"""What several models share: pixel values and their distributions, GAN losses, sampling pixel by pixel."""

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import lightning_fabric
+import pytest
+import torch
+
+from densitywatch import devices
+from densitywatch.devices import usable_precision
+from densitywatch.errors import ParamsError
+from densitywatch.params import DeviceParams
+
+
+def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
+    code = "from densitywatch.devices import usable_precision; from densitywatch.params import DeviceParams;"
+    code += "print(usable_precision('bf16-mixed', DeviceParams(accelerator='cpu')))"
+    older = {**os.environ, "ATEN_CPU_CAPABILITY": "avx2"}
+    done = subprocess.run([sys.executable, "-c", code], env=older, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "32-true"
+
+
+def test_bfloat16_is_left_aside_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = DeviceParams(accelerator="cpu")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert usable_precision("bf16-mixed", cpu) == "32-true"
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert usable_precision("bf16-mixed", cpu) == "bf16-mixed"
+    assert usable_precision("32-true", cpu) == "32-true"
+
+
+def test_a_compiler_that_works_is_used() -> None:
+    devices.compiler_problem.cache_clear()
+    assert devices.compiler_problem() is None
+    assert devices.should_compile(DeviceParams(accelerator="cpu"))
+
+
+def test_a_device_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no such device\nhere")
+
+    monkeypatch.setattr(lightning_fabric, "Fabric", refuse)
+    with pytest.raises(
+        ParamsError, match=r"^device: accelerator 'cpu' with devices 1 cannot be used .*: no such device h"
+    ):
+        devices.start_fabric(DeviceParams(accelerator="cpu", devices=1, threads=1))
+
+
+def test_a_batch_of_another_size_takes_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "compiled", lambda function: lambda x: function(x) + 100)
+    doubled = devices.compiled_for_batches(lambda x: x * 2, size=3)
+    assert doubled(torch.ones(3)).tolist() == [102, 102, 102]
+    assert doubled(torch.ones(2)).tolist() == [2, 2]
