@@ -33,7 +33,19 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = 10
 CELL, GAP = 56, 3
 """Pixels of an image in a row, and between two images."""
-NAMES = 190
+NAMES = {
+    "real_images": "real images",
+    "pixelcnn": "PixelCNN",
+    "pixelrnn": "PixelRNN",
+    "conditional_pixelcnn": "conditional PixelCNN",
+    "vae": "VAE",
+    "autoencoder": "autoencoder",
+    "gan": "GAN",
+    "dcgan": "DCGAN",
+    "conditional_gan": "conditional GAN",
+}
+"""The rows of family.webp from the top; models with other names come below."""
+MARGIN = 190
 """Pixels for the names at the left of family.webp."""
 WINDOW = {"width": 1080, "height": 900}
 """Pixels of the browser's page: four cards side by side."""
@@ -58,10 +70,10 @@ def main() -> None:
     parser.add_argument("--tour", type=Path, default=HERE.parents[1] / "examples" / "tour.ipynb", help="the notebook")
     asked = parser.parse_args()
     root = Path.cwd()
-    rows = family(root)
-    for name, images in rows.items():
-        save(asked.out / "samples" / f"{name}.webp", strip(images))
-    save(asked.out / "family.webp", sheet(rows))
+    strips = {name: strip(images) for name, images in family(root).items()}
+    for name, row in strips.items():
+        save(asked.out / "samples" / f"{name}.webp", row)
+    save(asked.out / "family.webp", sheet(strips))
     save(asked.out / "report.webp", report(root / "data" / "outliers" / "demo" / "report.html"))
     run_tour(asked.tour, root)
 
@@ -99,16 +111,16 @@ def strip(images: np.ndarray) -> Image.Image:
     return row
 
 
-def sheet(rows: dict[str, np.ndarray]) -> Image.Image:
-    """Every row with its name at the left."""
-    strips = {name: strip(images) for name, images in rows.items()}
-    width = NAMES + max(row.width for row in strips.values())
+def sheet(strips: dict[str, Image.Image]) -> Image.Image:
+    """All rows with their names at the left."""
+    width = MARGIN + max(row.width for row in strips.values())
     page = Image.new("RGB", (width, len(strips) * (CELL + 2 * GAP)), "white")
     font = ImageFont.load_default(17)
-    for i, (name, row) in enumerate(strips.items()):
+    for i, name in enumerate(sorted(strips, key=[*NAMES, *strips].index)):
         top = i * (CELL + 2 * GAP)
-        ImageDraw.Draw(page).text((4, top + CELL // 2), name.replace("_", " "), "#1b1b1b", font, anchor="lm")
-        page.paste(row, (NAMES, top))
+        shown = NAMES.get(name, name.replace("_", " "))
+        ImageDraw.Draw(page).text((4, top + CELL // 2), shown, "#1b1b1b", font, anchor="lm")
+        page.paste(strips[name], (MARGIN, top))
     return page
 
 
