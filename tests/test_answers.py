@@ -14,6 +14,7 @@ SERVING = Path(__file__).with_name("serving_of_0_1.py")
 """The serving file of 0.1, byte for byte."""
 
 
+@pytest.mark.slow
 def test_a_version_of_the_previous_release_answers_as_one_of_this_release(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

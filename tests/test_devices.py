@@ -14,6 +14,7 @@ from densitywatch.errors import ParamsError
 from densitywatch.params import DeviceParams
 
 
+@pytest.mark.slow
 def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
     code = "from densitywatch.devices import usable_precision; from densitywatch.params import DeviceParams;"
     code += "print(usable_precision('bf16-mixed', DeviceParams(accelerator='cpu')))"

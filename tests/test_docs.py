@@ -254,6 +254,7 @@ def test_the_picture_of_the_architecture_is_what_its_script_draws_and_names_file
     assert [file for file in named if not exists(file)] == []
 
 
+@pytest.mark.slow
 def test_the_site_is_built_and_a_warning_would_be_an_error(tmp_path: Path) -> None:
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],

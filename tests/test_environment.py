@@ -37,6 +37,7 @@ cli.main()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("exported", "expected"), [({}, "1 1"), ({"OMP_NUM_THREADS": "2"}, "2 2")])
 def test_a_stage_computes_with_the_threads_of_params_or_with_those_that_the_user_exported(
     exported: dict[str, str], expected: str, project_root: Path, tmp_path: Path
@@ -77,6 +78,7 @@ else:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train vae", "evaluate vae", "calibrate", "benchmark", "flow retrain"])
 def test_the_share_is_set_before_torch_reads_it(command: str, project_root: Path) -> None:
     """torch counts its threads once; stages that all take every core are several times slower beside each other."""

@@ -57,6 +57,7 @@ def test_the_calibration_scores_are_what_the_detector_says_of_those_images(
     assert np.isclose(p_values(loaded.calibration, [np.inf])[0], 1 / (len(images) + 1))
 
 
+@pytest.mark.slow
 def test_declared_transformations_add_their_judge(project: tuple[Path, Params], tmp_path: Path) -> None:
     root, params = project
     again = tmp_path / "again"
@@ -85,6 +86,7 @@ def test_a_member_that_needs_a_declaration_is_refused_without_one(project: tuple
         calibrate(with_detector(params, members=("nonsense",)), root)
 
 
+@pytest.mark.slow
 def test_colour_images_are_detected_as_well(tmp_path: Path) -> None:
     params = make_project(tmp_path, ROOT / "params.yaml", channels=3)
     calibrate(params, tmp_path)

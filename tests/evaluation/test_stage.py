@@ -27,6 +27,7 @@ def graph(tmp_path: Path) -> set[tuple[str, str]]:
         return {(a.addressing.split(":")[-1], b.addressing.split(":")[-1]) for a, b in repo.index.graph.edges}
 
 
+@pytest.mark.slow
 def test_the_report_waits_for_every_model_and_for_the_data_checks(graph: set[tuple[str, str]]) -> None:
     models = [*yaml.safe_load((TOP / "params.yaml").read_text())["models"], "eighth"]
     awaited = {after for before, after in graph if before == "report"}

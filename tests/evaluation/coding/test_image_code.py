@@ -112,6 +112,7 @@ def test_a_file_that_is_something_else_or_missing_is_refused(tmp_path: Path) -> 
         read_code(tmp_path / "y")
 
 
+@pytest.mark.slow
 def test_another_model_than_the_coder_is_refused_by_the_decoding_process(
     coded: tuple[Path, Path], tmp_path: Path
 ) -> None:

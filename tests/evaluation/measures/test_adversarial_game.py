@@ -55,6 +55,7 @@ def test_the_value_under_the_best_discriminator_is_minus_log_4_plus_twice_the_je
     assert value == pytest.approx(-math.log(4) + 2 * float(divergence), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_value_falls_to_minus_log_4_as_the_generator_approaches_the_data() -> None:
     values = []
     for share in (0.0, 0.5, 0.9, 1.0):
@@ -65,6 +66,7 @@ def test_the_value_falls_to_minus_log_4_as_the_generator_approaches_the_data() -
     assert values[-1] == pytest.approx(-math.log(4), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_playing_the_game_brings_the_generator_to_the_data_and_the_value_to_minus_log_4() -> None:
     rows = play(DATA, seed=1)
     assert rows[0]["distance"] > 0.1

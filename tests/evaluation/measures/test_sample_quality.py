@@ -45,6 +45,7 @@ def test_real_images_are_of_far_better_quality_than_noise(
     assert float(found["real"]["fid_floor"]) > 0
 
 
+@pytest.mark.slow
 def test_without_labels_the_network_learns_rotations_and_everything_that_needs_none_still_runs(
     with_classifier: tuple[Params, Path], project: Path, context_of: Callable[..., Context]
 ) -> None:

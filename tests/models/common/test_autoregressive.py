@@ -152,6 +152,7 @@ def test_loss_is_the_mean_of_bits_per_dimension(family: str) -> None:
     assert logged["bits_per_dim"].item() == pytest.approx(bits.item())
 
 
+@pytest.mark.slow
 def test_a_short_training_lowers_the_loss(family: str) -> None:
     model, x = model_of(family).float(), images(8, 1) // 2
     optimizer = torch.optim.Adam(model.parameters(), 1e-2)

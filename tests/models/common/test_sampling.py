@@ -112,6 +112,7 @@ def test_given_rows_are_kept_and_the_rest_follows_as_in_the_naive_loop(family: s
         assert torch.equal(cached[:, :, :rows], given[:, :, :rows])
 
 
+@pytest.mark.slow
 def test_in_float32_the_images_are_the_naive_loops_but_for_rounding(family: str) -> None:
     cached, naive = both(model_of(family, size=12, dtype=torch.float32), 24)
     assert (cached == naive).float().mean().item() >= 0.999
