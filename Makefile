@@ -37,7 +37,7 @@ lint: .venv/ready-dev
 
 docs: .venv/ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
-	@echo "open var/site/index.html"
+	@echo "open var/site/index.html; for its search: $(BIN)/python -m http.server --directory var/site"
 
 format: .venv/ready-dev
 	$(BIN)/ruff format .

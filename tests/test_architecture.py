@@ -162,11 +162,14 @@ def test_nothing_loads_a_pickle_or_runs_text_as_code() -> None:
     assert guilty == []
 
 
-def test_jinja_escapes_what_it_is_given() -> None:
-    for path in modules().values():
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Environment"):
-                assert any(keyword.arg == "autoescape" for keyword in node.keywords), f"{path}:{node.lineno}"
+def test_all_pages_share_one_jinja_environment_which_escapes() -> None:
+    made = [
+        (name, "autoescape=True" in ast.unparse(node))
+        for name, path in modules().items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Environment")
+    ]
+    assert made == [("densitywatch.templates", True)]
 
 
 def wing_of(module: str) -> int:

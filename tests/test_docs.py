@@ -33,7 +33,7 @@ SUFFIXES = (".py", ".j2", ".css", ".ipynb")
 """Files of these kinds are in git wherever they are named."""
 QUIET = {"NO_MKDOCS_2_WARNING": "1"}
 """mkdocs-material's advertisement of its successor."""
-MADE = {"mine.yaml", "NAME.py", "summary.py"}
+MADE = {"mine.yaml", "summary.py"}
 """Files that a guide tells its reader to write."""
 
 
@@ -78,7 +78,8 @@ def paths_in(spans: list[str]) -> Iterator[str]:
     for span in spans:
         for word in span.split():
             name = re.sub(r":\d+(-\d+)?$", "", word.strip("'\"(),;"))
-            if not re.fullmatch(r"[\w.][\w./-]*", name) or Path(name).name in MADE:
+            placeholder = re.search(r"(?<![A-Z])(NAME|WING)(?![A-Z])", name)
+            if placeholder or not re.fullmatch(r"[\w.][\w./-]*", name) or Path(name).name in MADE:
                 continue
             top, _, below = name.partition("/")
             if (below and top in SOURCES) or name.endswith(SUFFIXES):

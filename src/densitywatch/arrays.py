@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
-"""Images in memory, (B, C, H, W); `data.reading.Images` are images in memory or on disk."""
+"""uint8 images in memory, (B, C, H, W); `data.reading.Images` are images in memory or on disk."""
 Floats = NDArray[np.floating[Any]]
 """Real numbers of 32 or 64 bits."""
 Arrays = dict[str, NDArray[Any]]

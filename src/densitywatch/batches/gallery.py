@@ -19,11 +19,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from densitywatch.arrays import Pixels
 from densitywatch.batches.results_folder import GALLERY, SCORES
 from densitywatch.batches.scorer import Scorer
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.encoding import as_pillow, png
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Pixels, at_size, resized
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
 from densitywatch.errors import DataError, ModelError
 from densitywatch.pages import pictures
 

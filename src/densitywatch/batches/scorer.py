@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from densitywatch.arrays import Floats
-from densitywatch.data.reading import Pixels, stored_size
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.data.reading import stored_size
 from densitywatch.detector.detector import load
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.labels import by_bayes, nats_by_label

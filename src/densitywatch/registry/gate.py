@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import open_split
-from densitywatch.data.reading import Pixels, at_size, images_at_once, images_within, stored_size
+from densitywatch.data.reading import at_size, images_at_once, images_within, stored_size
 from densitywatch.detector import detector
 from densitywatch.errors import DensitywatchError
 from densitywatch.evaluation.measures import sample_quality

@@ -20,9 +20,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densitywatch.arrays import Pixels
 from densitywatch.data.decoding.images import Resize, decode_image
 from densitywatch.data.encoding import png
-from densitywatch.data.reading import Pixels, images_at_once, resized, stored_size
+from densitywatch.data.reading import images_at_once, resized, stored_size
 from densitywatch.detector import conformal, detector
 from densitywatch.errors import DataError
 from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor, Sampler, takes_labels
