@@ -19,8 +19,10 @@ run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
 	@$(BIN)/python -m pipelines retrain
 
+# in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
+WORKERS := 2
 test: .venv/ready-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 # the markers are those of pyproject.toml; what has become slow shows at the end
 test-fast: .venv/ready-dev
@@ -34,15 +36,15 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 
 docs: .venv/ready-dev
-	$(BIN)/python -m mkdocs build --quiet
-	@echo "open var/site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "open var/site/index.html; for its search: $(BIN)/python -m http.server --directory var/site"
 
 format: .venv/ready-dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 bench: .venv/ready
-	@for file in benchmarks/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
+	@for file in benchmarks/*/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
 # other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100
 up: .venv/ready

@@ -22,7 +22,7 @@ TRACEBACK = Path("var") / "log" / "traceback.txt"
 def main(arguments: list[str]) -> int:
     """Run the flow that is named; returns the exit code: 0 done, 1 a failure named in one line, 2 wrong usage.
 
-    Stopped by Ctrl-C, SIGTERM or SIGHUP the process ends with 130, 143 or 129.
+    A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
     flow = arguments[0] if arguments else "retrain"
     if flow not in FLOWS or len(arguments) > 1:
@@ -91,23 +91,23 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
 def _settle(root: Path) -> None:
     """Have a server to talk to: the user's, that of `make up`, or one that ends with this process."""
     address = prefect_home.settle(root)
-    where = f"at {address}" if address else "of its own while this runs (`make up` starts one that stays)"
+    where = f"at {address}" if address else "for this run alone (`make up` starts one that stays)"
     print(f"Prefect: a server {where}", flush=True)
     if address is None:
         server.start_temporary(root)
 
 
 def _unforeseen(error: Exception, root: Path) -> str:
-    """One line for an error that is not ours; where it came from stands in a file."""
+    """One line for an error that is not ours; the traceback goes into a file."""
     file = root / TRACEBACK
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    said = (str(error).strip() or "no word said").splitlines()[0][:300]
-    return f"{type(error).__name__}: {said}; where it came from stands in {file}"
+    said = (str(error).strip() or "no message").splitlines()[0][:300]
+    return f"{type(error).__name__}: {said}; the traceback is in {file}"
 
 
 class _OneLine(logging.Filter):
-    """An error is one sentence: Prefect's log shows it without a traceback; one that is not ours has it in a file."""
+    """Drops tracebacks from Prefect's log. An error that is not ours has its traceback in a file."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.exc_info = record.exc_text = None

@@ -1,7 +1,7 @@
-"""What `make up` puts into Prefect's server, and how it leaves alone what a person has set there since.
+"""What `make up` puts into Prefect's server, without changing what a person has set there.
 
-A value of params.yaml takes effect when it is new in the file (var/deployed.json has the one of before): an edited
-`inbox.cron` moves the schedule, and a schedule that was paused, moved or deleted in Prefect's page stays so otherwise.
+A value of params.yaml takes effect when it differs from the last one, which is in var/deployed.json. So an edited
+`inbox.cron` moves the schedule. Otherwise a schedule that a person paused, moved or deleted in Prefect's page stays so.
 Tags, limits, parameters and the work pool are set once, when they are made.
 """
 
@@ -33,7 +33,7 @@ SILENT_AFTER = timedelta(seconds=150)  # five heartbeats
 
 
 def deploy(root: Path, params: Params) -> None:
-    """The work pool, the device limit, the watch over silent runs, and the flows of prefect.yaml; twice is once.
+    """Make or update the work pool, the device limit, the automation for silent runs and the flows of prefect.yaml.
 
     Raises ServiceFailed when Prefect refuses one.
     """
@@ -75,7 +75,7 @@ def _keep_device_limit(client: SyncPrefectClient, slots: int, before: int | None
 def _keep_code(
     client: SyncPrefectClient, found: DeploymentResponse, entrypoint: str, pull_steps: list[dict[str, Any]]
 ) -> None:
-    """Point a deployment to this checkout's code: its folder may have moved, its flow have new parameters."""
+    """Point a deployment to this checkout's code: the folder may have moved, the flow may have new parameters."""
     from prefect.client.schemas.actions import DeploymentUpdate
     from prefect.utilities.callables import parameter_schema_from_entrypoint
 
@@ -86,7 +86,7 @@ def _keep_code(
 
 
 def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
-    """The steps of prefect.yaml as `prefect deploy` stores them, with this folder in the place of its variable."""
+    """The steps of prefect.yaml as `prefect deploy` stores them: the variable is replaced by this folder."""
     filled = json.loads(json.dumps(steps))
     for step in filled:
         for inputs in step.values():
@@ -112,7 +112,7 @@ def _keep_schedule(client: SyncPrefectClient, found: DeploymentResponse, cron: s
 
 
 def watch_silent_runs(client: SyncPrefectClient, within: timedelta = SILENT_AFTER) -> None:
-    """Runs that stop giving signs of life are crashed, or a killed worker's slots would stay taken (Prefect's docs)."""
+    """Mark a run as crashed when its heartbeats stop: a killed worker's slots would stay taken (Prefect's docs)."""
     from prefect.automations import Automation
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
@@ -143,10 +143,10 @@ def watch_silent_runs(client: SyncPrefectClient, within: timedelta = SILENT_AFTE
 
 
 def settle_runs() -> None:
-    """Say of each run of the worker, which has ended, what became of it.
+    """Set the state of each run that the worker held when it ended.
 
-    One that was handed over and had not begun waits for the next worker; one that was running has crashed. Prefect's
-    worker says neither as it ends: such a run would stay "Submitting" for good and hold its deployment's only place.
+    A run that had not begun is scheduled again; one that was running has crashed. Prefect's worker sets neither: a
+    run would stay "Submitting" for ever and hold the only place of its deployment.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
@@ -158,7 +158,7 @@ def settle_runs() -> None:
         for run in client.read_flow_runs(
             flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": left}}})
         ):
-            if run.deployment_id is None or run.state is None:  # a person's own, by hand
+            if run.deployment_id is None or run.state is None:  # started by a person, without a worker
                 continue
             state: State[None]
             if run.state.type == StateType.PENDING:

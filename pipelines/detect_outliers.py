@@ -1,7 +1,7 @@
-"""The scheduled job: scores every new batch of the inbox with the champion detector and says what it found.
+"""The scheduled job: score every new batch of the inbox with the champion detector and report what it found.
 
-Scoring a batch twice, two jobs at once, or a job started again after a kill end in the same results: they depend on the
-batch and the detector alone, and appear by rename.
+Results depend on the batch and the detector alone, and appear by rename. So a batch scored twice, two jobs at once, or
+a job started again after a kill give the same results.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ CHAMPION: Any = "models:/densitywatch-detector@champion"
 def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> list[dict[str, Any]]:
     """Score the inbox's new batches, or those named in `batches` whether new or not; returns their summaries.
 
-    A batch that cannot be scored does not keep the others waiting; it is named when all are done.
+    A batch that cannot be scored does not stop the others; it is named when all are done.
 
-    It may run beside `retrain`: it changes nothing that DVC tracks.
+    It may run while `retrain` runs: it changes nothing that DVC tracks.
 
     Raises DataError naming the batches that failed, or those asked for that are not there.
     """
@@ -69,7 +69,7 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
             summaries.append(named(batch, params, root))
         except (DensitywatchError, OSError) as error:
             failures.append(f"{batch.name} ({error})")
-        except Exception as error:  # whatever one batch brings up, the others are not kept waiting by it
+        except Exception as error:  # one batch never stops the others
             get_run_logger().error("%s: %s", visible(batch.name), visible(one_line(error)), exc_info=True)
             failures.append(f"{batch.name} ({type(error).__name__}: {one_line(error)})")
     if summaries:
@@ -81,26 +81,26 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
 
 
 def stand_ins(params: Params, root: Path) -> list[str]:
-    """What is to be said where the watch has to do without a champion's alias or files."""
+    """A warning for each champion whose alias or files are gone, so that another version takes its place."""
     if not isinstance(CHAMPION, str):
         return []
     from densitywatch.registry import versions as registry
 
     said = []
     for name in filter(None, ("detector", params.inbox.labels)):
-        with suppress(DensitywatchError):  # a batch that cannot be scored at all says why by itself
+        with suppress(DensitywatchError):  # scoring itself raises the reason
             said.append(registry.stand_in(name, params, root))
     return [note for note in said if note]
 
 
 @task(name="score", cache_policy=NO_CACHE)
 def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
-    """Score one batch under a device slot, note it in MLflow, leave a page about it in Prefect, and check it.
+    """Score one batch under a device slot, log it in MLflow, leave a page about it in Prefect, and check it.
 
-    The batch is done when all of that is: a job that was killed after the results stood is taken up by the next one,
-    which finds them and does the rest.
+    The batch is done when all of that is done. If a job is killed after the results are written, the next job finds
+    them and does the rest.
 
-    Raises ValidationFailed when the batch as a whole breaks an expectation; its results stand all the same.
+    Raises ValidationFailed when the batch as a whole breaks an expectation; its results are kept.
     """
     from densitywatch.batches.checks import validate_batch
     from densitywatch.batches.results_folder import note_run
@@ -122,13 +122,13 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)
-    finally:  # a batch that breaks an expectation is done as well, and was named
+    finally:  # a batch that breaks an expectation is done too
         note_run(Path(summary["folder"]), listing=batch.listing)
     return summary
 
 
 def gallery_text(folder: Path) -> str:
-    """The least usual images as one picture inside the text: Prefect's server has no place for files."""
+    """The most outlying images as one picture inside the text: Prefect's server stores no files."""
     from densitywatch.batches.gallery import contact_sheet
 
     sheet = contact_sheet(folder)
@@ -139,7 +139,7 @@ def gallery_text(folder: Path) -> str:
 
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
-    """What one line of a table says of a batch; names from the outside are text, never markup."""
+    """One row of a table about batches; names from outside are text, never markup."""
     figures = ("files", "scored", "quarantined", "outliers", "false_discovery_rate", "drift_p_value")
     return {"batch": _text(str(summary["batch"]))} | {key: summary[key] for key in figures}
 

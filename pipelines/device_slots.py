@@ -1,4 +1,4 @@
-"""A slot of the device: a limit on Prefect's server, taken with a lease, and the line of those who wait for it."""
+"""Device slots: a limit on Prefect's server, taken with a lease, and the order in which stages wait for it."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from pipelines.prefect_text import first_line
 
 DEVICE_LIMIT = "gpu"
 LEASE = 90.0
-"""Seconds after which the slot of a flow that was killed is free again; a living one renews it."""
+"""Seconds after which the slot of a killed flow is free again; a flow that runs renews its lease."""
 RENEWED_EVERY = 20.0
-"""Seconds between renewals: a server may be away for a minute before a living flow loses its slot."""
+"""Seconds between renewals: the server may be down for a minute before a running flow loses its slot."""
 TRIES = 9
-"""How often a server that does not answer well is asked for a slot: about eight minutes in all."""
+"""Number of times that a failing server is asked for a slot: about eight minutes in all."""
 GATHER = 1.5
-"""Seconds in which stages that become ready together join the line."""
+"""Seconds to wait for stages that become ready at the same time, before the first in order takes its slot."""
 
 _held: set[UUID] = set()
-"""The leases of this process: as long as it has one, a temporary server's slots are not all free."""
+"""The leases of this process: while it has one, the slots of a temporary server are not reset."""
 
 
 class Turn:
-    """Whose turn it is at the device: of those who wait the one that comes first in `order`, one after the other.
+    """Who takes the next device slot: of the stages that wait, the first one in `order`.
 
-    Until `everyone` is set, at most `places` of those who ask are there at once.
+    Until `everyone` is set, at most `places` stages have their turn at once.
     """
 
     def __init__(self, places: int, order: Sequence[str] = ()) -> None:
@@ -49,7 +49,7 @@ class Turn:
 
     @contextmanager
     def taken(self, name: str) -> Iterator[None]:
-        """Wait in line, and then for a place or for everyone's turn. Raises Stopped when this process is to stop."""
+        """Wait in line, and then for a place or for `everyone`. Raises Stopped when this process is to stop."""
         held = False
         own = (self.order.get(name, len(self.order)), name)
         with self.lock:
@@ -69,7 +69,7 @@ class Turn:
                 self.places.release()
 
     def next_please(self, name: str) -> None:
-        """`name` has its slot, or needs none any more."""
+        """Take `name` out of the line: it has its slot, or needs none."""
         with self.lock:
             self.line = [other for other in self.line if other[1] != name]
 
@@ -80,11 +80,11 @@ class Turn:
 
 @contextmanager
 def device_slot(needed: bool = True) -> Iterator[None]:
-    """A slot of the limit `gpu`: as many stages compute at once as it has slots, over all flows of this server.
+    """A slot of the limit `gpu`, which all flows of a server share: N slots let N stages compute at once.
 
-    A server that is busy is asked again; a slot that it does not take back comes back by itself after some time.
+    A busy server is asked again. A slot that could not be given back is free when its lease ends.
 
-    Raises StageFailed when the server does not answer well for minutes, Stopped when this process was told to stop.
+    Raises StageFailed when the server fails for minutes, Stopped when this process was told to stop.
     """
     if not needed:
         yield
@@ -107,15 +107,15 @@ def device_slot(needed: bool = True) -> Iterator[None]:
 
 
 def _renew(lease: UUID, given_back: threading.Event) -> None:
-    """Keep a slot while its flow lives. Prefect's own renewal gives up after three tries, a server's restart."""
+    """Renew a lease while its flow runs. Prefect's own renewal gives up after three tries, when a server restarts."""
     with get_client(sync_client=True) as client:
         while not given_back.wait(RENEWED_EVERY):
-            with suppress(Exception):  # a server that is away is asked again
+            with suppress(Exception):  # a server that is down is asked again
                 client.renew_concurrency_lease(lease, LEASE)
 
 
 def _take_slot() -> UUID:
-    """The lease of a slot, once one is free."""
+    """Wait for a free slot and return its lease."""
     tries = 0
     with get_client(sync_client=True) as client:
         while True:
@@ -140,7 +140,7 @@ def _take_slot() -> UUID:
 
 
 def _pause(seconds: float) -> None:
-    """Sleep, but no longer than until this process is told to stop."""
+    """Sleep, and raise Stopped as soon as this process is told to stop."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         stopping.stop_if_asked()
@@ -148,10 +148,10 @@ def _pause(seconds: float) -> None:
 
 
 def ensure_device_limit(slots: int = 1) -> None:
-    """Create the limit `gpu` where the server has none; one that a user has set on a server stays as it is.
+    """Create the limit `gpu` where the server has none. A limit that a user has set stays as it is.
 
-    A temporary server, which lives as long as this process, takes the number of params.yaml and starts
-    with all slots free: one that a killed run held comes back.
+    A temporary server ends with this process. It takes the number from params.yaml and starts with all slots free, so a
+    slot that a killed run held is free again.
     """
     with get_client(sync_client=True) as client:
         try:
@@ -160,7 +160,7 @@ def ensure_device_limit(slots: int = 1) -> None:
             with suppress(ObjectAlreadyExists):  # another flow was faster
                 client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=DEVICE_LIMIT, limit=slots))
             return
-        if server.is_temporary() and not _held:  # a flow within another finds its slots in use
+        if server.is_temporary() and not _held:  # a flow inside another one must not reset its slots
             client.update_global_concurrency_limit(
                 DEVICE_LIMIT, GlobalConcurrencyLimitUpdate(limit=slots, active_slots=0)
             )

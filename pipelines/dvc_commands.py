@@ -1,4 +1,4 @@
-"""DVC as a program: which stages are stale, run one stage, push and pull, and which remote there is."""
+"""DVC as a child process: find stale stages, run one, push and pull; and what its remote needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ADVICE = (
     "dvc config core.autostage",
     "Use `dvc push`",
 )
-"""What DVC says after each stage to people who type its commands one by one."""
+"""Lines of advice that DVC prints after each stage, for people who type its commands; they are not shown."""
 
 
 REMOTES = {
@@ -43,7 +43,7 @@ REMOTES = {
     "webdav": "dvc_webdav",
     "webdavs": "dvc_webdav",
 }
-"""Which module DVC reaches a remote with; http is always there."""
+"""The module that DVC needs for each kind of remote; the one for http is always installed."""
 
 
 class StageFailed(DensitywatchError):
@@ -68,10 +68,10 @@ def stale_stages(root: Path) -> set[str]:
 def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
     """Bring one stage up to date by `dvc repro --single-item`, passing each line of its output to `say`.
 
-    Stages next to each other may run at the same time: the lock of DVC is waited for. `--single-item` does not look
-    upstream; the caller keeps the order.
+    Several stages may run at once: each waits for DVC's lock. `--single-item` does not look upstream, so the caller
+    keeps the order.
 
-    Raises StageFailed with the stage's own last words, Stopped when this process was told to stop.
+    Raises StageFailed with the last line of the stage, Stopped when this process was told to stop.
     """
     lines: list[str] = []
     with _started([*_dvc("--wait-for-lock"), "repro", "--single-item", name], root) as process:
@@ -113,9 +113,9 @@ def default_remote(root: Path) -> str | None:
 
 
 def check_remote(remote: str | None) -> None:
-    """Say before a run, and not at its end, that DVC lacks a package for its remote.
+    """Check before a run, and not at its end, that DVC has the package for its remote.
 
-    Raises StageFailed, naming what to install.
+    Raises StageFailed, which says what to install.
     """
     scheme = (remote or "").partition("://")[0].lower()
     module = REMOTES.get(scheme)
@@ -130,21 +130,21 @@ def check_remote(remote: str | None) -> None:
 
 
 def holds_something(remote: str) -> bool:
-    """Whether it is worth asking a remote: an address elsewhere always, a folder when it is there and not empty."""
+    """Whether a pull can bring something: always from an address, from a folder when it is not empty."""
     return "://" in remote or (Path(remote).is_dir() and any(Path(remote).iterdir()))
 
 
 def child_environment() -> dict[str, str]:
-    """This process's environment, with this Python's `densitywatch` first on the path and output line by line."""
+    """This process's environment, with this Python's programs first on the path, and unbuffered output."""
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
     return {**os.environ, "PATH": programs, "PYTHONUNBUFFERED": "1"}
 
 
 def interrupt_waiting() -> None:
-    """Ctrl-C for every DVC whose stage has not begun; call it when this process was told to stop.
+    """Interrupt every DVC whose stage has not begun; call it when this process was told to stop.
 
-    One whose stage runs ends with it. One that writes down what a stage made is let be: it would leave half a dvc.lock.
-    Nothing starts after this: `stopping.asked` is looked at under the same lock.
+    A DVC whose stage runs ends with the stage. A DVC that records what a stage made is not interrupted: it would leave
+    half a dvc.lock. Nothing starts after this, because `stopping.asked` is checked under the same lock.
     """
     with _starting:
         for process in _running - _left_alone:
@@ -162,7 +162,7 @@ def _dvc(*options: str) -> list[str]:
 
 @contextmanager
 def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) -> Iterator[subprocess.Popen[str]]:
-    """A DVC that runs; in a session of its own, so that the terminal's Ctrl-C is this process's to pass on."""
+    """Run DVC in its own session, so that Ctrl-C in the terminal reaches this process alone."""
     with _starting:
         stopping.stop_if_asked()
         process: subprocess.Popen[str] = subprocess.Popen(  # noqa: S603
@@ -187,7 +187,7 @@ def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) ->
 
 
 def _last_line(lines: list[str]) -> str:
-    """What went wrong, out of a program's lines: the verb's own sentence, else its last words, else DVC's."""
+    """The reason of a failure, from a program's lines: our sentence, else the end of a traceback, else DVC's error."""
     said = [line.strip() for line in lines if line.strip()]
     for line in reversed(said):
         if line.startswith("densitywatch: "):
@@ -195,4 +195,4 @@ def _last_line(lines: list[str]) -> str:
     errors = [line.removeprefix("ERROR: ") for line in said if line.startswith("ERROR: ")]
     if any(line.startswith("Traceback (") for line in said):
         return [line for line in said if not line.startswith("ERROR: ")][-1]
-    return errors[-1] if errors else " ".join(" ".join(said).split())[:300] or "it ended without a word"
+    return errors[-1] if errors else " ".join(" ".join(said).split())[:300] or "it ended without a message"

@@ -1,4 +1,4 @@
-"""What a DVC that was killed leaves behind would stop or warn the next one: put right before a run begins."""
+"""Repairs, before a run, what a killed DVC leaves behind: it would stop the next one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ KEPT = Path("var") / "dvc.lock"
 
 
 def settle(root: Path) -> None:
-    """Put DVC's files right; call it while the project's run lock is held."""
+    """Repair DVC's files; call it while the project's run lock is held."""
     drop_dead_locks(root)
     mend_lock_file(root)
 
 
 def drop_dead_locks(root: Path) -> None:
-    """Take out of DVC's list of who reads and writes what the entries of processes that are gone."""
+    """Remove the entries of processes that are gone from DVC's list of who reads and writes which file."""
     path = root / ".dvc" / "tmp" / "rwlock"
     if not path.is_file():
         return
@@ -34,7 +34,7 @@ def drop_dead_locks(root: Path) -> None:
             held: dict[str, dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
             reading = {name: [entry for entry in by if _holds(entry)] for name, by in held.get("read", {}).items()}
             writing = {name: entry for name, entry in held.get("write", {}).items() if _holds(entry)}
-        except (ValueError, TypeError, AttributeError, KeyError):  # killed while it wrote: DVC would refuse to go on
+        except (ValueError, TypeError, AttributeError, KeyError):  # cut off by a kill: DVC would refuse to go on
             path.unlink()
             return
         kept = {"write": writing, "read": {name: by for name, by in reading.items() if by}}
@@ -43,7 +43,7 @@ def drop_dead_locks(root: Path) -> None:
 
 
 def mend_lock_file(root: Path) -> None:
-    """Keep a copy of a dvc.lock that can be read; put the copy in the place of one that a kill has cut off.
+    """Keep a copy of a dvc.lock that is whole; replace one that a kill has cut off by the copy.
 
     Raises DensitywatchError when there is no copy: git has the file as it was committed.
     """
@@ -62,7 +62,7 @@ def mend_lock_file(root: Path) -> None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether DVC will take the file: readable, and every stage with its command."""
+    """Whether DVC can use the file: it is readable, and every stage has its command."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         return isinstance(content, dict) and all("cmd" in stage for stage in (content.get("stages") or {}).values())
@@ -71,7 +71,7 @@ def is_whole(path: Path) -> bool:
 
 
 def _holds(entry: dict[str, Any]) -> bool:
-    """Whether the process of an entry lives and is DVC: its number may have gone to another since."""
+    """Whether the process of an entry runs and is DVC: another program may have its number by now."""
     try:
         return any("dvc" in part for part in psutil.Process(int(entry["pid"])).cmdline())
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Where Prefect keeps its things and which server a flow talks to; everything stays inside the project's `var/`."""
+"""Where Prefect keeps its files and which server a flow talks to; everything stays in the project's `var/`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def settle(root: Path) -> str | None:
     (root / "var" / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, not those above it
     for name, value in {
         "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
-        # who waits for a device looks again every second or two; by default it sleeps up to half a minute
+        # a stage that waits for a device asks again every second or two; the default is up to half a minute
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
-        # slots of a flow that died come back even when the server was restarted in between
+        # the slots of a dead flow are freed even when the server was restarted in between
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
         "PREFECT_RESULTS_PERSIST_BY_DEFAULT": "false",
@@ -42,16 +42,16 @@ def settle(root: Path) -> str | None:
 
 
 def prefect_address(root: Path) -> str | None:
-    """The API address that `make up` noted in var/, whether it still answers or not."""
+    """The API address that `make up` wrote into var/, whether it still answers or not."""
     note = root / "var" / "prefect.address"
     return note.read_text(encoding="utf-8").strip() if note.is_file() else None
 
 
 def login(root: Path) -> str:
-    """What this checkout's servers ask of everyone who talks to them, `user:password`; made at the first call.
+    """The `user:password` that this checkout's Prefect server asks for; made at the first call.
 
-    Without it any page in a browser, and any user of this machine, could have the worker run a command. It stands in a
-    file that its owner alone can read.
+    Without it any page in a browser, and any user of this machine, could make the worker run a command. Only the owner
+    of the file can read it.
     """
     file = root / LOGIN
     with suppress(OSError, UnicodeDecodeError):
@@ -65,7 +65,7 @@ def login(root: Path) -> str:
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that nobody but its owner can read, not even while it is written."""
+    """Write a file that only its owner can read, also while it is being written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial-{os.getpid()}")
     beside.unlink(missing_ok=True)
@@ -75,7 +75,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def answers(address: str, seconds: float = 2.0) -> bool:
-    """Whether an HTTP GET of `address`, on this machine, comes back well; no proxy is asked."""
+    """Whether an HTTP GET of `address`, on this machine, returns status 200; no proxy is used."""
     try:
         with build_opener(ProxyHandler({})).open(address, timeout=seconds) as response:
             return bool(response.status == 200)

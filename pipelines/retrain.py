@@ -28,17 +28,17 @@ from pipelines.up_to_date import note_up_to_date
 
 DEMO = "demo"
 WATCH = "calibrate"
-"""The stage that makes the detector: what the watch needs is trained, released and put to work before all else."""
+"""The stage that makes the detector. What the scheduled job needs is trained, released and used before all else."""
 
 
 @flow(name="retrain", flow_run_name="retrain")
 def retrain(root: Path = Path()) -> list[Step]:
-    """Bring everything up to date, in DVC's order, and let what passes the gate be champion.
+    """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
-    A rejected candidate does not fail the flow: it is named in the table that the flow leaves in Prefect. The demo
-    batch is scored again with the present champion, where the inbox has it; so are all new batches.
+    A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
+    scored again with the present champion; so are all new batches.
 
-    One at a time in a checkout: a deployment's run waits for another to end, any other start refuses.
+    One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
 
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
@@ -51,7 +51,7 @@ def retrain(root: Path = Path()) -> list[Step]:
 
 
 def _retrain(root: Path) -> list[Step]:
-    # the gate measures models in this process, beside the stages
+    # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
@@ -64,7 +64,7 @@ def _retrain(root: Path) -> list[Step]:
         steps.append(pull(root))
         stale = dvc_commands.stale_stages(root)
     if stale and any(block.training.compile for block in params.models.values()):
-        from densitywatch.devices import say_if_eager  # torch comes with it, and counts its threads then
+        from densitywatch.devices import say_if_eager  # imports torch, which counts its threads at that moment
 
         say_if_eager(params.device)
     stages = dvc_graph.read_graph(root)
@@ -79,7 +79,7 @@ def _retrain(root: Path) -> list[Step]:
     def release_model(name: str) -> None:
         released.append(_release(name, params, root, verdicts))
 
-    # labels come from one more champion, so then the watch waits for all models
+    # labels need one more champion, so the scheduled job then waits for all models
     early = {WATCH, "demo_batch"} <= names and params.inbox.labels is None
     steps += run_graph(
         root,
@@ -87,7 +87,7 @@ def _retrain(root: Path) -> list[Step]:
         stale,
         first=dvc_graph.with_ancestors(stages, {WATCH, "demo_batch"}) if early else frozenset(),
         then=put_on_watch if early else lambda: None,
-        # a model that is evaluated waits for no other
+        # a model is released as soon as it is evaluated
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
         order=[f"train@{name}" for name in params.models],
@@ -97,7 +97,7 @@ def _retrain(root: Path) -> list[Step]:
     if not early:
         steps.append(_release("detector", params, root, verdicts))
     leave_artifact(
-        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said of each candidate")
+        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
     )
     if remote:
         steps.append(push(root))
@@ -116,7 +116,7 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
 
 
 def _detect(params: Params, root: Path, *, demo: bool) -> Step:
-    """Score the new batches, and with `demo` the demo batch, scored or not."""
+    """Score the new batches; with `demo` also the demo batch, even if it has been scored."""
     with timed("detect outliers") as step:
         present = find_batches(params, root, now=time.time())
         wanted = [
@@ -130,12 +130,12 @@ def _detect(params: Params, root: Path, *, demo: bool) -> Step:
 
 @task(name="pull", cache_policy=NO_CACHE)
 def pull(root: Path) -> Step:
-    """Take from the DVC remote what it has for the present dvc.lock; what it has not is made afresh."""
+    """Take from the DVC remote what it has for the present dvc.lock; the rest is made again."""
     with timed("pull") as step:
         try:
             dvc_commands.run_dvc(root, "pull", "--allow-missing", "--run-cache")
         except dvc_commands.StageFailed as error:
-            get_run_logger().warning("%s; what is missing is made afresh", error)
+            get_run_logger().warning("%s; what is missing is made again", error)
             step.outcome = "nothing"
     return step
 
@@ -150,7 +150,7 @@ def push(root: Path) -> Step:
 
 @task(name="assert fresh", cache_policy=NO_CACHE)
 def assert_fresh(root: Path) -> None:
-    """Raises StageFailed when DVC finds a stage changed although every one has just been brought up to date."""
+    """Raises StageFailed when DVC still finds a changed stage after all have run."""
     left = dvc_commands.stale_stages(root)
     if left:
         raise dvc_commands.StageFailed(
@@ -160,7 +160,7 @@ def assert_fresh(root: Path) -> None:
 
 
 def release(name: str, params: Params, root: Path) -> dict[str, Any]:
-    """Register, gate and promote models/<name>; a champion that then cannot score an image gives its place back."""
+    """Register, gate and promote models/<name>; if the new champion cannot score an image, the old one is put back."""
     with transaction() as held:
         held.set("release", (name, params, root))
         version = register.with_options(task_run_name=verbatim(f"register {name}"))(name, params, root)
@@ -174,7 +174,7 @@ def release(name: str, params: Params, root: Path) -> dict[str, Any]:
 
 @task(name="register", cache_policy=NO_CACHE)
 def register(name: str, params: Params, root: Path) -> int:
-    """The version of the registry that holds models/<name>; the same bytes have one version."""
+    """Register models/<name> and return its version; equal bytes have one version."""
     from densitywatch.registry import versions as registry
 
     return registry.register(name, params, root)
@@ -182,7 +182,7 @@ def register(name: str, params: Params, root: Path) -> int:
 
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
-    """Whether the challenger is champion now and was not before, and what the gate said."""
+    """Ask the gate; return whether the challenger became champion, and the gate's reason."""
     from densitywatch.registry import versions as registry
 
     with device_slot():
@@ -193,7 +193,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
 
 @promote.on_rollback
 def put_back(held: Transaction) -> None:
-    """The champion before is champion again; the first of its name leaves none."""
+    """Make the previous champion champion again; where there was none, remove the alias."""
     from densitywatch.registry import versions as registry
 
     if held.get("promoted"):
@@ -203,7 +203,7 @@ def put_back(held: Transaction) -> None:
 
 @task(name="check", cache_policy=NO_CACHE)
 def check_champion(name: str, params: Params, root: Path) -> None:
-    """Load the champion from the registry as its users do and let it measure images once.
+    """Load the champion from the registry, as its users do, and let it measure two images.
 
     Raises DensitywatchError when it cannot.
     """

@@ -17,9 +17,9 @@ _HELD: set[Path] = set()
 
 @contextmanager
 def one_run_at_a_time(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the project's run lock; it goes with the process, however that ends. Taking it again inside is nothing.
+    """Hold the project's run lock; it ends with the process, even a killed one. A second call inside has no effect.
 
-    say: wait for the lock instead of raising, and tell this once why.
+    say: wait for the lock instead of raising; called once with the reason.
 
     Raises DensitywatchError when another run of this checkout holds it.
     """

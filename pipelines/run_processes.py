@@ -1,8 +1,8 @@
-"""The processes of a run: all that it starts inherits its mark, so the run itself, its watch or the next run ends them.
+"""The processes of a run. All inherit its mark, so that the run itself, its watch or the next run can end them.
 
-As a program, `run_processes.py MARK` is the watch: it waits until the run that started it is gone, however that came,
-and ends what is left of it. A mark goes through DVC and its shell to the stage, where an open file or a parent's number
-would not, and does not depend on the thread that started the stage.
+As a program, `run_processes.py MARK` is the watch: it waits until the run that started it is gone, even by a kill, and
+ends what is left of it. The mark is an environment variable: it passes through DVC and its shell to the stage, where an
+open file or a parent's number would not, and it does not depend on the thread that started the stage.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import psutil
 
 MARK = "DENSITYWATCH_RUN"
 GRACE = 4.0
-"""Seconds between being asked to end and being killed; a stage writes its checkpoint in them."""
+"""Seconds between asking a process to end and killing it; a stage writes its checkpoint in this time."""
 
 
 def new_mark(root: Path) -> str:
-    """This process and the project it runs: its number, when it started, and the folder."""
+    """A mark for this run: the number of this process, when it started, and the project's folder."""
     own = psutil.Process()
     return f"{own.pid} {own.create_time()} {root.resolve()}"
 
 
 def of_run(mark: str) -> list[psutil.Process]:
-    """The processes that the run with this mark has started, and those that they have."""
+    """All processes that the run with this mark has started, directly or not."""
     return [process for process, found in _marked() if found == mark]
 
 
 def left_behind(root: Path) -> list[psutil.Process]:
-    """The processes of this project's runs that are gone themselves."""
+    """Processes whose run, in this project, is gone."""
     found = []
     for process, mark in _marked():
         number, created, folder = mark.split(" ", 2)
@@ -44,7 +44,7 @@ def left_behind(root: Path) -> list[psutil.Process]:
 
 
 def end(find: Callable[[], list[psutil.Process]], seconds: float = GRACE) -> bool:
-    """Ask what `find` finds to end, kill what is there after `seconds`; whether nothing is left.
+    """Ask the processes that `find` returns to end, kill those left after `seconds`; return whether none is left.
 
     DVC is not asked: it ends when its stage does, and gives its locks back.
     """
@@ -65,8 +65,8 @@ def end(find: Callable[[], list[psutil.Process]], seconds: float = GRACE) -> boo
 
 
 def start_watch(mark: str) -> subprocess.Popen[bytes]:
-    """A process that outlives this one, if need be by a few seconds; kill it when the run has ended by itself."""
-    # -P: nothing beside this file can stand in for a module of the library
+    """Start the watch, which outlives this process by some seconds; kill it when the run has ended normally."""
+    # -P: no file next to this one can hide a module of the standard library
     return subprocess.Popen(  # noqa: S603
         [sys.executable, "-P", __file__, mark],
         env={name: value for name, value in os.environ.items() if name != MARK},
@@ -88,7 +88,7 @@ def _marked() -> Iterator[tuple[psutil.Process, str]]:
 def _alive(number: int, created: float) -> bool:
     with suppress(psutil.Error):
         process = psutil.Process(number)
-        # a clock that is set while they run moves these times by a little
+        # these times move a little when the clock is set
         return abs(process.create_time() - created) < 2 and process.status() != psutil.STATUS_ZOMBIE
     return False
 
@@ -98,5 +98,5 @@ def _is_dvc(process: psutil.Process) -> bool:
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # comes back when nobody holds the other end any more
+    sys.stdin.buffer.read()  # returns when no process holds the other end
     end(lambda: of_run(sys.argv[1]))

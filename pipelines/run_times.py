@@ -1,4 +1,4 @@
-"""How long each step took, and which share of a run went into training and evaluating."""
+"""How long each step of a run took, and the share of training and evaluating."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORK = ("train", "evaluate")
 
 @dataclass
 class Step:
-    """One step of a run: seconds are of the clock that `time.time` reads."""
+    """One step of a run; times are those of `time.time`."""
 
     name: str
     outcome: str
@@ -29,7 +29,7 @@ class Step:
 
     @property
     def is_work(self) -> bool:
-        """Training and evaluating are what a run is for; everything else is what that costs."""
+        """Whether the step trained or evaluated; everything else counts as overhead."""
         return self.name.partition("@")[0].partition("_")[0] in WORK and self.outcome == "ran"
 
 
@@ -42,7 +42,7 @@ def timed(name: str) -> Iterator[Step]:
 
 
 def work_seconds(steps: list[Step]) -> float:
-    """Wall seconds in which at least one training or evaluation was running (side by side counts once)."""
+    """Wall seconds in which at least one training or evaluation ran; two at once count once."""
     total, reached = 0.0, float("-inf")
     for step in sorted((step for step in steps if step.is_work), key=lambda step: step.started):
         total += max(0.0, step.ended - max(step.started, reached))

@@ -32,11 +32,11 @@ STOP_SECONDS = 10.0
 
 
 class ServiceFailed(DensitywatchError):
-    """A server did not start or does not answer."""
+    """A server did not start, or it does not answer."""
 
 
 class OwnPagesOnly:
-    """An ASGI application behind the two checks; everything that passes goes on to `app`."""
+    """An ASGI application that makes the two checks and hands on to `app` what passes."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -63,17 +63,17 @@ def _name(host: str) -> str | None:
 
 
 def command(port: int | str, *, temporary: bool = False) -> list[str]:
-    """The program to start: it ends with its parent when `temporary`."""
+    """The command line of the server; a `temporary` one ends with its parent."""
     return [sys.executable, "-m", "pipelines.server", str(port), *(["--temporary"] if temporary else [])]
 
 
 def variables(root: Path, port: int | str) -> dict[str, str]:
-    """What the server's own process has in its environment besides the caller's."""
+    """Variables that the server's process needs in addition to the caller's."""
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
         "PREFECT_SERVER_API_AUTH_STRING": prefect_home.login(root),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
-        "PREFECT_UI_API_URL": "/api",  # wherever the page was found, by either name or through a tunnel
+        "PREFECT_UI_API_URL": "/api",  # the page works under either name and through a tunnel
     }
 
 
@@ -86,7 +86,7 @@ def is_temporary() -> bool:
 
 
 def start_temporary(root: Path) -> str:
-    """A server for as long as this process lives, without a page; returns its API's address, which is in force then.
+    """Start a server without a page that ends with this process; set and return the address of its API.
 
     Raises ServiceFailed when it does not come up.
     """
@@ -103,7 +103,7 @@ def start_temporary(root: Path) -> str:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C is for the flow, which tells the server how it ended
+            start_new_session=True,  # Ctrl-C goes to the flow alone, which then tells the server how it ended
         )
     _TEMPORARY.append(process)
     atexit.register(stop_temporary)
@@ -118,7 +118,7 @@ def start_temporary(root: Path) -> str:
 
 
 def stop_temporary() -> None:
-    """End the server of `start_temporary`; does nothing when there is none."""
+    """End the server of `start_temporary`, if there is one."""
     while _TEMPORARY:
         process = _TEMPORARY.pop()
         process.terminate()
@@ -130,7 +130,7 @@ def stop_temporary() -> None:
 
 
 def end_with(parent: int) -> None:
-    """End this process when its parent has gone, however that ended; on every system."""
+    """End this process when its parent is gone, even by a kill; works on every system."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -156,7 +156,7 @@ def main(arguments: list[str]) -> int:
         port=int(arguments[0]),
         log_level="error" if temporary else "info",
         access_log=False,
-        timeout_graceful_shutdown=1 if temporary else 5,  # a run that is stopped has five seconds for all
+        timeout_graceful_shutdown=1 if temporary else 5,  # a stopped run has five seconds in all
     )
     return 0
 

@@ -1,7 +1,7 @@
-"""Processes that stay when the command that started them has ended: noted with id and start time, ended by name.
+"""The servers of `make up`: processes that outlive the command that started them.
 
-They stand in var/services.json, so that `make down` ends those processes and no others, also when an id has gone to
-another program since. Logs are in var/log.
+var/services.json has the id and start time of each, so that `make down` ends these processes and no others, even when
+another program has got the id since. Logs are in var/log.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _is_free(port: int) -> bool:
 def start(
     root: Path, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None
 ) -> subprocess.Popen[bytes]:
-    """Start a program that outlives this one, in a session of its own, and note it."""
+    """Start a program that outlives this one, in its own session, and note it in var/services.json."""
     log = root / "var" / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")]))
@@ -74,7 +74,7 @@ def start(
 
 
 def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) -> None:
-    """Wait for the noted process to answer, itself and not another program on its port.
+    """Wait until the noted process answers: that process, not another program on its port.
 
     Raises ServiceFailed when it has ended, does not answer in time, or another program answers for it.
     """
@@ -102,14 +102,14 @@ def _listens(process: psutil.Process, port: int) -> bool:
 
 
 def _last_words(log: Path) -> str:
-    """The last line of a log that says something; the frames that some programs draw around theirs say nothing."""
+    """The last line of a log that has a letter; the frames that some programs draw are left out."""
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip(" \t│|╭╮╰╯─") for line in lines if re.search(r"\w", line)]
-    return said[-1] if said else "no word said"
+    return said[-1] if said else "its log is empty"
 
 
 def end(process: psutil.Process) -> None:
-    """End a process that leads a session of its own with all that came from it, whatever session that is in."""
+    """End a process that leads its own session, and all its descendants, in whatever session they are."""
     with suppress(psutil.NoSuchProcess, ProcessLookupError):
         family = process.children(recursive=True)
         os.killpg(process.pid, signal.SIGTERM)
@@ -128,7 +128,7 @@ def _signal_all(those: list[psutil.Process], signal_one: Callable[[psutil.Proces
 
 
 def noted(root: Path) -> list[dict[str, Any]]:
-    """What was started and not yet ended, the first first."""
+    """What was started and not yet ended, in the order of the start."""
     try:
         found = read_json(root / NOTE)
     except (FileNotFoundError, DataError):
@@ -137,7 +137,7 @@ def noted(root: Path) -> list[dict[str, Any]]:
 
 
 def _is_entry(entry: object) -> bool:
-    """Whether an entry of the note, which may be damaged, names a process."""
+    """Whether an entry names a process; the file may be damaged."""
     return (
         isinstance(entry, dict)
         and type(entry.get("pid")) is int
@@ -148,7 +148,7 @@ def _is_entry(entry: object) -> bool:
 
 
 def find(entry: dict[str, Any]) -> psutil.Process | None:
-    """The process that was noted, unless it is gone or its number has gone to another since."""
+    """The noted process; None when it is gone, even if another program has its number by now."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(entry["pid"])
         if process.create_time() == entry["created"] and process.status() != psutil.STATUS_ZOMBIE:

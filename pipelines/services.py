@@ -22,7 +22,7 @@ PROFILES = Path("var") / "profiles.toml"
 
 
 def up(root: Path) -> None:
-    """Start what is not running yet, wait until it answers, deploy the flows, and print the addresses.
+    """Start what does not run yet, wait until it answers, deploy the flows, and print the addresses.
 
     Raises ServiceFailed, after stopping what it started, when something does not come up.
     """
@@ -59,12 +59,12 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> N
     if sqlite_path(store) is not None:
         _prepare_store(params, root)
         command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-        # job execution: nothing here uses it, and it starts more processes
+        # job execution is not used here, and it starts more processes
         without = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         service_processes.start(root, "mlflow", [*command, "--host", HOST, "--port", mlflow_port], without)
         addresses["MLflow"] = f"http://{HOST}:{mlflow_port}"
     service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
-    _tell_what_became_of_the_runs(root)  # of a worker that was killed, with the machine perhaps
+    _tell_what_became_of_the_runs(root)  # of a worker that was killed
     _deploy(root, params)
     worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
     service_processes.start(root, "worker", worker)
@@ -79,14 +79,14 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> N
 
 
 def _use(root: Path, address: str) -> None:
-    """Let this process and its children talk to the server of this checkout, whatever the user's own one is."""
+    """Let this process and its children talk to the server of this checkout, not to one that the user has set."""
     os.environ["PREFECT_API_URL"] = address
     os.environ["PREFECT_API_AUTH_STRING"] = prefect_home.login(root)
     prefect_home.settle(root)
 
 
 def down(root: Path) -> list[str]:
-    """Stop what `up` has started, and nothing else; returns the names of what was running."""
+    """Stop what `up` has started and nothing else; return the names of what ran."""
     noted = service_processes.noted(root)
     alive = {entry["name"]: process for entry in noted if (process := service_processes.find(entry)) is not None}
     for name in sorted(alive, key=("worker", "mlflow", "prefect").index):
@@ -106,12 +106,12 @@ def _tell_what_became_of_the_runs(root: Path) -> None:
 
         try:
             settle_runs()
-        except Exception as error:  # a server that has lost its database is ended all the same
+        except Exception as error:  # a server that has lost its database is ended too
             print(f"pipelines: the states of its runs could not be set: {error}", file=sys.stderr)
 
 
 def _deploy(root: Path, params: Params) -> None:
-    from pipelines.deployments import deploy  # imports prefect, whose settings stand from here on
+    from pipelines.deployments import deploy  # imports prefect, which reads its settings now
 
     deploy(root, params)
 

@@ -22,7 +22,7 @@ from pipelines.prefect_text import verbatim
 from pipelines.run_times import Step
 
 AGAIN_AFTER = [5.0, 30.0]
-"""Seconds before a step that reaches out of this machine, to a source or a remote, is tried again."""
+"""Seconds to wait before each new try of a step that needs another machine: a source or a remote."""
 
 
 def run_graph(
@@ -38,17 +38,18 @@ def run_graph(
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
-    A stage that `dvc status` found unchanged, and before which nothing ran, is skipped without asking DVC again.
-    One that fetches, after no other or after a look at what is there, is tried again when it fails.
+    A stage is skipped without asking DVC when `dvc status` found it unchanged and nothing before it ran. A stage that
+    fetches (it comes after none, or after `look` alone) is tried again when it fails.
 
-    first: stages that are wanted before all others; `then` is called when they are done. Until it has come back, one of
-    the `slots` is theirs, so that no long training keeps them waiting.
+    first: stages to run before all others; `then` is called when they are done. Until `then` returns, one of the
+    `slots` is reserved for them, so that they wait for no long training.
 
-    order: the stages that are to take their slots before others when they wait together, the first one first.
+    order: of the stages that wait for a slot at the same time, who takes it first.
 
-    later: what is called after that, one after the other, each as soon as its stages are done and none of them failed.
+    later: pairs of stages and a function. After `then`, each function is called once its stages are done and none
+    failed, one function at a time.
 
-    Raises StageFailed for the first stage, in that order, that failed; what does not depend on it still runs.
+    Raises StageFailed for the first stage, in the order of the graph, that failed; what does not depend on it runs.
     """
     turn = Turn(slots - 1, order)
     futures: dict[str, PrefectFuture[Step]] = {}
@@ -60,7 +61,7 @@ def run_graph(
             retries=len(AGAIN_AFTER) if not stage.always and set(stage.after) <= looks else 0,
             retry_delay_seconds=AGAIN_AFTER,
         )
-        # Prefect puts results in the place of futures, and takes a state's data for its result
+        # Prefect replaces futures by their results, and the result of a state is its data
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
         waits = None if stage.name in first else turn
         future = step.submit(stage, root, stale=stage.always or stage.name in stale, after=after, turn=waits)
@@ -74,7 +75,7 @@ def run_graph(
             then()
         turn.everyone.set()
         _call_when_done(futures, later)
-    except Exception as error:  # the others go on; it is raised when they are done
+    except Exception as error:  # raised when the other stages are done
         failure = error
     finally:
         turn.everyone.set()
@@ -94,14 +95,14 @@ def _call_when_done(
 ) -> None:
     waiting, done = list(calls), set[str]()
     for name, future in futures.items():
-        # what comes after a failure never gets a final state, and is done all the same
+        # a stage after a failed one never gets a final state, but it is done
         future.add_done_callback(partial(_note_done, done, name))
     while waiting:
         stopping.stop_if_asked()
         for call in [call for call in waiting if call[0] <= done]:
             waiting.remove(call)
             for name in call[0]:
-                futures[name].wait()  # takes the state from the task itself: the server hears of it later
+                futures[name].wait()  # takes the state from the task itself; the server gets it later
             if all(futures[name].state.is_completed() for name in call[0]):
                 call[1]()
         time.sleep(0.2)
@@ -115,7 +116,7 @@ def _note_done(done: set[str], name: str, _: PrefectFuture[Step]) -> None:
 def run_stage(
     stage: dvc_graph.Stage, root: Path, stale: bool, after: dict[str, Step], turn: Turn | None
 ) -> State[Step]:
-    """One stage, under a device slot if it computes there; the state's name says whether it ran."""
+    """Run one stage, with a device slot if it needs one; the state's name says whether it ran."""
     started = time.time()
     if not stale and all(step.outcome == "skipped" for step in after.values()):
         return _state(Step(stage.name, "skipped", started, time.time()))

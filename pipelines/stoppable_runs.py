@@ -1,6 +1,6 @@
-"""A run of a flow in this process: it can be stopped, and whatever ends it ends all that it started.
+"""A run of a flow in this process that can be stopped: when it ends, for any reason, so does all that it started.
 
-What is told to stop starts nothing more, gives its stages the time for a checkpoint, and is gone within five seconds.
+A run that is told to stop starts nothing more, gives its stages time for a checkpoint, and is gone within five seconds.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from densitywatch.errors import DensitywatchError
 from pipelines import dvc_commands, dvc_files, run_lock, run_processes, server
 
 LATEST = 4.7
-"""Seconds after which a process that was told to stop is gone, whatever Prefect still wants to tell its server."""
+"""Seconds after which a stopped process ends, even if Prefect has more to tell its server."""
 
 _current: str | None = None
 
 
 @contextmanager
 def one_run(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """The one run of this checkout that may change what DVC tracks, with DVC's own files in order.
+    """Hold the run lock, under which a run may change what DVC tracks, and repair DVC's files first.
 
-    say: wait for another run to end, and tell this why; by default DensitywatchError is raised.
+    say: wait for another run to end; called with the reason. By default DensitywatchError is raised.
     """
     with run_lock.one_run_at_a_time(root, say=say):
         dvc_files.settle(root)
@@ -39,13 +39,13 @@ def one_run(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator
 
 @contextmanager
 def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
-    """While it lasts, Ctrl-C, SIGTERM and SIGHUP end this process and all that it starts; inside another it is nothing.
+    """Inside the block, Ctrl-C, SIGTERM and SIGHUP end this process and all that it starts; nested, it has no effect.
 
-    What an earlier run has left behind is ended first. What this one leaves, should it be killed, its watch ends.
+    Processes that an earlier run left behind are ended first. If this run is killed, its watch ends what is left.
 
-    command: the process is the command that a person typed. Stopped, it ends here: one line and the exit code that
-    shells expect. Otherwise it ends by the exception; at the latest after five seconds where the process is one that
-    Prefect has started for this run.
+    command: whether this process is the command that a person typed. If so, a stop prints one line and exits with the
+    code that shells expect. If not, a stop raises Stopped; a process that Prefect started for this run ends after five
+    seconds at the latest.
     """
     global _current
     if _current is not None:
@@ -68,7 +68,7 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
                 if stopping.asked():
                     unwound.set()
                     if command:
-                        threading.Event().wait()  # the thread that ends this process is at it
+                        threading.Event().wait()  # another thread is ending this process
     finally:
         if not stopping.asked():
             watch.kill()
@@ -80,15 +80,15 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
 
 
 def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
-    """End all that the run has started, then this process, with one line."""
+    """End all that the run has started, print one line, and end this process."""
     since, stderr = time.monotonic(), sys.stderr
-    logging.disable()  # nobody asked what Prefect says of its own end
+    logging.disable()  # what Prefect logs about its own end is not shown
     sys.stderr = io.StringIO()
     dvc_commands.interrupt_waiting()
     gone = run_processes.end(partial(run_processes.of_run, mark))
     if (
         "PREFECT_API_URL" in os.environ and not server.is_temporary()
-    ):  # a server that stays: the run is to end there, and give its device slot back
+    ):  # the server stays, so the run must end there and give its device slot back
         unwound.wait(max(0.0, since + LATEST - time.monotonic()))
     left = "" if gone else "; these processes do not end: " + ", ".join(str(p.pid) for p in run_processes.of_run(mark))
     sys.stdout.flush()
@@ -97,10 +97,10 @@ def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
 
 
 def _end_flow(number: int, mark: str, unwound: threading.Event) -> None:
-    """End all that the flow has started; Prefect has the rest of the time to tell its server, and ends the process."""
+    """End all that the flow has started; the rest of the time is for Prefect to tell its server how the run ended."""
     since = time.monotonic()
     dvc_commands.interrupt_waiting()
     run_processes.end(partial(run_processes.of_run, mark))
-    if "PREFECT__FLOW_RUN_ID" in os.environ:  # nothing but this run lives in the process
+    if "PREFECT__FLOW_RUN_ID" in os.environ:  # this process exists for this run alone
         time.sleep(max(0.0, since + LATEST - time.monotonic()))
         os._exit(stopping.exit_code(number))

@@ -1,4 +1,4 @@
-"""Has anything changed since the last run that got to its end? Answered in the time of one `dvc status`."""
+"""Whether anything has changed since the last finished run; takes as long as one `dvc status`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ FILES = ("dvc.lock", "params.yaml")
 
 
 def is_up_to_date(root: Path) -> bool:
-    """Whether a run would do nothing: the last one got to its end, no stage is stale since, no batch waits, and
-    every champion's files are there.
+    """Whether a run would do nothing: the last one finished, no stage is stale since, no batch waits, and every
+    champion's files are there.
 
-    The source is looked at last: a batch never waits for it. Raises ParamsError when params.yaml cannot be used.
+    The source is looked at last, so that a batch never waits for it. Raises ParamsError when params.yaml is wrong.
     """
     params = load_params(root / "params.yaml")
     uri = tracking_uri(params, root)
@@ -41,7 +41,7 @@ def is_up_to_date(root: Path) -> bool:
 
 
 def note_up_to_date(root: Path) -> None:
-    """Leave the receipt of a run that got to its end."""
+    """Write the receipt of a run that finished."""
     write_whole(root / RECEIPT, json.dumps(_digests(root)) + "\n")
 
 
@@ -49,7 +49,7 @@ def _champions_stand(uri: str, root: Path) -> bool:
     follow_move(uri, root)
     try:
         lost = lost_champions(uri)
-    except sqlite3.Error:  # the run itself says what is wrong with it
+    except sqlite3.Error:  # the run itself reports what is wrong
         return False
     for name in lost:
         print(f"{name}: the champion's files are gone or altered", flush=True)

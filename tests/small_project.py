@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from densitywatch.detector.scores import networks
+from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
 from densitywatch.models.storage import save_model
 from densitywatch.models.vae import VAE
 from densitywatch.models.vae import Settings as VAESettings
@@ -56,7 +56,7 @@ def make_project(root: Path, params_file: Path, *, channels: int = 1, **detector
     panel.mkdir()
     np.save(panel / "mnist.npy", np.random.default_rng(9).integers(0, 256, (40, 1, 28, 28), dtype=np.uint8))
 
-    small = networks.small_density(_weights(channels))
+    small = load_small_density(_weights(channels))
     about = {"class_names": ("upper", "lower"), "about": {}}
     save_model(small, root / "models" / "pixelcnn", kind="pixelcnn", **about)
     torch.manual_seed(0)
@@ -69,7 +69,7 @@ def make_project(root: Path, params_file: Path, *, channels: int = 1, **detector
 def _weights(channels: int) -> dict[str, NDArray[Any]]:
     """Of the PixelCNN, trained once for all projects: the images are the same in each."""
     train, _ = bars(COUNTS["train"], 0, channels)
-    return networks.fit_small_density(train, channels=6, dilations=(1,), steps=60, mutation=0.0, seed=0)
+    return fit_small_density(train, channels=6, dilations=(1,), steps=60, mutation=0.0, seed=0)
 
 
 def with_detector(params: Params, *, channels: int = 1, **detector: object) -> Params:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ WINGS = (
 )
 """From the bottom to the top: a wing imports from those before it and never from one after it."""
 GROUND = (
+    "arrays",
     "devices",
     "environment",
     "errors",
@@ -91,6 +93,26 @@ def imports(node: ast.AST) -> Iterator[str]:
                 yield inner if inner in modules() else str(found.module)
 
 
+def names_of_programs(path: Path) -> Iterator[str]:
+    """Every module that a file runs by its name or hands on as a file.
+
+    `[..., "-m", "a.b"]`, "a.b:function" for a child process, and `with_name("b.py")` for what MLflow runs.
+    """
+    for found in ast.walk(tree(path)):
+        if isinstance(found, ast.List):
+            texts = [item.value if isinstance(item, ast.Constant) else None for item in found.elts]
+            for option, name in itertools.pairwise(texts):
+                if option == "-m":
+                    yield f"{name}.__main__" if f"{name}.__main__" in modules() else str(name)
+        elif isinstance(found, ast.Constant) and isinstance(found.value, str):
+            module, colon, _ = found.value.partition(":")
+            if colon and module in modules():
+                yield module
+        elif isinstance(found, ast.Call) and ast.unparse(found.func).endswith("(__file__).with_name"):
+            beside = path.with_name(ast.literal_eval(found.args[0]))
+            yield from (name for name, file in modules().items() if file == beside)
+
+
 def top_names(path: Path) -> set[str]:
     return {name.partition(".")[0] for name in imports(tree(path))}
 
@@ -140,11 +162,14 @@ def test_nothing_loads_a_pickle_or_runs_text_as_code() -> None:
     assert guilty == []
 
 
-def test_jinja_escapes_what_it_is_given() -> None:
-    for path in modules().values():
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Environment"):
-                assert any(keyword.arg == "autoescape" for keyword in node.keywords), f"{path}:{node.lineno}"
+def test_all_pages_share_one_jinja_environment_which_escapes() -> None:
+    made = [
+        (name, "autoescape=True" in ast.unparse(node))
+        for name, path in modules().items()
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Environment")
+    ]
+    assert made == [("densitywatch.templates", True)]
 
 
 def wing_of(module: str) -> int:
@@ -167,6 +192,14 @@ def arrows() -> dict[str, set[str]]:
     return found
 
 
+@cache
+def uses() -> dict[str, set[str]]:
+    """The arrows, and to what each module runs in another process."""
+    return {
+        name: others | (set(names_of_programs(modules()[name])) & modules().keys()) for name, others in arrows().items()
+    }
+
+
 def test_every_file_has_a_place() -> None:
     places = {name.split(".")[1] for name in modules() if "." in name}
     assert places == {*WINGS, *GROUND, *ENTRIES} - {"densitywatch"}
@@ -175,7 +208,7 @@ def test_every_file_has_a_place() -> None:
 def test_no_wing_imports_from_a_higher_one() -> None:
     upward = [
         f"{name} imports {other}"
-        for name, others in arrows().items()
+        for name, others in uses().items()
         for other in others
         if wing_of(other) > wing_of(name)
     ]
@@ -214,6 +247,41 @@ def test_no_private_name_crosses_a_room() -> None:
         if alias.name.startswith("_") and not alias.name.startswith("__")
     ]
     assert crossing == []
+
+
+def files_of_tests(height: int) -> list[Path]:
+    """The test files of a wing; the files on the ground and the entries are tested next to the wings' folders."""
+    if 0 < height <= len(WINGS):
+        return sorted((ROOT / "tests" / WINGS[height - 1]).rglob("*.py"))
+    return [path for path in sorted((ROOT / "tests").glob("*.py")) if path != Path(__file__).resolve()]
+
+
+def runs_anything(path: Path) -> bool:
+    """Whether a file has code to test: names of types alone have none."""
+    return path.name == "__init__.py" or any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef | ast.If) for node in tree(path).body
+    )
+
+
+def test_every_module_is_reached_by_the_tests_of_its_own_wing() -> None:
+    """A test file there imports it or runs it, or a module of the wing that is reached does."""
+    unreached = []
+    for height in range(len(WINGS) + 2):
+        inside = {name for name, path in modules().items() if wing_of(name) == height and runs_anything(path)}
+        waiting = {
+            name
+            for path in files_of_tests(height)
+            for name in [*imports(tree(path)), *names_of_programs(path)]
+            if name in inside
+        }
+        reached = set[str]()
+        while waiting:
+            name = waiting.pop()
+            reached.add(name)
+            faces = {name.rsplit(".", count)[0] for count in range(1, name.count("."))}  # run before what is in them
+            waiting |= (uses()[name] | faces) & inside - reached
+        unreached += sorted(inside - reached)
+    assert unreached == []
 
 
 def closure(start: set[str]) -> set[str]:

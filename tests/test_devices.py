@@ -1,15 +1,16 @@
-"""Where a stage computes: bfloat16 only where the processor has it."""
-
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
 
+import lightning_fabric
 import pytest
 import torch
 
+from densitywatch import devices
 from densitywatch.devices import usable_precision
+from densitywatch.errors import ParamsError
 from densitywatch.params import DeviceParams
 
 
@@ -28,3 +29,27 @@ def test_bfloat16_is_left_aside_where_it_would_be_emulated(monkeypatch: pytest.M
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert usable_precision("bf16-mixed", cpu) == "bf16-mixed"
     assert usable_precision("32-true", cpu) == "32-true"
+
+
+def test_a_compiler_that_works_is_used() -> None:
+    devices.compiler_problem.cache_clear()
+    assert devices.compiler_problem() is None
+    assert devices.should_compile(DeviceParams(accelerator="cpu"))
+
+
+def test_a_device_that_cannot_be_used_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**_: object) -> None:
+        raise RuntimeError("no such device\nhere")
+
+    monkeypatch.setattr(lightning_fabric, "Fabric", refuse)
+    with pytest.raises(
+        ParamsError, match=r"^device: accelerator 'cpu' with devices 1 cannot be used .*: no such device h"
+    ):
+        devices.start_fabric(DeviceParams(accelerator="cpu", devices=1, threads=1))
+
+
+def test_a_batch_of_another_size_takes_the_plain_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "compiled", lambda function: lambda x: function(x) + 100)
+    doubled = devices.compiled_for_batches(lambda x: x * 2, size=3)
+    assert doubled(torch.ones(3)).tolist() == [102, 102, 102]
+    assert doubled(torch.ones(2)).tolist() == [2, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from docs.scripts import architecture, cli_page, figures, files_page, hooks, params_page, python_page
+from docs.scripts import architecture, cli_page, figures, files_page, hooks
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -30,7 +31,9 @@ SOURCES = {"src", "pipelines", "tests", "docs", "benchmarks", "profiles", "examp
 """Folders whose files are in git: what docs name in them must be there. Others (models, reports) are made by a run."""
 SUFFIXES = (".py", ".j2", ".css", ".ipynb")
 """Files of these kinds are in git wherever they are named."""
-MADE = {"mine.yaml", "NAME.py", "summary.py"}
+QUIET = {"NO_MKDOCS_2_WARNING": "1"}
+"""mkdocs-material's advertisement of its successor."""
+MADE = {"mine.yaml", "summary.py"}
 """Files that a guide tells its reader to write."""
 
 
@@ -75,7 +78,8 @@ def paths_in(spans: list[str]) -> Iterator[str]:
     for span in spans:
         for word in span.split():
             name = re.sub(r":\d+(-\d+)?$", "", word.strip("'\"(),;"))
-            if not re.fullmatch(r"[\w.][\w./-]*", name) or Path(name).name in MADE:
+            placeholder = re.search(r"(?<![A-Z])(NAME|WING)(?![A-Z])", name)
+            if placeholder or not re.fullmatch(r"[\w.][\w./-]*", name) or Path(name).name in MADE:
                 continue
             top, _, below = name.partition("/")
             if (below and top in SOURCES) or name.endswith(SUFFIXES):
@@ -134,7 +138,7 @@ def keys_of_params() -> set[str]:
     for block in params["models"].values():
         add(block, "")
     section = ""
-    for line in params_page.page().splitlines():
+    for line in pages()["reference/params.md"].splitlines():
         if title := re.match(r"#+ (?:Settings of kind )?([\w.]+)$", line):
             section = title[1].replace("models.NAME.", "")
         elif row := re.match(r"\| `(\w+)` \|", line):
@@ -220,19 +224,28 @@ def test_every_model_of_the_default_profile_has_a_page_with_its_figures() -> Non
         assert f"{size} x {size}" in shown, name
 
 
+@cache
+def pages() -> dict[str, str]:
+    """The pages that are made from the code."""
+    return hooks.generated()
+
+
 def test_the_reference_has_every_verb_every_key_every_column_and_every_metric() -> None:
     from densitywatch.batches.chunks import RESULTS
 
-    assert all(f"\n## {verb}\n" in cli_page.page() for verb in cli_page.verbs())
+    assert all(f"\n## {verb}\n" in pages()["reference/cli.md"] for verb in cli_page.verbs())
     params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))
-    page = params_page.page()
+    page = pages()["reference/params.md"]
     for block, values in params.items():
         assert f"\n## {block}\n" in page
         inner = values if isinstance(values, dict) and block != "models" else {}
         assert all(f"| `{key}` |" in page or f"### {block}.{key}\n" in page for key in inner), block
-    files = files_page.page()
+    files = pages()["reference/files.md"]
     assert all(f"| `{name}` |" in files for name in [*RESULTS.names, *files_page.metric_keys()])
-    assert "load_model(where: str)" in python_page.page()
+    assert "load_model(where: str)" in pages()["reference/python.md"]
+    assert [
+        name for name in ("cli", "params", "files", "python") if "| None |" in pages()[f"reference/{name}.md"]
+    ] == []
 
 
 def test_the_picture_of_the_architecture_is_what_its_script_draws_and_names_files_that_exist() -> None:
@@ -245,6 +258,7 @@ def test_the_site_is_built_and_a_warning_would_be_an_error(tmp_path: Path) -> No
     built = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
+        env=os.environ | QUIET,
         capture_output=True,
         text=True,
     )
@@ -263,7 +277,11 @@ def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     kept = {key: config[key] for key in ("site_name", "strict", "validation", "theme")}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-m", "mkdocs", "build", "--quiet"],
+        cwd=tmp_path,
+        env=os.environ | QUIET,
+        capture_output=True,
+        text=True,
     )
     assert built.returncode != 0
     assert "nowhere.md" in built.stderr

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from densitywatch.errors import DataError
-from densitywatch.files import file_digest, read_json, whole_folder, write_whole
+from densitywatch.files import content_digest, file_digest, read_json, whole_folder, write_whole
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -115,3 +115,12 @@ def test_what_is_read_back_is_whole_json_or_one_sentence(tmp_path: Path, content
         read_json(tmp_path)
     with pytest.raises(FileNotFoundError):
         read_json(tmp_path / "none")
+
+
+def test_the_digest_of_a_folder_knows_names_and_bytes(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    first = content_digest(tmp_path)
+    (tmp_path / "a").write_text("2")
+    second = content_digest(tmp_path)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, content_digest(tmp_path)}) == 3

@@ -29,6 +29,7 @@ def test_what_a_terminal_would_obey_is_shown_by_its_code_and_once() -> None:
     shown = visible(EVIL + "\u2028\u2066\udcff")
     assert shown == "a\\x1b]0;owned\\x07\\x1b[2Jb\\r\\x9b31mc\\u202ed\\x85e\\u2028\\u2066\\udcff"
     assert visible(shown) == shown
+    assert visible("a\nb\u200b") == "a\\nb\\u200b"
     assert visible("grün 例 🙂") == "grün 例 🙂"
 
 

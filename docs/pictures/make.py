@@ -1,6 +1,6 @@
 """Make the pictures of README and docs from what `make run` left: `.venv/bin/python docs/pictures/make.py`.
 
-    docs/pictures/report.webp         the demo batch's report in a browser
+    docs/pictures/report.webp         the demo batch's report in a browser: its head and the first flagged images
     docs/pictures/family.webp         real images, and a row of images from each model
     docs/pictures/samples/NAME.webp   one model's row, for its page
     examples/tour.ipynb               the notebook, run again, with its outputs
@@ -33,10 +33,34 @@ HERE = Path(__file__).resolve().parent
 COLUMNS = 10
 CELL, GAP = 56, 3
 """Pixels of an image in a row, and between two images."""
-NAMES = 190
+NAMES = {
+    "real_images": "real images",
+    "pixelcnn": "PixelCNN",
+    "pixelrnn": "PixelRNN",
+    "conditional_pixelcnn": "conditional PixelCNN",
+    "vae": "VAE",
+    "autoencoder": "autoencoder",
+    "gan": "GAN",
+    "dcgan": "DCGAN",
+    "conditional_gan": "conditional GAN",
+}
+"""The rows of family.webp from the top; models with other names come below."""
+MARGIN = 190
 """Pixels for the names at the left of family.webp."""
-WINDOW = {"width": 1000, "height": 1180}
-"""What report.webp shows of the page."""
+WINDOW = {"width": 1080, "height": 900}
+"""Pixels of the browser's page: four cards side by side."""
+CARDS = 4
+"""Flagged images in report.webp."""
+SHORTENED = """cards => {
+  for (const left of document.querySelectorAll("main > .panel, main > .tools")) {
+    if (left.previousElementSibling.tagName === "H2" && left.matches(".panel")) left.previousElementSibling.remove();
+    left.remove();
+  }
+  const all = [...document.getElementById("gallery").children];
+  all.slice(cards).forEach(card => card.remove());
+  return Math.ceil(document.getElementById("gallery").getBoundingClientRect().bottom);
+}"""
+"""Takes histogram and filters from the page, keeps the first cards, and says where they end."""
 SEED = 1
 
 
@@ -46,11 +70,11 @@ def main() -> None:
     parser.add_argument("--tour", type=Path, default=HERE.parents[1] / "examples" / "tour.ipynb", help="the notebook")
     asked = parser.parse_args()
     root = Path.cwd()
-    rows = family(root)
-    for name, images in rows.items():
-        save(asked.out / "samples" / f"{name}.webp", strip(images), lossless=True)
-    save(asked.out / "family.webp", sheet(rows), lossless=True)
-    save(asked.out / "report.webp", report(root / "data" / "outliers" / "demo" / "report.html"), lossless=False)
+    strips = {name: strip(images) for name, images in family(root).items()}
+    for name, row in strips.items():
+        save(asked.out / "samples" / f"{name}.webp", row)
+    save(asked.out / "family.webp", sheet(strips))
+    save(asked.out / "report.webp", report(root / "data" / "outliers" / "demo" / "report.html"))
     run_tour(asked.tour, root)
 
 
@@ -87,21 +111,21 @@ def strip(images: np.ndarray) -> Image.Image:
     return row
 
 
-def sheet(rows: dict[str, np.ndarray]) -> Image.Image:
-    """Every row with its name at the left."""
-    strips = {name: strip(images) for name, images in rows.items()}
-    width = NAMES + max(row.width for row in strips.values())
+def sheet(strips: dict[str, Image.Image]) -> Image.Image:
+    """All rows with their names at the left."""
+    width = MARGIN + max(row.width for row in strips.values())
     page = Image.new("RGB", (width, len(strips) * (CELL + 2 * GAP)), "white")
     font = ImageFont.load_default(17)
-    for i, (name, row) in enumerate(strips.items()):
+    for i, name in enumerate(sorted(strips, key=[*NAMES, *strips].index)):
         top = i * (CELL + 2 * GAP)
-        ImageDraw.Draw(page).text((4, top + CELL // 2), name.replace("_", " "), "#1b1b1b", font, anchor="lm")
-        page.paste(row, (NAMES, top))
+        shown = NAMES.get(name, name.replace("_", " "))
+        ImageDraw.Draw(page).text((4, top + CELL // 2), shown, "#1b1b1b", font, anchor="lm")
+        page.paste(strips[name], (MARGIN, top))
     return page
 
 
 def report(page: Path) -> Image.Image:
-    """The top of a batch's report as a browser shows it."""
+    """A batch's report as a browser shows it: its head and its first CARDS images, without histogram and filter."""
     if not page.is_file():
         sys.exit(f"{page}: no report here; run `make run` first")
     program = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -111,15 +135,18 @@ def report(page: Path) -> Image.Image:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
         window = browser.new_page(viewport=WINDOW, color_scheme="light")
         window.goto(page.as_uri())
+        bottom = window.evaluate(SHORTENED, CARDS)
+        window.set_viewport_size({"width": WINDOW["width"], "height": bottom + 16})
         taken = window.screenshot()
         browser.close()
     return Image.open(io.BytesIO(taken)).convert("RGB")
 
 
-def save(path: Path, picture: Image.Image, *, lossless: bool) -> None:
-    """Write a WebP file and say how large it is."""
+def save(path: Path, picture: Image.Image) -> None:
+    """Write a WebP file and say how large it is: at most 256 colours, then nothing is lost."""
+    few = picture.quantize(256, dither=Image.Dither.NONE).convert("RGB")
     file = io.BytesIO()
-    picture.save(file, "WEBP", lossless=lossless, quality=100 if lossless else 80, method=6)
+    few.save(file, "WEBP", lossless=True, quality=100, method=6)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, file.getvalue())
     print(f"{path}: {picture.width} x {picture.height} pixels, {file.tell() / 1000:.0f} kB")

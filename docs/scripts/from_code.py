@@ -75,3 +75,4 @@ def first_sentence(text: str | None) -> str:
 
 def cell(text: str) -> str:
     """Text as a table's cell."""
+    return " ".join(text.split()).replace("|", "\\|")

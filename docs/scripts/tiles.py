@@ -21,6 +21,8 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where the tiles go")
     parser.add_argument("--size", type=int, default=16, help="pixels a side (16)")
     parser.add_argument("--every", type=int, help="keep each N-th tile only", metavar="N")
+    parser.add_argument("--first", type=int, default=0, help="begin with this tile, counted in rows", metavar="N")
+    parser.add_argument("--count", type=int, help="write N tiles at most", metavar="N")
     parser.add_argument("--but-every", type=int, help="leave out each N-th tile", metavar="N")
     asked = parser.parse_args()
     sample = SAMPLES / f"{asked.photograph}.jpg"
@@ -30,9 +32,11 @@ def main() -> None:
     with Image.open(file) as opened:
         photograph = opened.convert("RGB")
     columns, rows = (side // asked.size for side in photograph.size)
-    for number in range(rows * columns):
+    for number in range(asked.first, rows * columns):
         if (asked.every and number % asked.every) or (asked.but_every and number % asked.but_every == 0):
             continue
+        if written == asked.count:
+            break
         left, top = number % columns * asked.size, number // columns * asked.size
         tile = photograph.crop((left, top, left + asked.size, top + asked.size))
         tile.save(asked.folder / f"{file.stem}-{number:04}.png")

@@ -1,6 +1,7 @@
 """`densitywatch VERB`: what dvc.yaml runs and what people type. Exit codes and signals are in console.py.
 
-Each verb imports what it needs when it runs, so `--help` answers at once.
+Each verb imports what it needs inside its function, so `--help` answers at once: torch and MLflow take seconds. The
+order: the stages of dvc.yaml, models by hand, the registry, batches, the checkout.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def options(
 def _load(context: typer.Context, *, check_models: bool = False, stage: bool = False) -> tuple[Params, Path]:
     """The params and the project's top folder (where the command was typed).
 
-    stage: the verb is a stage that computes beside others and keeps to its slot's share of the cores.
+    `stage`: other stages may run at the same time, so this one keeps to its share of the cores.
     """
     from densitywatch.params import load_params
 
@@ -76,6 +77,7 @@ def _load(context: typer.Context, *, check_models: bool = False, stage: bool = F
 
 
 def _load_for(context: typer.Context, name: str, *also: str, stage: bool = False) -> tuple[Params, Path]:
+    """`_load`, once `name` is a model of params.yaml or one of `also`. Raises ParamsError otherwise."""
     params, root = _load(context, check_models=True, stage=stage)
     if name not in params.models and name not in also:
         known = ", ".join([*params.models, *also])
@@ -100,7 +102,7 @@ def fetch(
 
 @app.command()
 def look(context: typer.Context) -> None:
-    """Note what data.address holds now: what has changed there is fetched again."""
+    """Note what data.address holds now, so that a change is fetched."""
     from densitywatch.data import look as module
 
     module.look(*_load(context))
@@ -108,7 +110,7 @@ def look(context: typer.Context) -> None:
 
 @app.command()
 def prepare(context: typer.Context) -> None:
-    """Turn data/raw into arrays by split and a manifest."""
+    """Turn data/raw into one array a split, and a manifest."""
     from densitywatch.data import prepare as module
 
     module.prepare(*_load(context))
@@ -134,7 +136,7 @@ def demo_batch(context: typer.Context) -> None:
 def train(context: typer.Context, model: Name) -> None:
     """Train MODEL, or the network `classifier`.
 
-    Writes models/MODEL. Started again after a kill, it goes on where it was.
+    Writes models/MODEL. After a kill, the same command goes on where it was.
     """
     params, root = _load_for(context, model, "classifier", stage=True)
     if model == "classifier":
@@ -161,9 +163,9 @@ def calibrate(context: typer.Context) -> None:
     """Fit the outlier detector and calibrate its p-values."""
     params, root = _load(context, check_models=True, stage=True)
 
-    from densitywatch.detector import detector
+    from densitywatch.detector import calibrate as module
 
-    detector.calibrate(params, root)
+    module.calibrate(params, root)
 
 
 @app.command()
@@ -176,17 +178,25 @@ def benchmark(context: typer.Context) -> None:
     module.benchmark(params, root)
 
 
+@app.command()
+def report(context: typer.Context) -> None:
+    """Write reports/index.html, one page with all results."""
+    from densitywatch.evaluation.report.report import write_report
+
+    write_report(*_load(context, check_models=True))
+
+
 @app.command("verify-likelihood", epilog="Example: densitywatch verify-likelihood pixelcnn -n 256 --out images.dwcode")
 def verify_likelihood(
     context: typer.Context,
     model: Name,
-    n: Annotated[int, typer.Option("-n", help="How many test images.")] = 256,
-    out: Annotated[Path | None, typer.Option(help="Keep the file there.", show_default=False)] = None,
+    n: Annotated[int, typer.Option("-n", help="Number of test images.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Keep the coded file there.", show_default=False)] = None,
 ) -> None:
     """Code and decode test images: a code length that is real.
 
-    MODEL's own probabilities code them, another process decodes them, and every byte is compared. Says
-    how large the file is, in bits per dimension, beside the computed figure, PNG, WebP and xz.
+    MODEL's own probabilities code them, another process decodes them, and every byte is compared. Shows
+    the file's size in bits per dimension next to the computed likelihood and to PNG, WebP and xz.
     """
     params, root = _load_for(context, model)
     from dataclasses import asdict
@@ -199,12 +209,23 @@ def verify_likelihood(
         tell(f"  {means:9} {bits:.4f}")
 
 
-@app.command()
-def report(context: typer.Context) -> None:
-    """Write reports/index.html, one page that shows it all."""
-    from densitywatch.evaluation.report.report import write_report
+@app.command(
+    epilog="Examples:\n\n\b\n  densitywatch sample pixelcnn -n 64 --out grid.png\n"
+    "  densitywatch sample pixelcnn --given image.png --rows 14"
+)
+def sample(
+    model: Annotated[str, typer.Argument(help="A model's name, its folder or a registry address.")],
+    n: Annotated[int, typer.Option("-n", help="Number of images.")] = 64,
+    label: Annotated[str | None, typer.Option(help="Only images of this label (conditional models).")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 1,
+    given: Annotated[Path | None, typer.Option(help="An image file whose lower part is drawn anew.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of it that are kept; by default half.")] = None,
+    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
+) -> None:
+    """Draw images from a model into one PNG."""
+    from densitywatch.sample import draw
 
-    write_report(*_load(context, check_models=True))
+    tell(draw(_address(model), n, label=label, seed=seed, given=given, rows=rows, out=out))
 
 
 Registered = Annotated[str | None, typer.Argument(help="A model of params.yaml, or `detector`.", show_default=False)]
@@ -231,12 +252,12 @@ def promote(
     context: typer.Context,
     model: Name,
     version: Annotated[int | None, typer.Option(min=1, help="This version.  [default: the challenger]")] = None,
-    afresh: Annotated[bool, typer.Option("--afresh", help="Compare with no champion.")] = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Compare with nothing.")] = False,
 ) -> None:
     """Make the challenger champion if it passes the gate.
 
-    Challenger and champion are compared on the same images, now. A version that was rolled back must be named. Where a
-    person chose the champion in MLflow, this lets automatic promotion go on.
+    Measures challenger and champion now, on the same images. A version that was rolled back needs --version. Where a
+    person chose the champion in MLflow, automatic promotion goes on after this.
     """
     params, root = _load_for(context, model, "detector")
     from densitywatch.registry import versions as registry
@@ -266,12 +287,12 @@ def score(
     source: Annotated[
         str, typer.Argument(help="A folder, a quoted glob, a zip or tar archive, Parquet, or any fsspec address.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Where results go; by default data/outliers/<name>.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default data/outliers/<name>.")] = None,
     detector: Annotated[
         str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
     ] = None,
     fdr: Annotated[
-        float | None, typer.Option(help="Share of false alarms among the flagged; by default the detector's.")
+        float | None, typer.Option(help="Allowed share of false alarms among the flagged; by default the detector's.")
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Hold --fdr for this calibration set, not only on average; flags fewer.")
@@ -292,9 +313,9 @@ def score(
         ),
     ] = None,
 ) -> None:
-    """Say which images of SOURCE do not belong.
+    """Find the images of SOURCE that do not belong.
 
-    Writes scores.parquet, summary.json and report.html. Killed and started again, it goes on where it was; the same
+    Writes scores.parquet, summary.json and report.html. After a kill, the same command goes on where it was. The same
     files are not scored twice.
     """
     params, root = _load(context)
@@ -315,25 +336,6 @@ def score(
 
 
 @app.command(
-    epilog="Examples:\n\n\b\n  densitywatch sample pixelcnn -n 64 --out grid.png\n"
-    "  densitywatch sample pixelcnn --given image.png --rows 14"
-)
-def sample(
-    model: Annotated[str, typer.Argument(help="A model's name, its folder or a registry address.")],
-    n: Annotated[int, typer.Option("-n", help="How many images.")] = 64,
-    label: Annotated[str | None, typer.Option(help="Only images of this label (conditional models).")] = None,
-    seed: Annotated[int, typer.Option(help="The same seed draws the same images.")] = 1,
-    given: Annotated[Path | None, typer.Option(help="An image file whose top is kept and completed.")] = None,
-    rows: Annotated[int | None, typer.Option(help="How many of its rows are kept; by default half.")] = None,
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("grid.png"),
-) -> None:
-    """Draw images from a model into one PNG."""
-    from densitywatch.sample import draw
-
-    tell(draw(_address(model), n, label=label, seed=seed, given=given, rows=rows, out=out))
-
-
-@app.command(
     epilog="Examples:\n\n\b\n  densitywatch review demo\n  densitywatch review demo --to-csv verdicts.csv\n"
     "  densitywatch review demo --from-csv verdicts.csv\n"
     "  densitywatch review demo --collect data/reviewed      # originals, into fine/ and outlier/"
@@ -343,12 +345,13 @@ def review(
     batch: Annotated[str, typer.Argument(help="A scored batch: its name under data/outliers, or its results' folder.")],
     port: Annotated[int, typer.Option(help="The page's port on 127.0.0.1.", min=1, max=65535)] = 8765,
     to_csv: Annotated[Path | None, typer.Option(help="Write the flagged images as a table to fill in.")] = None,
-    from_csv: Annotated[Path | None, typer.Option(help="Take the verdicts of such a table.")] = None,
+    from_csv: Annotated[Path | None, typer.Option(help="Read the verdicts from such a table.")] = None,
     collect: Annotated[Path | None, typer.Option(help="Copy the reviewed originals there, by verdict.")] = None,
 ) -> None:
     """Judge a batch's flagged images.
 
-    On a local page or in a table. Verdicts (outlier, fine) stay with the batch and give the report its precision.
+    Opens a local page, or writes and reads a table. Verdicts (outlier, fine) are kept with the batch; the report shows
+    the precision that follows.
     """
     params, root = _load(context)
     from densitywatch.batches.review import judging, originals, verdict_table
@@ -370,9 +373,9 @@ def review(
 
 @app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
 def profile(name: Annotated[str, typer.Argument(help="The name of a file in profiles/.")]) -> None:
-    """Lay profiles/NAME.yaml over params.yaml.
+    """Set the values of profiles/NAME.yaml in params.yaml.
 
-    `git checkout params.yaml` takes it back.
+    `git checkout params.yaml` undoes it.
     """
     from densitywatch.profiles import apply_profile
 
@@ -382,9 +385,9 @@ def profile(name: Annotated[str, typer.Argument(help="The name of a file in prof
 
 @app.command()
 def doctor() -> None:
-    """Say what this machine has and what it lacks.
+    """Show what this machine has and what it lacks.
 
-    Exits with 1 when `make run` could not work.
+    Exits with 1 when `make run` cannot work.
     """
     from densitywatch.doctor import diagnose
 

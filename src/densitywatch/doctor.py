@@ -12,7 +12,8 @@ from pathlib import Path
 from densitywatch.errors import ParamsError
 from densitywatch.params import load_params
 
-NEEDED_GIGABYTES = 3.0  # data, models, caches and reports of the default profile, with room
+NEEDED_GIGABYTES = 3.0
+"""For data, models, caches and reports of the default profile, and some more."""
 PACKAGES = ("torch", "torchvision", "dvc", "mlflow", "prefect", "great-expectations")
 
 
@@ -27,7 +28,7 @@ class Finding:
 
 
 def diagnose(root: Path) -> list[Finding]:
-    """Look at Python, packages, programs, params.yaml, devices and disk; changes nothing."""
+    """Look at Python, packages, programs, params.yaml, devices and disk. Changes nothing."""
     return [_python(), *map(_package, PACKAGES), _params(root), _disk(root), *_devices(), _git(), _chromium()]
 
 
@@ -57,11 +58,11 @@ def _disk(root: Path) -> Finding:
 
 
 def _devices() -> list[Finding]:
-    import torch
+    import torch  # takes seconds
 
     from densitywatch.devices import compiler_problem
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     devices = ", ".join(names) or "none; the default profile is sized for this, profiles/gpu.yaml is not"
     problem = compiler_problem()

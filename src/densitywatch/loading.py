@@ -1,4 +1,4 @@
-"""What `import densitywatch` offers. torch and MLflow are imported when a function needs them: they take seconds."""
+"""What `import densitywatch` offers. Imports are inside functions: torch and MLflow take seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def load_model(where: str) -> nn.Module:
     """The model at `where`, in eval mode on the CPU.
 
     `where` is a folder (`models/pixelcnn`) or a registry address (`models:/densitywatch-pixelcnn@champion`).
-    What it offers is what it has: `log_prob`, `log_prob_map`, `sample`, `encode`, `reconstruct`, `decode`.
+    A model has the methods that it can offer (models/offers.py): `log_prob`, `log_prob_map`, `sample`, `encode`,
+    `reconstruct`, `decode`.
 
     Raises ModelError or RegistryError when there is no such model or its file is not whole.
     """
@@ -23,7 +24,7 @@ def load_model(where: str) -> nn.Module:
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MODELS":  # the dict of models imports torch, so it is made when first asked for
+    if name == "MODELS":  # the dict of models imports torch, so it is made when it is asked for
         from densitywatch.models.storage import find_models
 
         return find_models()

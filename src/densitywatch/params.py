@@ -217,7 +217,7 @@ class DetectorParams(Block):
     size: int | None = Field(default=None, ge=4)
     """Pixels a side for its own statistics; its models read at their size. null takes data.size, at most 32."""
     members: tuple[str, ...] = Field(min_length=1)
-    """Names of functions in densitywatch/detector/scores/scores.py."""
+    """Names of scores: MEMBERS of densitywatch/detector/member_table.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
     """Models that the members read: calibrate waits for these and runs again when their weights change."""
     rivals_read: tuple[str, ...] = ()
@@ -225,7 +225,7 @@ class DetectorParams(Block):
     declared: tuple[Literal["flip", "rotate", "invert"], ...] = ()
     """Transformations of the world that count as outliers; none by default."""
     small_network_steps: int = Field(default=100, ge=1)
-    """Training steps of the small networks that some scores train themselves (detector/scores/networks.py)."""
+    """Training steps of the small networks that some scores train themselves (detector/scores/network_training.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
     panel_images: int = Field(default=1000, ge=2)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.scorer import load_detector
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.params import Params
 from tests.batches.conftest import PROJECT
 from tests.small_project import make_project
@@ -27,7 +27,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A calibrated project and a batch of test images, foreign digits and a broken file."""
     root = tmp_path_factory.mktemp("project")
     params = make_project(root, PROJECT / "params.yaml")
-    detector.calibrate(params, root)
+    calibrate(params, root)
     batch = root / "data" / "inbox" / "demo"
     batch.mkdir(parents=True)
     for i, image in enumerate(np.load(root / "data/prepared/test.npy")[:60]):

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from densitywatch import cli
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from tests.registry.registry_project import SIZE, images, tiny_params, write_data, write_model
 
 
@@ -23,7 +23,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Pat
     root = tmp_path_factory.mktemp("verbs")
     write_data(root)
     write_model(root, "pixelcnn", steps=40)
-    detector.calibrate(tiny_params(), root)
+    calibrate(tiny_params(), root)
     (root / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
     (root / "batch").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (3, 1, SIZE, SIZE), dtype=np.uint8)

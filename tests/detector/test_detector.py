@@ -1,4 +1,4 @@
-"""The detector from calibration to plain words, on a project that calibrates in a second."""
+"""The detector as it loads and scores, on a project that calibrates in a second."""
 
 from __future__ import annotations
 
@@ -9,31 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from densitywatch.detector import detector
-from densitywatch.detector.conformal import p_values
-from densitywatch.detector.member import part
-from densitywatch.detector.tail_combination import tail_surprise
-from densitywatch.errors import ModelError, ParamsError
+from densitywatch.errors import ModelError
 from densitywatch.models.storage import load_model_folder
-from densitywatch.outlier_benchmark.benchmark import benchmark
 from densitywatch.params import Params
-from tests.small_project import SIZE, bars, make_project, with_detector
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Params]:
-    root = tmp_path_factory.mktemp("detector")
-    params = make_project(root, ROOT / "params.yaml")
-    detector.calibrate(params, root)
-    return root, params
-
-
-@pytest.fixture(scope="module")
-def loaded(project: tuple[Path, Params]) -> detector.Detector:
-    return detector.load(project[0] / "models" / "detector")
+from tests.small_project import SIZE, bars
 
 
 def test_normal_images_get_even_p_values_and_foreign_ones_small_ones(loaded: detector.Detector) -> None:
@@ -60,7 +42,6 @@ def test_an_empty_batch_has_empty_scores(loaded: detector.Detector) -> None:
 
 
 def test_bits_per_dim_are_the_density_models_own(project: tuple[Path, Params], loaded: detector.Detector) -> None:
-    import torch
 
     images, _ = bars(4, seed=53)
     with torch.no_grad():
@@ -81,55 +62,6 @@ def test_bits_per_dim_are_the_density_models_own(project: tuple[Path, Params], l
 def test_images_of_another_kind_are_refused_in_one_sentence(images: np.ndarray, loaded: detector.Detector) -> None:
     with pytest.raises(ModelError, match=r"takes uint8 images \(B, 1, 14, 14\)"):
         loaded.score(images)
-
-
-def test_an_explanation_names_what_spoke_where_and_how_rare_it_is(loaded: detector.Detector) -> None:
-    images, _ = bars(3, seed=54)
-    images[0] = 0
-    images[1, 0, :, SIZE // 2 :] = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE // 2))
-    scores = loaded.score(images)
-    plain, busy, normal = (loaded.explain(scores, i) for i in range(3))
-    assert "plainer" in plain
-    assert "right half" in busy
-    assert "busier" in busy
-    assert "normal image" in normal
-    for text in (plain, busy, normal):
-        assert text[0].isupper()
-        assert text.endswith(".")
-
-
-def test_two_calibrations_write_the_same_bytes(project: tuple[Path, Params], tmp_path: Path) -> None:
-    root, params = project
-    again = tmp_path / "again"
-    shutil.copytree(root, again)
-    shutil.rmtree(again / "models" / "detector")
-    detector.calibrate(params, again)
-    for file in (detector.ARRAYS, detector.FACTS):
-        assert (again / "models" / "detector" / file).read_bytes() == (root / "models" / "detector" / file).read_bytes()
-
-
-def test_p_values_come_from_calibration_images_and_nothing_is_fitted_on_them(
-    project: tuple[Path, Params], tmp_path: Path
-) -> None:
-    root, params = project
-    again = tmp_path / "again"
-    shutil.copytree(root, again)
-    np.save(again / "data" / "prepared" / "calibration.npy", bars(150, seed=99)[0])
-    np.save(again / "data" / "prepared" / "test.npy", 255 - bars(120, seed=98)[0])
-    np.save(again / "data" / "panel" / "mnist.npy", np.zeros((3, 1, 28, 28), np.uint8))
-    detector.calibrate(params, again)
-    first, second = (detector.load(where / "models" / "detector") for where in (root, again))
-    changed = {key for key in first.arrays if not np.array_equal(first.arrays[key], second.arrays[key])}
-    assert changed == {"calibration.score", "pixelcnn.nll"}
-
-
-def test_the_calibration_scores_are_what_the_detector_says_of_those_images(
-    project: tuple[Path, Params], loaded: detector.Detector
-) -> None:
-    images = np.load(project[0] / "data" / "prepared" / "calibration.npy")
-    scores = loaded.score(images).score
-    assert np.allclose(np.sort(scores), loaded.calibration, rtol=1e-4, atol=1e-4)
-    assert np.isclose(p_values(loaded.calibration, [np.inf])[0], 1 / (len(images) + 1))
 
 
 def test_the_models_that_came_with_the_detector_go_before_those_beside_it(
@@ -238,55 +170,3 @@ def test_what_a_member_misses_is_named_when_it_scores(project: tuple[Path, Param
     safetensors.numpy.save_file(kept, tmp_path / "detector" / detector.ARRAYS)
     with pytest.raises(ModelError, match=f"member {fitted[0]} cannot score"):
         detector.load(tmp_path / "detector").score(bars(1, seed=0)[0])
-
-
-def test_declared_transformations_add_their_judge(project: tuple[Path, Params], tmp_path: Path) -> None:
-    root, params = project
-    again = tmp_path / "again"
-    shutil.copytree(root, again)
-    declared = with_detector(params, declared=("flip",), declared_steps=25)
-    detector.calibrate(declared, again)
-    told = detector.load(again / "models" / "detector")
-    assert told.facts["members"][-1] == detector.DECLARED_MEMBER
-    flipped = bars(60, seed=56)[0][..., ::-1].copy()
-    plain = detector.load(root / "models" / "detector")
-    assert np.median(told.score(flipped).p_value) <= np.median(plain.score(flipped).p_value)
-    # the judge counts as often as the other members, together, count the same evidence
-    assert told.overlap == plain.overlap >= 1.0
-    members = told.score(flipped).members
-    judge = tail_surprise(members[detector.DECLARED_MEMBER], part(told.arrays, f"tail.{detector.DECLARED_MEMBER}"))
-    assert np.allclose(told.combine(members), plain.combine(members) + told.overlap * judge)
-
-
-def test_a_member_that_needs_a_declaration_is_refused_without_one(project: tuple[Path, Params]) -> None:
-    root, params = project
-    with pytest.raises(ParamsError, match=r"needs detector\.declared"):
-        detector.calibrate(with_detector(params, members=("transformation_ratio",)), root)
-    with pytest.raises(ParamsError, match="no score 'nonsense'"):
-        detector.calibrate(with_detector(params, members=("nonsense",)), root)
-
-
-def test_colour_images_are_detected_as_well(tmp_path: Path) -> None:
-    params = make_project(tmp_path, ROOT / "params.yaml", channels=3)
-    detector.calibrate(params, tmp_path)
-    loaded = detector.load(tmp_path / "models" / "detector")
-    normal = loaded.score(bars(60, seed=57, channels=3)[0])
-    foreign = loaded.score(np.random.default_rng(0).integers(0, 256, (5, 3, SIZE, SIZE), dtype=np.uint8))
-    assert np.median(normal.p_value) > 0.3
-    assert (foreign.p_value < 0.05).all()
-
-
-def test_a_detector_that_reads_two_models_is_calibrated_and_measured(
-    project: tuple[Path, Params], tmp_path: Path
-) -> None:
-    again = tmp_path / "again"
-    shutil.copytree(project[0], again)
-    changes = {"members": ("composition", "vae_kl"), "reads": ("pixelcnn", "vae"), "rivals_read": (), "folds": 1}
-    params = project[1].model_copy(update={"detector": project[1].detector.model_copy(update=changes)})
-    unread = again / detector.READ / "detector" / "gone.safetensors"
-    unread.parent.mkdir(parents=True)
-    unread.touch()
-    detector.calibrate(params, again)
-    assert not unread.exists()
-    assert json.loads((again / "models" / "detector" / detector.FACTS).read_text())["models"] == ["pixelcnn", "vae"]
-    assert benchmark(params, again)["auroc"]["uniform_noise"] > 0.9

@@ -133,7 +133,7 @@ def write_info(root: Path, **changes: Any) -> None:
 
 
 def add_model(root: Path, name: str, **training: Any) -> Path:
-    """models/<name> as training leaves it; keys of `training` go into training.json, or where they belong beside it."""
+    """models/<name> as training leaves it; keys of `training` go into training.json, or into the bookkeeping."""
     block: ModelBlock = load_params(root / "params.yaml").models[name]
     torch.manual_seed(0)
     model = build_model(block, channels=1, size=8, classes=len(NAMES))

@@ -10,7 +10,7 @@ import yaml
 
 from densitywatch.batches.score_batch import score_source
 from densitywatch.data.demo_batch import make_demo_batch
-from densitywatch.detector.detector import calibrate
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.models.storage import build_model, save_model
 from densitywatch.params import load_params
 from densitywatch.profiles import apply_profile

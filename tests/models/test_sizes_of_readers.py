@@ -12,10 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from densitywatch.data.reading import resized
-from densitywatch.detector.detector import calibrate, load
-from densitywatch.detector.feature_cache import Models, Readings
-from densitywatch.detector.gaussian_mixture import EXACT, principal_axes
-from densitywatch.detector.scores.scores import nearest_neighbours
+from densitywatch.detector.calibrate import calibrate
+from densitywatch.detector.detector import load
 from densitywatch.errors import DataError
 from densitywatch.evaluation.report.comparison import compare
 from densitywatch.models.pixelcnn import PixelCNN, Settings
@@ -66,7 +64,7 @@ def test_the_detector_takes_images_of_the_datas_size_and_its_models_see_their_ow
     project: tuple[Path, Params], images: NDArray[np.uint8]
 ) -> None:
     detector = load(project[0] / "models" / "detector")
-    assert (detector.size, detector.reading) == (SIZE, 10)
+    assert (detector.size, detector.reading_size) == (SIZE, 10)
     scores = detector.score(images)
     assert np.isfinite(scores.score).all()
     assert detector.surprise_map(images).shape == (len(images), SMALL, SMALL)
@@ -74,8 +72,8 @@ def test_the_detector_takes_images_of_the_datas_size_and_its_models_see_their_ow
     with torch.no_grad():
         nats = model.log_prob(torch.from_numpy(resized(images, SMALL))).numpy()
     assert np.allclose(scores.bits_per_dim, -nats / (np.log(2) * COLOURS * SMALL**2), atol=1e-5)
-    seen = detector.read(images)
-    assert (seen.images == resized(images, 10)).all()
+    features = detector.features(images)
+    assert (features.images == resized(images, 10)).all()
 
 
 def test_a_served_model_answers_images_of_the_datas_size_as_its_own(tmp_path: Path, images: NDArray[np.uint8]) -> None:
@@ -121,26 +119,3 @@ def test_figures_of_different_sizes_have_no_best_and_the_size_is_shown() -> None
 
     assert best(28, 28) == [True, False]
     assert best(28, 32) == [False, False]
-
-
-def test_scores_of_raw_pixels_see_at_most_32_a_side_and_ask_for_no_covariance_of_large_images() -> None:
-    rng = np.random.default_rng(0)
-    models = Models(given={})
-    train, others = (
-        Readings(rng.integers(0, 256, (count, 3, 128, 128), dtype=np.uint8), models, size=128) for count in (70, 5)
-    )
-    assert train.pixels.shape == (70, 3 * 32 * 32)
-    axes = principal_axes(train.pixels, 4, seed=1)
-    fitted = {"mean": train.pixels.mean(0), "axes": axes, "stored": (train.pixels - train.pixels.mean(0)) @ axes.T}
-    assert np.isfinite(nearest_neighbours(others, fitted)).all()
-
-
-def test_principal_components_of_wide_data_span_what_the_exact_ones_do() -> None:
-    rng = np.random.default_rng(1)
-    x = rng.normal(size=(200, 3)) @ rng.normal(size=(3, EXACT + 50)) * [[5.0]] + 0.01 * rng.normal(
-        size=(200, EXACT + 50)
-    )
-    found, exact = principal_axes(x, 3, seed=0), np.linalg.svd(x - x.mean(0), full_matrices=False)[2][:3]
-    assert np.allclose(found @ found.T, np.eye(3), atol=1e-6)
-    assert np.linalg.svd(found @ exact.T)[1].min() > 0.999
-    assert (principal_axes(x, 3, seed=0) == found).all()

@@ -24,7 +24,7 @@ def test_numbers_are_short_but_counts_are_whole(value: object, text: str) -> Non
     ("seconds", "text"),
     [(0.0123, "12.3 ms"), (0.9999, "1 s"), (7.336, "7.34 s"), (250, "4 min 10 s"), (7500, "2 h 5 min")],
 )
-def test_a_duration_stands_in_the_unit_that_suits_it(seconds: float, text: str) -> None:
+def test_a_duration_is_shown_in_a_unit_that_suits_it(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from densitywatch.detector import detector
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.params import load_params
 from densitywatch.registry import versions as registry
 from tests.detector.standin import fill
@@ -109,7 +109,7 @@ def copy_small_project(project_root: Path, root: Path) -> None:
     params = load_params(root / "params.yaml")
     write_data(root)
     write_model(root, "pixelcnn", steps=40)
-    detector.calibrate(params, root)
+    calibrate(params, root)
     registry.register("detector", params, root)
     assert registry.promote("detector", params, root).passed
     batch = fill(root / "data" / "inbox" / "monday", 12)

@@ -98,6 +98,17 @@ def test_the_demo_batch_has_a_row_for_every_file_and_its_two_broken_ones_are_qua
     assert (results / "report.html").is_file()
 
 
+def test_every_example_runs_on_what_the_run_left(project: Project) -> None:
+    names = sorted(path.name for path in (project.root / "examples").glob("*.py"))
+    one_by_one = (
+        "import runpy, sys\nfor path in list(sys.argv[1:]): sys.argv = [path]; runpy.run_path(path, {}, '__main__')"
+    )
+    done = project.run("-c", one_by_one, *(f"examples/{name}" for name in names))
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert names[0] == "01_load_and_sample.py"
+    assert "decoded elsewhere, byte for byte" in done.stdout
+
+
 def test_a_second_run_says_that_all_is_up_to_date_and_touches_nothing(project: Project) -> None:
     lock = (project.root / "dvc.lock").read_bytes()
     pages = {path: path.stat().st_mtime_ns for path in (project.root / "reports").rglob("*") if path.is_file()}

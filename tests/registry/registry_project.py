@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from densitywatch.data.encoding import png
 from densitywatch.models.storage import build_model, save_model
 from densitywatch.params import ModelBlock, Params, load_params
+from densitywatch.tracking import runs as tracking
 
 SIZE = 8
 PARAMS = Path(__file__).parents[2] / "params.yaml"
@@ -66,3 +69,15 @@ def write_model(root: Path, name: str, *, kind: str = "pixelcnn", steps: int = 0
     folder = root / "models" / name
     save_model(model, folder, kind=kind, class_names=(), about={"data_digest": "0" * 64})
     return folder
+
+
+def aliases(params: Params, root: Path, name: str) -> dict[str, str]:
+    """The aliases of a registered model and the numbers of their versions."""
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    found = client.get_registered_model(f"densitywatch-{name}").aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def base64_png(pixels: np.ndarray) -> str:
+    """A grey image (H, W) as a PNG file in base64."""
+    return base64.b64encode(png(pixels[None])).decode()

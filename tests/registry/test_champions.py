@@ -10,18 +10,12 @@ from typing import Any
 import pytest
 
 from densitywatch.errors import RegistryError
+from densitywatch.files import content_digest
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
 from densitywatch.registry.gate import Decision, Measurement, judge
-from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
-from tests.registry.registry_project import tiny_params
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return tiny_params()
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +202,7 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
     shelf.add(1.5)
     verdict = shelf.promote()
     assert verdict.passed
-    assert "beside the champion's 2.0000" in verdict.reason
+    assert "next to the champion's 2.0000" in verdict.reason
     assert "version 3: its files are gone" in verdict.reason
     assert shelf.champion == 4
     assert shelf.rollback() == 2

@@ -1,4 +1,4 @@
-"""The store opened by many at once, and what a training stage leaves behind in it."""
+"""A store that many open at once, and what a training run leaves in it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,14 @@ import math
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from densitywatch.errors import DensitywatchError, ParamsError
-from densitywatch.params import Params, load_params
+from densitywatch.errors import DensitywatchError
+from densitywatch.params import Params
 from densitywatch.tracking import runs as tracking
-from densitywatch.tracking.store import check_reachable, plain, store_lock
-
-PARAMS = Path(__file__).parents[2] / "params.yaml"
-
-
-@pytest.fixture(scope="module")
-def params() -> Params:
-    return load_params(PARAMS)
-
-
-@pytest.fixture(autouse=True)
-def _no_address_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+from tests.tracking.conftest import PARAMS
 
 
 @pytest.fixture(scope="module")
@@ -57,43 +43,13 @@ def read_run(params: Params, root: Path, run_id: str):
     return tracking.open_client(tracking.tracking_uri(params, root)).get_run(run_id)
 
 
-def with_store(params: Params, uri: str) -> Params:
-    return params.model_copy(update={"mlflow": params.mlflow.model_copy(update={"tracking_uri": uri})})
-
-
-def test_a_relative_sqlite_path_counts_from_the_projects_folder(params: Params, tmp_path: Path) -> None:
-    assert tracking.tracking_uri(params, tmp_path) == f"sqlite:///{tmp_path}/mlflow.db"
-    assert tracking.tracking_uri(with_store(params, "sqlite:///./a/b.db?timeout=5"), tmp_path) == (
-        f"sqlite:///{tmp_path}/a/b.db?timeout=5"
-    )
-
-
-def test_the_environments_address_goes_before_params(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
-    assert tracking.tracking_uri(params, tmp_path) == "http://127.0.0.1:5000"
-
-
-@pytest.mark.parametrize("address", ["mlruns", "file:///somewhere", "ftp://host/x"])
-def test_an_address_that_mlflow_does_not_serve_is_named(params: Params, tmp_path: Path, address: str) -> None:
-    with pytest.raises(ParamsError, match=r"mlflow\.tracking_uri: .* is no store"):
-        tracking.tracking_uri(with_store(params, address), tmp_path)
-
-
-def test_a_password_in_the_address_is_not_shown() -> None:
-    assert plain("postgresql://me:secret@host/db") == "postgresql://host/db"
-    with pytest.raises(DensitywatchError) as caught:
-        check_reachable("postgresql://me:secret@127.0.0.1:9/db")
-    assert "secret" not in str(caught.value)
-
-
 @pytest.mark.slow
 def test_four_processes_open_a_fresh_store_at_once(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from densitywatch import tracking; from densitywatch.params import load_params;"
+        "from pathlib import Path; from densitywatch.tracking.runs import prepare_store;"
+        "from densitywatch.params import load_params;"
         f"params = load_params({str(PARAMS)!r}); root = Path({str(tmp_path)!r});"
-        "print(tracking.prepare_store(params, root))"
+        "print(prepare_store(params, root))"
     )
     environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
     starters = [
@@ -175,21 +131,6 @@ def test_a_resumed_training_continues_its_run_and_an_unknown_run_starts_anew(sta
     assert other.run_id != first.run_id
 
 
-def test_a_server_that_does_not_answer_is_one_sentence_within_seconds(params: Params, tmp_path: Path) -> None:
-    began = time.monotonic()
-    with pytest.raises(DensitywatchError, match=r"http://127\.0\.0\.1:9 cannot be opened .*make up"):
-        tracking.prepare_store(with_store(params, "http://127.0.0.1:9"), tmp_path)
-    assert time.monotonic() - began < 10
-
-
-def test_a_file_that_is_no_database_is_one_sentence(params: Params, tmp_path: Path) -> None:
-    (tmp_path / "mlflow.db").write_text("these are not the rows you are looking for" * 100)
-    with pytest.raises(DensitywatchError, match=r"cannot be opened \(file is not a database\)"):
-        tracking.prepare_store(params, tmp_path)
-    with pytest.raises(DensitywatchError, match="cannot be written"):
-        tracking.prepare_store(with_store(params, "sqlite:///mlflow.db/x.db"), tmp_path)
-
-
 def test_a_store_that_fails_in_the_middle_loses_no_value(
     start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -236,26 +177,3 @@ def test_a_deleted_experiment_is_named(params: Params, root: Path) -> None:
     tracking.open_client(tracking.tracking_uri(gone, root)).delete_experiment(identity)
     with pytest.raises(DensitywatchError, match="'gone' was deleted"):
         tracking.prepare_store(gone, root)
-
-
-@pytest.fixture
-def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    program = (
-        "import time; from pathlib import Path; from densitywatch.tracking.store import store_lock\n"
-        f"with store_lock('sqlite:///{tmp_path}/m.db', Path({str(tmp_path)!r}), 'promote'):\n"
-        "    print('held', flush=True); time.sleep(60)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
-    yield process
-    process.kill()
-    process.wait()
-    assert process.stdout is not None
-    process.stdout.close()
-
-
-def test_the_lock_of_a_killed_process_is_free_again(holder: subprocess.Popen[str], tmp_path: Path) -> None:
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    holder.kill()
-    with store_lock(f"sqlite:///{tmp_path}/m.db", tmp_path, "promote"):
-        pass

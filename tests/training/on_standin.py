@@ -16,7 +16,7 @@ from lightning_fabric.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 
 from densitywatch import devices
-from densitywatch.detector.detector import calibrate
+from densitywatch.detector.calibrate import calibrate
 from densitywatch.evaluation.evaluate import evaluate_model
 from densitywatch.evaluation.measures.feature_network import train_classifier
 from densitywatch.outlier_benchmark.benchmark import benchmark

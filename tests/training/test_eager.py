@@ -101,9 +101,3 @@ def test_the_line_is_said_once_in_a_run_and_not_where_compiling_was_not_asked_fo
         assert LINE not in stage.stderr
     finally:
         devices.compiler_problem.cache_clear()
-
-
-def test_a_compiler_that_works_is_used() -> None:
-    devices.compiler_problem.cache_clear()
-    assert devices.compiler_problem() is None
-    assert devices.should_compile(DeviceParams(accelerator="cpu"))

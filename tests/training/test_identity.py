@@ -12,7 +12,7 @@ import torch
 
 from densitywatch.models.storage import build_model
 from densitywatch.params import ModelBlock, Params, load_params
-from densitywatch.training import identity
+from densitywatch.training import identity, loop
 from densitywatch.training.identity import identity_of, source_digest
 
 ROOT = Path(__file__).parents[2]
@@ -77,13 +77,11 @@ def test_an_edit_of_the_source_is_another_run_and_of_an_unrelated_file_is_not(
         stand_in.__file__ = str(copy)
         with monkeypatch.context() as patched:
             patched.setitem(identity.sys.modules, module, stand_in)
-            return source_digest("densitywatch.training.loop", "densitywatch.models.pixelcnn")
+            return source_digest(loop.__name__, "densitywatch.models.pixelcnn")
 
     made("pixelcnn"), made("vae")
+    before = source_digest(loop.__name__, "densitywatch.models.pixelcnn")
     used = ("training.optimizers", "training.steps", "training.loop", "models.pixelcnn", "models.common.pixel_head")
-    for module in used:
-        __import__(f"densitywatch.{module}")
-    before = source_digest("densitywatch.training.loop", "densitywatch.models.pixelcnn")
     for module in used:
         assert edited(f"densitywatch.{module}") != before, module
     for module in ("models.vae", "cli"):

@@ -1,7 +1,7 @@
-"""report.html of a scored batch: one self-contained page, made of the results folder alone.
+"""report.html of a scored batch: one page in one file, made from the results folder alone.
 
-Everything in it that came from outside (file names, reasons) is text: jinja2 escapes it, and what would be invisible or
-would turn the reading direction round is shown by its code.
+Everything in it that came from outside (file names, reasons) is text: jinja2 escapes it, and characters that are
+invisible or turn the reading direction are shown by their codes (text.visible).
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def write_batch_report(folder: Path) -> Path:
 
 @contextmanager
 def damage_as_error(folder: Path) -> Iterator[None]:
-    """Turn what pyarrow says of a table that is missing, cut off or another's into a DataError."""
+    """Turn pyarrow's errors about a table that is missing, cut off or of other columns into a DataError."""
     try:
         yield
     except FileNotFoundError as error:
@@ -96,7 +96,7 @@ def quarantined(folder: Path) -> Any:
     for group in range(file.num_row_groups):
         known = file.metadata.row_group(group).column(status).statistics
         if known is not None and known.has_min_max and not known.min <= "quarantined" <= known.max:
-            continue  # most groups of a large batch: nothing of them is read
+            continue  # most groups of a large batch hold no quarantined file and are not read
         table = file.read_row_group(group, columns=["path", "status", "reason"])
         for row in table.filter(pc.field("status") == "quarantined").to_pylist():
             yield row["path"], row["reason"]
@@ -112,8 +112,8 @@ def picture_uri(image: bytes | None) -> str | None:
 def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
     """The histogram as shapes in a WIDTH x HEIGHT box: bars of the batch, an outline of the calibration images.
 
-    Heights are shares, so that a small batch can be compared with a large calibration set; a square root keeps single
-    images visible.
+    A height is the square root of a share. Shares make a small batch comparable with a large calibration set; the root
+    keeps single images visible.
     """
     if histogram is None:
         return None

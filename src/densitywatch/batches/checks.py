@@ -1,7 +1,7 @@
 """What is expected of an incoming batch as a whole: Great Expectations on its table of scores, one row a file.
 
-One broken file is quarantined and the batch goes on. Many of them, or one image again and again, say that the camera or
-the transfer is at fault, which no score of a single image shows.
+One broken file is quarantined and the batch goes on. Many of them, or many copies of one image, mean that the camera or
+the transfer is broken. No score of a single image shows that.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ LABELS = ["label", "label_probability"]
 def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     """Check the results in `folder`, of a batch of `files` files; write folder/validation.html (Data Docs).
 
-    An empty batch meets every expectation. Raises ValidationFailed, naming the first expectation that fails and what
-    was found instead, after the page is written; DataError when there are no whole results.
+    An empty batch meets every expectation. Raises ValidationFailed after the page is written: it names the first
+    expectation that fails and what was found. Raises DataError when there are no whole results.
     """
     try:
         with (folder / SCORES).open("rb") as file:
@@ -50,7 +50,7 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
 
 
 def with_findings(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table with what the expectations ask beyond its columns: `whole` and `copies`."""
+    """The table with two more columns that the expectations need: `whole` and `copies`."""
     scored = scores["status"] == "scored"
     valid = np.isfinite(scores["score"].astype(float)) & scores["p_value"].between(0, 1, inclusive="right")
     copies = scores.groupby("sha256")["sha256"].transform("size").fillna(1)

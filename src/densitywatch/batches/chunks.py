@@ -1,8 +1,8 @@
 """A batch in chunks: read, decoded and scored together, one small Parquet file each, so that a killed job goes on.
 
-A chunk is `detector batch size` consecutive entries. It is scored as one piece and its file appears whole; a job that
-starts again reads and decodes everything anew, but scores only the chunks whose files are missing or whose contents
-changed. Memory holds one chunk and a short read-ahead, whatever the size of the batch.
+A chunk is params.detector.batch_size consecutive entries. It is scored as one piece and its file appears whole. A job
+that starts again reads and decodes every file, but scores only the chunks that are missing or whose contents changed.
+Memory holds one chunk and a short read-ahead, whatever the size of the batch.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from densitywatch.text import one_line
 READERS = 4
 READ_AHEAD = 32
 WORST_OF_CHUNK = 12
-"""Pictures kept of every chunk even when nothing looks like an outlier: the report shows the least usual ones."""
+"""Pictures kept of every chunk even when none may be flagged: the report shows the least usual images."""
 
 RESULTS = pa.schema(
     [
@@ -51,17 +51,17 @@ PICTURE = pa.field("pixels", pa.binary())
 
 @dataclass(frozen=True)
 class Loaded:
-    """An entry after reading: an image the detector takes, or the reason why there is none."""
+    """An entry after reading: an image that the detector takes, or the reason why there is none."""
 
     path: str
     sha256: str | None
     image: NDArray[np.uint8] | None
     reason: str | None
-    """Of an image: what was changed to fit the detector."""
+    """Why there is no image; or, with an image, what was changed to fit the detector."""
 
 
 def load(entry: Entry, detector: Scorer) -> Loaded:
-    """Read, hash and decode one entry; whatever is wrong with it becomes its reason."""
+    """Read, hash and decode one entry; any error becomes its reason."""
     digest = None
     try:
         data = entry.read()
@@ -71,7 +71,7 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
         raise
     except DataError as error:
         return Loaded(entry.path, digest, None, str(error))
-    except Exception as error:  # one file's surprise must not cost the batch
+    except Exception as error:  # an error that nobody foresaw must not cost the batch
         return Loaded(entry.path, digest, None, f"cannot be read ({one_line(error)})")
     changes = []
     if (seen.width, seen.height) != (detector.size, detector.size):
@@ -85,7 +85,7 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
 def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
     """`load` for every entry, in order, a few ahead of the caller."""
     waiting: deque[Future[Loaded]] = deque()
-    # decoding sets warning filters, which threads share: whatever is left of them goes with this block
+    # decoding sets warning filters, which all threads share: this block restores them
     with warnings.catch_warnings(), ThreadPoolExecutor(READERS, thread_name_prefix="read") as pool:
         try:
             for entry in entries:
@@ -104,7 +104,7 @@ def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
 
 
 def in_chunks(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
-    """Consecutive lists of `size`; the last may be shorter, and there is none for no entries."""
+    """Consecutive lists of `size`; the last may be shorter. No entries give no list."""
     chunk: list[Loaded] = []
     for item in loaded:
         chunk.append(item)
@@ -116,7 +116,7 @@ def in_chunks(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
 
 
 def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
-    """One row an entry (schema RESULTS). An image to which the detector gives no finite score is quarantined."""
+    """One row for each entry (schema RESULTS). An image that gets no finite score is quarantined."""
     rows: list[dict[str, Any]] = [
         {"path": item.path, "sha256": item.sha256, "status": "quarantined", "reason": item.reason} for item in chunk
     ]
@@ -146,7 +146,7 @@ def _finite(value: float) -> float | None:
 
 
 def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
-    """Whether a chunk scored before is of these very files and readings."""
+    """Whether an earlier chunk is of the same files, read the same way."""
     if table.num_rows != len(chunk):
         return False
     before = zip(*(table.column(name).to_pylist() for name in ("path", "sha256", "status", "reason")), strict=True)
@@ -162,7 +162,7 @@ def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
 
 
 def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.Table:
-    """`table` and, in a column `pixels`, the decoded images that may be flagged or shown as the least usual."""
+    """`table` with a column `pixels`: the decoded images that may be flagged, or shown as the least usual."""
     p = np.array([np.inf if value is None else value for value in table.column("p_value").to_pylist()])
     order = np.lexsort((np.arange(len(p)), p))
     keep = {int(i) for i in order[:WORST_OF_CHUNK]} | {int(i) for i in np.flatnonzero(p <= threshold)}
@@ -174,7 +174,7 @@ def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.
 
 
 def read_chunk(path: Path) -> pa.Table | None:
-    """A chunk written before, or None when there is none that can be read and is whole."""
+    """A chunk that an earlier job wrote; None when there is none that is whole."""
     try:
         table = pq.read_table(path)
     except (OSError, ValueError, pa.ArrowException):
@@ -201,9 +201,9 @@ def is_whole(table: pa.Table) -> bool:
 
 def write_chunk(path: Path, table: pa.Table) -> None:
     """Whole or not at all."""
-    beside = path.with_suffix(".partial")
-    pq.write_table(table, beside)
-    beside.replace(path)
+    partial = path.with_suffix(".partial")
+    pq.write_table(table, partial)
+    partial.replace(path)
 
 
 def score_in_chunks(
@@ -215,7 +215,11 @@ def score_in_chunks(
     threshold: float,
     published: Callable[[int], pa.Table | None],
 ) -> Iterator[tuple[int, int]]:
-    """Write work/NNNNNNNN.parquet for every chunk; yields (files, files that had to be scored now)."""
+    """Write work/NNNNNNNN.parquet for every chunk; yields (its files, those of them that were scored now).
+
+    `threshold`: images with a p-value up to it may be flagged, so their pixels are kept. `published(number)` is the
+    chunk in results that were published before, or None.
+    """
     for number, chunk in enumerate(in_chunks(load_ahead(entries, detector), size)):
         path = work / f"{number:08d}.parquet"
         before = read_chunk(path)

@@ -1,8 +1,8 @@
-"""What a person looks at: the flagged images, where the surprise sits, the nearest training images, and why.
+"""The pictures of a batch: the flagged images, where they are surprising, why, and the nearest training images.
 
-gallery.parquet keeps them with the batch, so that the report and the review need neither the source nor the models.
-Rows are ordered by how unusual the images are; when few are flagged, the least usual of the others follow. The first
-SHOWN rows have all columns; the flagged ones beyond them have the picture alone and stand in the batch's order.
+gallery.parquet keeps them with the batch, so the report and the review need neither the source nor the models. The
+rows begin with the least usual image. When few images are flagged, the least usual of the others follow. The first
+SHOWN rows have all columns. Flagged images after them have a picture only, in the batch's order.
 """
 
 from __future__ import annotations
@@ -19,17 +19,22 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from densitywatch.arrays import Pixels
 from densitywatch.batches.results_folder import GALLERY, SCORES
 from densitywatch.batches.scorer import Scorer
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.encoding import as_pillow, png
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
 from densitywatch.errors import DataError, ModelError
+from densitywatch.pages import pictures
 
 SHOWN = 100
+"""Rows with all columns, at most."""
 AT_LEAST = 12
+"""Rows even when fewer images are flagged."""
 NEIGHBOURS = 3
 LARGEST = 192
-"""Pictures are scaled down to this many pixels a side: a gallery is looked at, not measured."""
+"""Pixels a side of a picture, at most; larger images are scaled down and saved as JPEG."""
 
 SCHEMA = pa.schema(
     [
@@ -81,7 +86,7 @@ def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None
 
 
 def _pictured(work: Path, flags: NDArray[np.bool_], *, pixels: bool = True) -> Iterator[dict[str, Any]]:
-    """The rows whose pixels were kept, in order."""
+    """The rows whose pixels were kept, in the batch's order."""
     start = 0
     columns = [*_FROM_SCORES, "pixels"]
     for part in sorted(work.glob("*.parquet")):
@@ -99,24 +104,23 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist([{name: row.get(name) for name in SCHEMA.names} for row in rows], schema=SCHEMA)
 
 
-def _explain(rows: list[dict[str, Any]], images: NDArray[np.uint8], detector: Scorer, root: Path) -> None:
+def _explain(rows: list[dict[str, Any]], images: Pixels, detector: Scorer, root: Path) -> None:
     scores = detector.score(images)
     try:
         maps = list(detector.surprise_map(images))
     except ModelError:  # a detector without an exact density has no maps
         maps = []
-    beside = nearest(images, root / "data" / "prepared")
+    neighbours = nearest(images, root / "data" / "prepared")
     for i, row in enumerate(rows):
         row["why"] = detector.explain(scores, i)
-        row["map"] = heat(maps[i]) if maps else None
-        row["neighbours"] = [picture(image) for image in beside[i]] if beside is not None else None
+        row["map"] = heat_map(maps[i]) if maps else None
+        row["neighbours"] = [picture(image) for image in neighbours[i]] if neighbours is not None else None
 
 
-def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
-    """The NEIGHBOURS training images (N, K, C, H, W) nearest to each of `images` in pixel values, nearest first.
+def nearest(images: Pixels, data: Path) -> Pixels | None:
+    """The training images (N, K, C, H, W) nearest to each of `images` in pixel values, nearest first; K is NEIGHBOURS.
 
-    Large ones are compared at 32 pixels a side.
-    None when there are no prepared data of the images' shape on this machine.
+    Large images are compared at 32 pixels a side. None when this machine has no prepared data of the images' shape.
     """
     try:
         info, train = read_info(data), open_split(data, "train").images
@@ -129,9 +133,10 @@ def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
     flat = smaller.reshape(len(images), -1).astype(np.float32)
     best = np.full((len(images), NEIGHBOURS), np.inf)
     index = np.zeros((len(images), NEIGHBOURS), dtype=np.int64)
-    step = max(1, (32 << 20) // (4 * flat.shape[1]))
+    step = max(1, (32 << 20) // (4 * flat.shape[1]))  # 32 MiB of training images at a time
     for start in range(0, len(train), step):
         part = np.asarray(small[start : start + step]).reshape(-1, flat.shape[1]).astype(np.float32)
+        # |a - b|^2 less |a|^2, which is the same for all b: it orders them alike
         distance = (part**2).sum(1)[None] - 2.0 * flat @ part.T
         both = np.concatenate([best, distance], axis=1)
         numbers = np.concatenate([index, np.broadcast_to(np.arange(start, start + len(part)), distance.shape)], axis=1)
@@ -142,7 +147,7 @@ def nearest(images: NDArray[np.uint8], data: Path) -> NDArray[np.uint8] | None:
 
 
 def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84) -> bytes | None:
-    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there is none."""
+    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there are none."""
     first = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"]), None)
     rows = [row for row in first.to_pylist() if row["picture"]] if first is not None else []
     if not rows:
@@ -163,30 +168,21 @@ def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84
     return file.getvalue()
 
 
-def picture(image: NDArray[np.uint8]) -> bytes:
+def picture(image: Pixels) -> bytes:
     """A (C, H, W) image as PNG, or as JPEG when it is larger than LARGEST."""
-    array = image[0] if image.shape[0] == 1 else image.transpose(1, 2, 0)
-    drawn, file = Image.fromarray(np.ascontiguousarray(array)), io.BytesIO()
-    if max(drawn.size) <= LARGEST:
-        drawn.save(file, "PNG")
-    else:
-        drawn.thumbnail((LARGEST, LARGEST))
-        drawn.save(file, "JPEG", quality=85)
+    if max(image.shape[1:]) <= LARGEST:
+        return png(image)
+    drawn, file = as_pillow(image), io.BytesIO()
+    drawn.thumbnail((LARGEST, LARGEST))
+    drawn.save(file, "JPEG", quality=85)
     return file.getvalue()
 
 
-# dark to bright, evenly rising in lightness, so that it reads in grey print as well
-_HEAT = np.array([[4, 6, 30], [70, 16, 104], [150, 38, 96], [222, 82, 60], [252, 166, 38], [252, 250, 190]], np.float64)
-
-
-def heat(surprise: NDArray[Any]) -> bytes:
+def heat_map(surprise: NDArray[Any]) -> bytes:
     """A (H, W) map of nats as a coloured PNG: dark where the image is as expected, bright where it is not.
 
-    Negative values (none for a discrete density) and anything not finite are drawn dark; each map has its own scale.
+    Negative values (none for a discrete density) and values that are not finite are dark. Each map has its own scale.
     """
     values = np.nan_to_num(np.asarray(surprise, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
     top = float(np.quantile(values, 0.995)) or float(values.max()) or 1.0
-    at = (values / top).clip(0.0, 1.0) * (len(_HEAT) - 1)
-    low = np.minimum(at.astype(int), len(_HEAT) - 2)
-    colour = _HEAT[low] + (at - low)[..., None] * (_HEAT[low + 1] - _HEAT[low])
-    return picture(np.rint(colour).astype(np.uint8).transpose(2, 0, 1))
+    return picture(pictures.heat(values[None], top)[0])

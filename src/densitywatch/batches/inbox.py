@@ -1,6 +1,7 @@
-"""Which batches of the inbox are ready to be scored: one folder, archive or Parquet file a batch.
+"""Which batches of the inbox are ready to be scored. A batch is one folder, archive or Parquet file.
 
-Only listings are read here, never the images, so that a schedule of every few minutes costs little when nothing is new.
+Only listings are read here, never the images, so a schedule of every few minutes costs little when nothing is new.
+fsspec is imported for remote inboxes only.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ class Batch:
     source: str
     """What `score_source` takes."""
     state: Literal["ready", "waiting", "done", "stray"]
-    """waiting: may still be written; done: these very files have been scored; stray: a loose file, no batch's part."""
+    """waiting: may still be written; done: the same files have been scored; stray: a loose file, part of no batch."""
     files: int
     listing: str
-    """A fingerprint of names, sizes and times; run.json beside the results keeps it."""
+    """A fingerprint of names, sizes and times; run.json next to the results keeps it."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,10 @@ class _Listed:
     size: int
     modified: str
     changed: float | None
-    """Seconds since 1970 of the last write as far as the store tells; None where it does not."""
+    """When it was last written, in seconds since 1970; None where the store does not say."""
     replaced: str = ""
-    """What no copy keeps: the inode's change time. The inode's number is left out, some network drives change it at
-    every look."""
+    """The inode's change time, which no copy keeps. Not the inode's number: some network drives change it at every
+    look."""
 
 
 def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
@@ -65,10 +66,10 @@ def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
 def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, root: Path, now: float) -> Batch:
     if files is None:
         return Batch(as_text(name), source, "stray", 1, "")
-    # what a file manager leaves behind when someone looks at a batch must not make it a new one
+    # files that a file manager leaves when someone looks at a batch must not make it a new one
     files = [file for file in files if file.name == MARKER or not is_clutter(file.name)]
     listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
-    # as 0.1.0 noted it: what it has scored is not read again for another way to look at it
+    # as version 0.1.0 noted it: a batch that it has scored is still done
     before = _fingerprint([f"{file.name!r} {file.size} {file.modified}" for file in files])
     inputs = [file for file in files if file.name != MARKER]
     state: Literal["ready", "waiting", "done"] = "waiting"
@@ -116,11 +117,11 @@ def _files_below(top: Path) -> Iterator[_Listed]:
                     else:
                         yield _stat(Path(child.path), os.path.relpath(child.path, top))
         except OSError:
-            continue  # scoring says so in the folder's own row
+            continue  # scoring gives the folder a row that says so
 
 
 def _stat(path: Path, name: str) -> _Listed:
-    """The inode's change time tells of writing even where a copy keeps the files' old dates."""
+    """A file's listing. The inode's change time shows a write even where a copy keeps the file's old dates."""
     try:
         status = path.lstat()
     except OSError:

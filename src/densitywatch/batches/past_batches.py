@@ -1,4 +1,4 @@
-"""A batch beside those before it: has the stream moved, though no single image stands out?"""
+"""A batch compared with earlier ones: has the stream moved, although no single image is an outlier?"""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from densitywatch.text import as_text, one_line
 
 BATCHES = 20
 IMAGES = 2000
-"""At most this many images of a past batch count, evenly taken, so that a large one does not drown the others."""
+"""Images that count of a past batch, at most, taken evenly, so that a large batch does not hide the others."""
 
 
 def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
-    """Compare the p-values in `folder` with those of the latest batches beside it that the same detector scored.
+    """Compare the p-values in `folder` with those of the latest batches next to it that the same detector scored.
 
-    Returns `past_batches`, how many there were, and `drift_from_past_p_value` (two-sample Kolmogorov-Smirnov), None
-    when there is nothing to compare. It depends on what else has been scored, so it is kept out of the batch's results.
+    Returns `past_batches`, the number of them, and `drift_from_past_p_value` (two-sample Kolmogorov-Smirnov), None
+    when there is nothing to compare. It depends on what else has been scored, so it is not one of the batch's results.
     """
     past = []
     for other in _latest_first(folder.parent):
@@ -47,7 +47,7 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
 
 
 def _latest_first(results: Path) -> list[Path]:
-    """The folders that have a summary, however it reads; one that goes away meanwhile is none."""
+    """The folders that have a summary, whole or damaged. One that disappears meanwhile is left out."""
     found = []
     for summary in results.glob("[!.]*/summary.json"):
         with suppress(OSError):
@@ -56,10 +56,10 @@ def _latest_first(results: Path) -> list[Path]:
 
 
 def _p_values(folder: Path) -> NDArray[np.float64]:
-    """The p-values in a folder's scores; none where they cannot be read or are no p-values."""
+    """The p-values in a folder's scores; empty where they cannot be read or are no p-values."""
     try:
         column = pq.read_table(folder / SCORES, columns=["p_value"]).column("p_value")
-        if not pa.types.is_floating(column.type):  # numpy would take texts for the numbers that they spell
+        if not pa.types.is_floating(column.type):  # numpy would turn texts into numbers
             raise TypeError(f"p_value is {column.type}, no number")
         values = np.asarray(column.drop_null().to_numpy(zero_copy_only=False), dtype=np.float64)
     except (OSError, LookupError, ValueError, TypeError, pa.ArrowException) as error:

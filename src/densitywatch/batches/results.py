@@ -1,4 +1,4 @@
-"""scores.parquet and summary.json of a batch, made of its scored chunks."""
+"""scores.parquet and summary.json of a batch, made from its scored chunks: here images are flagged."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from densitywatch.arrays import Floats
 from densitywatch.batches.chunks import RESULTS, is_whole
 from densitywatch.batches.gallery import SCHEMA
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, SUMMARY
 from densitywatch.batches.scorer import Scorer
 from densitywatch.detector import conformal
-from densitywatch.detector.conformal import Floats
 from densitywatch.files import write_whole
 
 LABELS = ("label", "label_probability")
 OUTLIER = pa.field("outlier", pa.bool_())
 GROUP = 10_000
-"""Rows of scores.parquet in a row group, in whole chunks: every group costs its writer and each reader some memory."""
+"""Rows of a row group of scores.parquet, rounded to whole chunks. Every group costs writer and readers some memory."""
 BINS = 40
 REASONS = 50
+"""Different reasons that the summary counts; the rest are counted together."""
 
 
 def write_scores(
@@ -42,15 +43,16 @@ def write_scores(
     *,
     skipped: Counter[str] | None = None,
 ) -> dict[str, Any]:
-    """scores.parquet and summary.json from the chunks; the summary is returned.
+    """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
-    `skipped`: files of the source that are no images by their names, and so have no rows.
+    `rate`: the false-discovery rate. `skipped`: files of the source that are no images by their names, and so have no
+    rows.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
     p, bars, labelled = _read(parts, scorer.calibration)
     scored = np.isfinite(p)
-    p = p[scored]  # from here on of the scored images alone; a batch may have millions, so it is kept but once
+    p = p[scored]  # of the scored images alone; a batch may have millions, so there is one copy
     outlier = np.zeros(len(scored), dtype=bool)
     strict = bool(identity["strict"])
     decisive = conformal.conditional_p_values(p, len(scorer.calibration)) if strict else p
@@ -104,8 +106,8 @@ def write_scores(
 
 
 def _read(parts: list[Path], calibration: Floats) -> tuple[Floats, dict[str, Any], bool]:
-    """Every row's p-value (NaN where there is none), the scores' histogram, and whether any row has a label."""
-    # arrays that grow in place: lists of a chunk's values would be in memory twice while they are joined
+    """Every row's p-value (NaN where there is none), the histogram of scores, and whether any row has a label."""
+    # arrays that grow in place: a list of arrays would be in memory twice while it is joined
     p, score, labelled = array("d"), array("d"), False
     for part in parts:
         table = pq.read_table(part, columns=["p_value", "score", "label"])
@@ -117,10 +119,10 @@ def _read(parts: list[Path], calibration: Floats) -> tuple[Floats, dict[str, Any
 
 
 class PublishedChunks:
-    """The chunks of published scores by their number; the row group read last is kept, for the next one lies in it."""
+    """The chunks of published scores by number. The last row group is kept: the next chunk is most likely in it."""
 
     def __init__(self, folder: Path, chunk: int) -> None:
-        """`chunk`: the files of a chunk. Raises OSError or ArrowException when the scores cannot be read."""
+        """`chunk`: the number of files in a chunk. Raises OSError or ArrowException when the scores cannot be read."""
         self._file, self._chunk = pq.ParquetFile(folder / SCORES), chunk
         self._number, self._group = -1, RESULTS.empty_table()
 
@@ -161,7 +163,7 @@ def _floats(table: pa.Table, name: str) -> Floats:
 
 
 def promise(rate: float, *, strict: bool = False) -> str:
-    """What the flags promise and under which assumption, for someone who knows no statistics."""
+    """What the flags promise, and when, in words for someone who knows no statistics."""
     if strict:
         return (
             f"Of all the images that this detector flags over many batches, on average at most {100 * rate:.3g} in 100 "
@@ -175,17 +177,18 @@ def promise(rate: float, *, strict: bool = False) -> str:
 
 
 def fewest_to_flag(images: int, rate: float, calibration: Floats, *, strict: bool = False) -> int:
-    """How many images must be as unusual as can be before Benjamini-Hochberg flags any of a batch of `images`.
+    """How many of `images` must have the smallest possible p-value before Benjamini-Hochberg flags any.
 
     No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
     """
     n = len(calibration)
+    # k images with the smallest p-value are flagged when smallest <= rate * k / images
     smallest = float(conformal.conditional_p_values(1 / (n + 1), n)) if strict else 1 / (n + 1)
     return max(1, math.ceil(images * smallest / rate - 1e-9))
 
 
 def histogram(scores: Floats, calibration: Floats) -> dict[str, Any]:
-    """Counts of the batch's and the calibration's scores in the same bins; the first and last bin take all beyond."""
+    """Counts of the batch's and the calibration's scores in the same bins; the end bins hold all beyond them."""
     low, high = np.quantile(calibration, [0.001, 0.999])
     span = float(high - low) or 1.0
     edges = np.linspace(low - 0.25 * span, high + 0.75 * span, BINS + 1)
@@ -198,7 +201,7 @@ def histogram(scores: Floats, calibration: Floats) -> dict[str, Any]:
 
 
 def are_same(folder: Path, fresh: Path) -> bool:
-    """Whether the published tables in `folder` are whole: the scores those in `fresh`, the gallery readable."""
+    """Whether the published results can stay: the same scores as in `fresh`, and a gallery and a report."""
     try:
         if not filecmp.cmp(folder / SCORES, fresh / SCORES, shallow=False):
             return False

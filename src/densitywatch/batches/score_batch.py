@@ -86,7 +86,6 @@ def score_source(
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound as `options.fail_on` says.
     """
-    shown = shown_source(source, root)
     follow = params.inbox.follow_links if options.follow_links is None else options.follow_links
     skipped: Counter[str] = Counter()
     where = str(root / local_path(source)) if is_local(source) else source
@@ -96,7 +95,7 @@ def score_source(
     chunk = params.detector.batch_size
     identity = {
         "format": FORMAT,
-        "source": shown,
+        "source": shown_source(source, root),
         "detector": digest,
         "size": scorer.size,
         "channels": scorer.channels,
@@ -106,10 +105,7 @@ def score_source(
         "strict": options.strict,
         **({"follow_links": True} if follow else {}),
     }
-    folder = behind_link(out if out is not None else results_folder(source, params, root))
-    if is_local(source) and folder.resolve().is_relative_to((root / local_path(source)).resolve()):
-        raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = _target(source, params, root, out)
     with publishing.held(folder):
         read_verdicts(folder)  # a person's work that cannot be read stops the job before hours of scoring, not after
         before = read_summary(folder)
@@ -147,6 +143,15 @@ def score_source(
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
     return {**summary, **past, "folder": str(folder)}
+
+
+def _target(source: str, params: Params, root: Path, out: Path | None) -> Path:
+    """The results folder; the folder above it is made."""
+    folder = behind_link(out if out is not None else results_folder(source, params, root))
+    if is_local(source) and folder.resolve().is_relative_to((root / local_path(source)).resolve()):
+        raise DataError(f"{as_text(str(folder))}: lies inside the source; choose another --out")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def _published(folder: Path, chunk: int) -> Callable[[int], pa.Table | None]:

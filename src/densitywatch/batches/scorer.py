@@ -14,8 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from densitywatch.data.reading import Pixels, stored_size
-from densitywatch.detector.conformal import Floats
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.data.reading import stored_size
 from densitywatch.detector.detector import load
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.labels import by_bayes, nats_by_label
@@ -84,7 +84,8 @@ class WithLabels:
     """
 
     def __init__(self, detector: Scorer, model: Any, where: str) -> None:
-        if not isinstance(model, LabelDensity) or not takes_labels(model):
+        by_label = isinstance(model, LabelDensity) and takes_labels(model)
+        if not by_label:
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
         stored = stored_size(model)
         if (model.channels, stored) != (detector.channels, detector.size):

@@ -34,7 +34,7 @@ class SavedVerdicts(BaseModel):
 
 
 def read_verdicts(folder: Path) -> dict[Key, Verdict]:
-    """(path, sha256) -> verdict. Raises DataError when the file is not readable: a person's work is not replaced."""
+    """(path, sha256) -> verdict. Raises DataError when the file is damaged: a person's work is not overwritten."""
     try:
         rows = read_back(folder / VERDICTS_FILE, SavedVerdicts, MOST_LISTS)["verdicts"]
     except FileNotFoundError:
@@ -45,7 +45,7 @@ def read_verdicts(folder: Path) -> dict[Key, Verdict]:
 
 
 def write_verdicts(folder: Path, verdicts: dict[Key, Verdict]) -> None:
-    """Whole or not at all, in a fixed order; when this returns they are on the disk. `folder` must be there."""
+    """Write all verdicts, whole or not at all, in a fixed order, through to the disk. `folder` must exist."""
     rows = [
         {"path": path, "sha256": digest, "verdict": verdict} for (path, digest), verdict in sorted(verdicts.items())
     ]
@@ -54,7 +54,7 @@ def write_verdicts(folder: Path, verdicts: dict[Key, Verdict]) -> None:
 
 
 def precision(verdicts: Iterable[Verdict | None]) -> dict[str, Any] | None:
-    """How many of the reviewed flagged images were outliers, with a 90 % Clopper-Pearson interval; None before any."""
+    """The share of outliers among the reviewed images, with a 90 % Clopper-Pearson interval; None without verdicts."""
     given = [verdict for verdict in verdicts if verdict is not None]
     if not given:
         return None

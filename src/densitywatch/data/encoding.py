@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from densitywatch.data.reading import Pixels
+from densitywatch.arrays import Pixels
 
 
 def png(image: Pixels, *, optimize: bool = False) -> bytes:

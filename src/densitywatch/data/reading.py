@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from densitywatch.arrays import Pixels
 from densitywatch.errors import ModelError
 
 LARGEST_BY_DEFAULT = 32
@@ -26,8 +27,6 @@ KEPT = 256 << 20
 """Resized images of a split are kept in memory up to this many bytes, so that an epoch need not resize them again."""
 PART = 64 << 20
 """Bytes of images that are resized at a time."""
-
-Pixels = npt.NDArray[np.uint8]
 
 
 class Images(Protocol):

@@ -13,23 +13,25 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
-Floats = NDArray[np.float64]
+from densitywatch.arrays import Floats
 
 CONFIDENCE = 0.9
-"""How sure the calibration-conditional variant is of the calibration set at hand."""
+"""The probability with which conditional p-values hold for the calibration set at hand."""
 
 
 def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
-    """The share of calibration scores at least as outlying as each score, the new image counted in: (N,).
+    """The share of calibration scores at least as high as each score, the new image counted in: (N,).
 
-    (1 + #{calibration >= score}) / (n + 1) (Vovk et al. 2005; Bates et al. 2023, "Testing for outliers with conformal
-    p-values"). `calibration` must be sorted ascending. A score that is NaN gets the smallest p-value: what cannot be
-    scored is not normal.
+    p = (1 + #{calibration >= score}) / (n + 1)
+
+    (Vovk et al. 2005; Bates et al. 2023, "Testing for outliers with conformal p-values"). `calibration` must be sorted
+    ascending. A score that is NaN gets the smallest p-value: what cannot be scored is not normal.
     """
     reference = np.asarray(calibration, dtype=np.float64)
     if reference.ndim != 1 or len(reference) == 0:
         raise ValueError("calibration scores: expected a non-empty vector")
     values = np.where(np.isnan(scores), np.inf, np.asarray(scores, dtype=np.float64))
+    # searchsorted counts the calibration scores below each value, so the rest are at least as high
     at_least = len(reference) - np.searchsorted(reference, values, side="left")
     return np.asarray((1.0 + at_least) / (len(reference) + 1.0))
 
@@ -37,30 +39,35 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
 def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = CONFIDENCE) -> Floats:
     """p-values that hold for *this* calibration set with probability `confidence`, not only on average over such sets.
 
-    A plain conformal p-value is super-uniform on average over calibration sets; one unlucky set may be somewhat off
-    for ever. Bates et al. (2023, section 3) raise it to an upper confidence band of the calibration's distribution.
-    The band used is Dvoretzky-Kiefer-Wolfowitz near the middle and, at the small end where decisions fall, the exact
-    Beta bound at the order statistics 1, 2, 4, ... with a union bound over them; the smaller of the two is valid at
-    `confidence` since each gets half the error. Returns values in (0, 1].
+    For a normal image, P(p <= a) <= a holds on average over calibration sets. One unlucky set may be off for as long as
+    it is used. Bates et al. (2023, section 3) therefore raise p to an upper confidence bound on P(a normal image scores
+    at least as high). Two bounds are taken and the smaller one is used:
+    * Dvoretzky-Kiefer-Wolfowitz, the better one near the middle;
+    * the exact Beta bound at the order statistics 1, 2, 4, ... with a union bound over them, the better one for small
+      p, where decisions are made.
+    Each may fail with half of the error probability 1 - `confidence`, so the smaller one is valid at `confidence`.
+    Returns values in (0, 1].
     """
     if not 0 < confidence < 1:
         raise ValueError("confidence: expected a number between 0 and 1")
     n, error = calibration_size, (1.0 - confidence) / 2.0
     p = np.asarray(p, dtype=np.float64)
-    rank = np.clip(np.rint(p * (n + 1)), 1, n + 1)  # rank k: k - 1 calibration scores are at least as outlying
+    rank = np.clip(np.rint(p * (n + 1)), 1, n + 1)  # rank k: k - 1 calibration scores are at least as high
+    # DKW, one-sided: with probability 1 - error, true tail <= empirical tail + sqrt(log(1 / error) / 2n) everywhere
     band = np.minimum(1.0, (rank - 1) / n + np.sqrt(np.log(1.0 / error) / (2.0 * n)))
     steps, bounds = _tail_bounds(n, error)
+    # the bound at the next order statistic covers every rank up to it
     at = np.minimum(np.searchsorted(steps, rank, side="left"), len(steps) - 1)
     exact = np.where(rank <= n, bounds[at], 1.0)
     return np.asarray(np.minimum(band, exact))
 
 
-@lru_cache(maxsize=8)  # the same for every batch, and slower to find than all the rest
+@lru_cache(maxsize=8)  # the same for every batch, and slower to compute than all the rest
 def _tail_bounds(n: int, error: float) -> tuple[Floats, Floats]:
-    """Ranks 1, 2, 4, ... n and bounds on the true tail beyond each, all of which hold but with probability `error`."""
+    """Ranks 1, 2, 4, ... n and an upper bound on the true tail beyond each; all hold with probability 1 - `error`."""
     steps = 2.0 ** np.arange(int(np.ceil(np.log2(n + 1))) + 1)
     steps = np.minimum(steps, n)
-    # the true tail beyond the k-th largest of n scores is Beta(k, n + 1 - k)
+    # the true tail beyond the k-th largest of n scores is Beta(k, n + 1 - k); each rank gets an equal part of the error
     return steps, np.asarray(stats.beta.ppf(1.0 - error / len(steps), steps, n + 1 - steps))
 
 
@@ -76,6 +83,7 @@ def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
     p = np.asarray(p, dtype=np.float64)
     if len(p) == 0:
         return np.zeros(0, dtype=bool)
+    # the largest k with p_(k) <= k q / m: everything up to the k-th smallest p-value is called
     ordered, line = np.sort(p), np.arange(1.0, len(p) + 1)
     line *= q  # in place: a batch may have millions of images
     line /= len(p)
@@ -98,7 +106,7 @@ def drift(p: ArrayLike, past: ArrayLike | None = None, *, calibration_size: int 
     """Test a batch's p-values against uniform, or against the p-values of past batches where given.
 
     Kolmogorov-Smirnov, two-sided: a stream that became *less* surprising than calibration has moved as well. A p-value
-    is a rank among the calibration images, which are a sample themselves: with `calibration_size` they count as one,
+    is a rank among the calibration images, which are a sample themselves. `calibration_size` takes that into account;
     without it a large normal batch would seem to have moved. An empty batch gives statistic 0 and p 1.
     """
     values = np.asarray(p, dtype=np.float64)
@@ -107,11 +115,11 @@ def drift(p: ArrayLike, past: ArrayLike | None = None, *, calibration_size: int 
     if past is not None and len(np.asarray(past)):
         result = stats.ks_2samp(values, np.asarray(past, dtype=np.float64), method="asymp")
         return Drift(float(result.statistic), float(result.pvalue), float(np.median(values)))
-    # the uniform distribution's own function; scipy's general one takes 8 times the memory of the values
+    # lambda x: x is the uniform distribution function; scipy's takes 8 times the memory of the values
     result = stats.kstest(values, lambda x: x)
     p_value = float(result.pvalue)
     if calibration_size is not None:
-        # the two-sample test's limit, as ks_2samp has it: the ranks of the one sample are uniform on the other's
+        # as in ks_2samp's limit: a batch of m against n calibration images is a one-sample test of size m n / (m + n)
         effective = len(values) * calibration_size / (len(values) + calibration_size)
         p_value = float(stats.kstwo.sf(result.statistic, max(1, round(effective))))
     return Drift(float(result.statistic), p_value, float(np.median(values)))

@@ -1,6 +1,7 @@
-"""The outlier detector: member scores, one score made of them, and conformal p-values.
+"""The outlier detector as it scores: member scores, one score made of them, and conformal p-values.
 
-Fitted on training and validation images; p-values come from calibration images, which nothing is fitted on. On disk:
+calibrate.py fits it on training and validation images; p-values come from calibration images, which nothing is fitted
+on. On disk:
 
     models/detector/detector.safetensors    what was fitted, and the sorted scores of the calibration images
     models/detector/detector.json           members, models, what the images are, the rates of params.yaml
@@ -20,48 +21,36 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from densitywatch.data.dataset import open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size, size_of
+from densitywatch.arrays import Arrays, Floats, Pixels
+from densitywatch.data.reading import size_of
 from densitywatch.detector import conformal, explain
-from densitywatch.detector.feature_cache import Images, Models, Readings
-from densitywatch.detector.member import Fitted, Given, Member, named, part
-from densitywatch.detector.member_table import check_reads, find_member
-from densitywatch.detector.tail_combination import fit_tail, overlap, tail_surprise
+from densitywatch.detector.feature_cache import FeatureCache, Models
+from densitywatch.detector.member import Member, without_prefix
+from densitywatch.detector.member_table import find_member
+from densitywatch.detector.tail_combination import tail_surprise
 from densitywatch.errors import ModelError, ParamsError
-from densitywatch.files import file_digest, whole_folder
 from densitywatch.models.header import check, shown
-from densitywatch.models.storage import WEIGHTS
-from densitywatch.params import Params
-from densitywatch.progress import say
 
 FORMAT = "1"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
-TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
-"""Training images for densities without a network, and other ones that the models read: at most so many, so that
-time and memory do not grow with the dataset."""
 DECLARED_MEMBER = "transformation_judge"
 """Joins the members when params declare transformations."""
-
-READ = Path("models/.read")
-"""Copies of the weights that calibrate and the benchmark depend on, made by stages of dvc.yaml; nothing loads them."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What the detector says about a batch, one value an image."""
+    """What the detector says about B images; arrays are (B,) unless a line says otherwise."""
 
     score: Floats
-    """Higher is more outlying; its scale means nothing beside other scores of the same detector."""
+    """Higher is more outlying; comparable only with other scores of the same detector."""
     p_value: Floats
-    """Small is outlying: the share of calibration images at least as outlying."""
+    """Small is outlying: the share of calibration images that score as high."""
     bits_per_dim: Floats
     """Of the exact density model; NaN where the detector has none."""
     members: dict[str, Floats]
     """Each member's own score."""
     places: Floats | None = None
-    """How what is unexpected is shared among the halves of the image (explain.HALVES), (B, 4)."""
+    """The share of what is unexpected that lies in each half of the image (explain.HALVES), (B, 4)."""
     texture: Floats | None = None
     """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
@@ -72,7 +61,7 @@ class Scores:
 
 
 class Facts(BaseModel):
-    """What detector.json must say, in the very types that it is written in."""
+    """What detector.json must say, and in which types."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -90,21 +79,21 @@ class Facts(BaseModel):
 
     @field_validator("models", "weights", "density")
     @classmethod
-    def _names(cls, given: Any) -> Any:
-        for name in [given] if isinstance(given, str) else given or ():
+    def _names(cls, value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value or ():
             if not name.isidentifier():  # it is part of a path
-                raise ValueError(f"{name!r:.80} is no model's name")
-        return given
+                raise ValueError(f"{name!r:.80} is not the name of a model")
+        return value
 
 
 class Detector:
     """Scores images; made by `load`. Attributes tell which images it takes and the rates that params.yaml asked for."""
 
-    def __init__(self, facts: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]], models: Models) -> None:
+    def __init__(self, facts: Mapping[str, Any], arrays: Arrays, models: Models) -> None:
         self.size: int = facts["size"]
-        """Of the images that come in, which is the data's."""
-        self.reading: int = facts.get("reading", self.size)
-        """Of the images that its own statistics are taken from; each of its models looks at its own size."""
+        """Pixels a side of the images that come in, which is the data's size."""
+        self.reading_size: int = facts.get("reading", self.size)
+        """Pixels a side at which statistics are taken; each model reads at its own size."""
         self.channels: int = facts["channels"]
         self.resize: str = facts["resize"]
         self.false_discovery_rate: float = facts["false_discovery_rate"]
@@ -113,48 +102,49 @@ class Detector:
         self.density: str | None = facts["density"]
         self.facts, self.arrays, self.models = facts, arrays, models
         self.members: list[Member] = [find_member(name) for name in facts["members"]]
-        self._fitted = {name: part(dict(arrays), name) for name in facts["members"]}
-        self._tails = {name: part(dict(arrays), f"tail.{name}") for name in facts["members"]}
-        self.overlap = float(arrays["overlap"][0])
-        """How many times over the members count the same evidence; the judge of declared transformations, which reads
-        the images by itself, counts so many times."""
-        self._texture = part(dict(arrays), "texture")
-        self.calibration = np.asarray(arrays["calibration.score"], dtype=np.float64)
+        self._fitted = {name: without_prefix(name, arrays) for name in facts["members"]}
+        self._tails = {name: without_prefix(f"tail.{name}", arrays) for name in facts["members"]}
+        self.judge_weight = float(arrays["overlap"][0])
+        """Weight of the transformation judge: variance of the summed member scores over its value for independent
+        members (Brown 1975). The members count the evidence that they share this many times over. The judge reads the
+        images by itself, so its evidence is multiplied by as much."""
+        self._texture = without_prefix("texture", arrays)
+        self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
-            raise ValueError("calibration.score is no list of finite numbers")
+            raise ValueError("calibration.score is not a list of finite numbers")
         for tail in self._tails.values():
             tail_surprise(np.zeros(1), tail)  # fails here rather than at the first batch
 
-    def read(self, images: Images) -> Readings:
-        """Images (B, C, H, W) ready to be scored. Raises ModelError when they are not what the detector takes."""
+    def features(self, images: Pixels) -> FeatureCache:
+        """The feature cache of images (B, C, H, W). Raises ModelError when they are not what the detector takes."""
         shape = (self.channels, self.size, self.size)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise ModelError(
                 f"the detector takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} {images.shape}"
             )
-        return Readings(images, self.models, size=self.reading)
+        return FeatureCache(images, self.models, size=self.reading_size)
 
-    def fitted(self, name: str) -> Fitted:
+    def fitted(self, name: str) -> Arrays:
         """What was fitted for the member `name`."""
         return self._fitted[name]
 
-    def member_scores(self, seen: Readings) -> dict[str, Floats]:
+    def member_scores(self, features: FeatureCache) -> dict[str, Floats]:
         """Each member's score of the images, by name. Raises ModelError where what was fitted for one does not fit."""
-        scores = {}
+        scores: dict[str, Floats] = {}
         for m in self.members:
             try:
-                scores[m.name] = np.asarray(m.score(seen, self._fitted[m.name]), dtype=np.float64)
+                scores[m.name] = np.asarray(m.score(features, self._fitted[m.name]), dtype=np.float64)
             except (LookupError, TypeError, ValueError) as error:
                 why = shown(f"{type(error).__name__}: {error}")
                 raise ModelError(f"the detector's member {m.name} cannot score ({why}); calibrate it again") from error
         return scores
 
     def combine(self, members: Mapping[str, Floats]) -> Floats:
-        """One score: the sum over members of -log P(a normal image scores as high), nats, (B,).
+        """One score: the weighted sum over members of -log P(a normal image scores as high), nats, (B,).
 
-        A member of which no scores are given is left out of the sum.
+        The weight is 1, and `judge_weight` for the transformation judge. A member without scores is left out.
         """
-        weights = {DECLARED_MEMBER: self.overlap}
+        weights = {DECLARED_MEMBER: self.judge_weight}
         surprises = [
             weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name])
             for m in self.members
@@ -162,34 +152,35 @@ class Detector:
         ]
         return np.asarray(np.sum(surprises, axis=0))
 
-    def score(self, images: Images) -> Scores:
+    def score(self, images: Pixels) -> Scores:
         """Score a batch of uint8 images (B, C, H, W)."""
-        seen = self.read(images)
-        if len(seen) == 0:
-            nothing = np.zeros(0)
-            return Scores(nothing, nothing, nothing, {m.name: nothing for m in self.members})
-        members = self.member_scores(seen)
+        features = self.features(images)
+        if len(features) == 0:
+            empty = np.zeros(0)
+            return Scores(empty, empty, empty, {m.name: empty for m in self.members})
+        members = self.member_scores(features)
         score = self.combine(members)
         return Scores(
             score=score,
             p_value=conformal.p_values(self.calibration, score),
-            bits_per_dim=self._bits_per_dim(seen),
+            bits_per_dim=self._bits_per_dim(features),
             members=members,
-            places=None if self.density is None else explain.unusual_places(seen, self.density),
-            texture=explain.texture_rank(seen, self._texture),
+            places=None if self.density is None else explain.unusual_places(features, self.density),
+            texture=explain.texture_rank(features, self._texture),
         )
 
-    def _bits_per_dim(self, seen: Readings) -> Floats:
+    def _bits_per_dim(self, features: FeatureCache) -> Floats:
+        """Negative log-likelihood / (ln 2 * sub-pixels at the density model's size), (B,)."""
         if self.density is None:
-            return np.full(len(seen), np.nan)
-        dimensions = self.channels * size_of(self.models[self.density], self.reading) ** 2
-        return np.asarray(seen.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
+            return np.full(len(features), np.nan)
+        dimensions = self.channels * size_of(self.models[self.density], self.reading_size) ** 2
+        return np.asarray(features.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
 
-    def surprise_map(self, images: Images) -> NDArray[np.float32]:
-        """Where the surprise sits: nats of every pixel given those before it, (B, H, W) at the density model's size."""
+    def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
+        """Where the surprise is: nats of every pixel given those before it, (B, H, W) at the density model's size."""
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
-        return self.read(images).surprise(self.density)
+        return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
 
     def explain(self, scores: Scores, i: int) -> str:
         """Why image i of the batch scores as it does, in plain words."""
@@ -207,9 +198,9 @@ class Detector:
 
 
 def load(folder: Path) -> Detector:
-    """The detector in `folder`; its models are in folder/members/NAME, or else beside it in ../NAME.
+    """The detector in `folder`; its models are in folder/members/NAME, or else next to it in ../NAME.
 
-    Raises ModelError when it is missing, not whole, or of another version.
+    Raises ModelError when it is missing, not whole, or of another format.
     """
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
@@ -224,107 +215,8 @@ def load(folder: Path) -> Detector:
     check(Facts, facts, f"{folder}: not a whole detector: {FACTS}, ")
     try:
         return Detector(facts, arrays, Models(folder / "members", folder.parent))
-    except ParamsError as error:  # a member that this version does not have
+    except ParamsError as error:  # a member that this version lacks
         raise ModelError(f"{folder}: {shown(str(error))}") from None
     except (LookupError, TypeError, ValueError) as error:
         why = shown(f"{type(error).__name__}: {error}")
         raise ModelError(f"{folder}: not a whole detector ({why}); run `dvc repro -f calibrate`") from None
-
-
-def calibrate(params: Params, root: Path) -> Path:
-    """Fit the detector of params.yaml and write models/detector, whole or not at all. Returns its folder."""
-    data = root / "data" / "prepared"
-    info = read_info(data)
-    members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
-    check_reads(members, params)
-    drop_unread(root / READ / "detector", params.detector.reads)
-    given, models = what_is_given(params, root)
-    arrays: dict[str, NDArray[Any]] = {}
-    total = np.zeros(len(given.validation))
-    for member in members:
-        arrays |= named(member.name, fit_member(member, given))
-        values = np.asarray(member.score(given.validation, part(arrays, member.name)), dtype=np.float64)
-        tail = fit_tail(values)
-        arrays |= named(f"tail.{member.name}", tail)
-        if member.name != DECLARED_MEMBER:
-            total += tail_surprise(values, tail)
-    arrays["overlap"] = np.array([overlap(total)])
-    arrays |= named("texture", explain.fit_texture(given.validation))
-    facts = {
-        "format": FORMAT,
-        "members": [member.name for member in members],
-        "models": sorted(models.used),
-        "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
-        "density": next((name for name, model in models.used.items() if hasattr(model, "log_prob_map")), None),
-        "declared": list(params.detector.declared),
-        "size": info.size,
-        "reading": reading_size(params.detector.size, info.size),
-        "channels": info.channels,
-        "resize": params.data.resize,
-        "class_names": list(info.class_names),
-        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
-        "false_discovery_rate": params.detector.false_discovery_rate,
-        "false_alarm_rate": params.detector.false_alarm_rate,
-    }
-    say("calibrate: scoring the calibration images")
-    detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = Readings(open_split(data, "calibration").images, models, size=detector.reading)
-    arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
-    for name in sorted(models.used):
-        if any(hasattr(models[name], what) for what in ("log_prob_map", "log_prob", "elbo")):
-            arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
-    target = root / "models" / "detector"
-    with whole_folder(target) as folder:
-        safetensors.numpy.save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / ARRAYS)
-        (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    return target
-
-
-def drop_unread(folder: Path, names: tuple[str, ...]) -> None:
-    """Weights that params name no more are no part of what a stage depends on (dvc.yaml copies them there)."""
-    for file in folder.glob("*.safetensors"):
-        if file.stem not in names:
-            file.unlink()
-
-
-def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple[str, ...]:
-    """The members of params, and the judge of declared transformations where there are any.
-
-    Raises ParamsError for a member that makes no sense without declared transformations when there are none.
-    """
-    if declared and DECLARED_MEMBER not in names:
-        names = (*names, DECLARED_MEMBER)
-    for name in names:
-        if find_member(name).declared and not declared:
-            raise ParamsError(f"detector.members: '{name}' needs detector.declared to name a transformation")
-    return names
-
-
-def what_is_given(params: Params, root: Path) -> tuple[Given, Models]:
-    """What members are fitted on, and the project's models; calibration and test images are not among it."""
-    data = root / "data" / "prepared"
-    models = Models(root / "models")
-    info = read_info(data)
-    size, images = reading_size(params.detector.size, info.size), open_split(data, "train").images
-    order = np.random.default_rng(params.seed).permutation(len(images))
-    samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
-    sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
-    given = Given(
-        train=Readings(Rows(images, train), models, size=size),
-        sample=Readings(Rows(images, sample), models, size=size),
-        all_train=at_size(images, min(size, LARGEST_BY_DEFAULT)),
-        validation=Readings(open_split(data, "validation").images, models, size=size),
-        seed=params.seed,
-        declared=params.detector.declared,
-        steps=params.detector.small_network_steps,
-        declared_steps=params.detector.declared_steps,
-    )
-    return given, models
-
-
-def fit_member(member: Member, given: Given) -> Fitted:
-    """What `member` needs to score, fitted."""
-    if member.fit is None:
-        return {}
-    say(f"calibrate: fitting {member.name}")
-    return member.fit(given)

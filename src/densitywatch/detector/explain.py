@@ -1,28 +1,30 @@
-"""Why an image was flagged, in plain words: what spoke, where it sits, what its texture is like."""
+"""Why an image was flagged, in words: which members score high, where it is unusual, what its texture is like."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from densitywatch.detector.feature_cache import Readings
-from densitywatch.detector.member import Fitted, Member
-
-Floats = NDArray[np.floating[Any]]
+from densitywatch.arrays import Arrays, Floats
+from densitywatch.detector.feature_cache import FeatureCache
+from densitywatch.detector.member import Member
 
 HALVES = ("upper half", "lower half", "left half", "right half")
 CONCENTRATED = 0.75
 """A half that holds this share of what is unusual is named."""
-SPOKE = 0.02
-"""A member speaks when fewer normal images than this share score as high."""
+RARE = 0.02
+"""A member is mentioned when fewer normal images than this share score as high."""
+PLAIN, BUSY = 0.01, 0.99
+"""Shares of normal images with a shorter compressed file, at which the texture is mentioned."""
 
 
-def unusual_places(seen: Readings, density: str) -> NDArray[np.float64]:
-    """The share in each of HALVES, (B, 4), of surplus surprise: what exceeds the model's own expectation."""
-    surprise, expected, variance = seen.surprise_statistics(density)
+def unusual_places(features: FeatureCache, density: str) -> Floats:
+    """The share of surplus surprise in each of HALVES, (B, 4).
+
+    The surplus of a pixel is the surprise beyond its expectation and one standard deviation, or 0.
+    """
+    surprise, expected, variance = features.surprise_statistics(density)
     surplus = np.maximum(surprise - expected - np.sqrt(variance), 0.0).astype(np.float64)
     h, w = surplus.shape[1:]
     parts = (surplus[:, : h // 2], surplus[:, (h + 1) // 2 :], surplus[:, :, : w // 2], surplus[:, :, (w + 1) // 2 :])
@@ -30,31 +32,35 @@ def unusual_places(seen: Readings, density: str) -> NDArray[np.float64]:
     return np.stack([part.sum((1, 2)) / total for part in parts], 1)
 
 
-def fit_texture(validation: Readings) -> Fitted:
+def fit_texture(validation: FeatureCache) -> Arrays:
     """Quantiles of the compressed length of normal images."""
     return {"quantiles": np.quantile(validation.webp_nats, np.linspace(0.0, 1.0, 201))}
 
 
-def texture_rank(seen: Readings, fitted: Fitted) -> NDArray[np.float64]:
+def texture_rank(features: FeatureCache, fitted: Arrays) -> Floats:
     """The share of normal images whose compressed file is shorter, (B,): near 0 plain, near 1 busy."""
-    return np.asarray(np.interp(seen.webp_nats, fitted["quantiles"], np.linspace(0.0, 1.0, 201)))
+    return np.asarray(np.interp(features.webp_nats, fitted["quantiles"], np.linspace(0.0, 1.0, 201)))
 
 
 def in_words(
     surprise: dict[str, float], members: Sequence[Member], places: Floats | None, texture: float, p_value: float
 ) -> str:
-    """One or two sentences. `surprise`: of each member, minus log of the share of normal images that score as high."""
-    spoke = sorted(
-        (m for m in members if surprise[m.name] > -np.log(SPOKE)), key=lambda m: surprise[m.name], reverse=True
+    """One or two sentences about one image.
+
+    `surprise` is each member's -log P(a normal image scores as high), `places` the shares in HALVES, `texture` the
+    share of normal images with a shorter compressed file.
+    """
+    rare = sorted(
+        (m for m in members if surprise[m.name] > -np.log(RARE)), key=lambda m: surprise[m.name], reverse=True
     )
-    phrases = [m.says for m in spoke[:2]]
-    if places is not None and spoke:
+    phrases = [m.says for m in rare[:2]]
+    if places is not None and rare:
         k = int(np.argmax(places))
         if places[k] >= CONCENTRATED:
-            phrases.append(f"most of what is unexpected sits in its {HALVES[k]}")
-    if texture <= 0.01:
+            phrases.append(f"most of what is unexpected is in its {HALVES[k]}")
+    if texture <= PLAIN:
         phrases.append("its texture is plainer than that of nearly all normal images")
-    elif texture >= 0.99:
+    elif texture >= BUSY:
         phrases.append("its texture is busier than that of nearly all normal images")
     if not phrases:
         phrases.append("no single trait stands out" if p_value < 0.1 else "it looks like the normal images")
@@ -63,6 +69,7 @@ def in_words(
 
 
 def _share(p_value: float) -> str:
+    """The p-value as a share of normal images."""
     if p_value >= 0.1:
         return f"Of 100 normal images, {100 * p_value:.0f} score as high."
     if p_value >= 0.001:

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, images_at_once, images_within, in_memory, size_of
-from densitywatch.data.reading import Images as Source
-from densitywatch.detector import image_statistics as features
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.data.reading import (
+    LARGEST_BY_DEFAULT,
+    Images,
+    at_size,
+    images_at_once,
+    images_within,
+    in_memory,
+    size_of,
+)
+from densitywatch.detector import image_statistics
 from densitywatch.detector.pixel_surprise import surprise_statistics
 from densitywatch.errors import ModelError
+from densitywatch.models.offers import ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS, load_model_folder
+from densitywatch.models.vae import kl_to_standard_normal
 
-Floats = NDArray[np.float32]
-Images = NDArray[np.uint8]
+Value = TypeVar("Value")
 
 
 class Models(Mapping[str, Any]):
-    """The models of a detector by name, loaded when first asked for; `used` tells which were."""
+    """The models of a detector by name, each loaded when it is first asked for; `used` holds those that were."""
 
-    def __init__(self, *folders: Path, given: Mapping[str, nn.Module] | None = None) -> None:
-        """A model NAME is one of `given`, or looked for as FOLDER/NAME, in the order of `folders`."""
+    def __init__(self, *folders: Path, loaded: Mapping[str, nn.Module] | None = None) -> None:
+        """The model NAME is `loaded[NAME]`, or else the first FOLDER/NAME that exists, in the order of `folders`."""
         self.folders = folders
-        self.used: dict[str, nn.Module] = dict(given or {})
+        self.used: dict[str, nn.Module] = dict(loaded or {})
 
     def __getitem__(self, name: str) -> Any:
         if name not in self.used:
-            for folder in self.folders:
-                if (folder / name / WEIGHTS).is_file():
-                    with torch.inference_mode(
-                        False
-                    ):  # first asked for inside it, weights could never be differentiated
-                        self.used[name] = load_model_folder(folder / name)
-                    break
-            else:
+            folder = next((folder for folder in self.folders if (folder / name / WEIGHTS).is_file()), None)
+            if folder is None:
                 raise ModelError(
                     f"the outlier detector needs the model '{name}', which is not in "
                     f"{' or '.join(str(folder) for folder in self.folders)}; train it or drop its members from params"
                 )
+            with torch.inference_mode(False):  # weights that are made in inference mode have no gradients later
+                self.used[name] = load_model_folder(folder / name)
         return self.used[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -54,84 +58,87 @@ class Models(Mapping[str, Any]):
         return len(self.used)
 
 
-class Readings:
-    """Images and, computed when first asked for, what the models say about them.
+class FeatureCache:
+    """Images, and what the statistics and the models say about them; each is computed when first asked for.
 
-    They come at the data's size. Statistics are taken at `size`, each model looks at its own; at those sizes all images
-    are held in memory, with one float a pixel for each map that a member reads: for batches and for the few thousand
-    images that a detector is fitted on, not for a whole dataset.
+    Images come at the data's size. Statistics are taken at `size`; each model reads at its own size. At those sizes all
+    images are held in memory, and one float a pixel for each map that a member reads. So this is for a batch, or for
+    the few thousand images that a detector is fitted on; a whole dataset does not fit.
     """
 
-    def __init__(self, source: Source, models: Models, batch_size: int = 50, size: int | None = None) -> None:
+    def __init__(self, source: Images, models: Models, batch_size: int = 50, size: int | None = None) -> None:
         self.source, self.models, self.batch_size = source, models, batch_size
         self.size: int = source.shape[-1] if size is None else size
-        self._cache: dict[Any, Any] = {}
+        self._cache: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def first(self, some: int) -> Readings:
-        """Fresh readings of the first `some` images."""
-        return Readings(self.source[:some], self.models, self.batch_size, self.size)
+    def first(self, count: int) -> FeatureCache:
+        """A new cache of the first `count` images."""
+        return FeatureCache(self.source[:count], self.models, self.batch_size, self.size)
 
-    def at(self, size: int) -> Source:
+    def at(self, size: int) -> Images:
         """The images at a size; those at `self.size` are in memory."""
         return self.images if size == self.size else at_size(self.source, size)
 
     @cached_property
-    def images(self) -> Images:
+    def images(self) -> Pixels:
         """(B, C, size, size)."""
         return in_memory(at_size(self.source, self.size))
 
     @cached_property
-    def pixels(self) -> Floats:
+    def flat_pixels(self) -> Floats:
         """(B, C * H * W) in [0, 1], of images of at most 32 pixels a side."""
         small = self.at(min(self.size, LARGEST_BY_DEFAULT))[:]
         return np.asarray(small.reshape(len(small), -1).astype(np.float32) / 255.0)
 
     @cached_property
-    def gradients(self) -> Floats:
+    def gradient_histograms(self) -> Floats:
         """Histograms of gradient directions on a grid, (B, F); see image_statistics.py."""
-        return self._in_parts(features.gradient_histograms, 5000)
+        return self._in_parts(image_statistics.gradient_histograms, 5000)
 
     @cached_property
-    def composition(self) -> Floats:
-        """What the images are made of wherever it lies, (B, F); see image_statistics.py."""
-        return self._in_parts(features.composition, 8000)
+    def composition_statistics(self) -> Floats:
+        """What the images are made of, wherever in the image it is, (B, F); see image_statistics.py."""
+        return self._in_parts(image_statistics.composition_statistics, 8000)
 
-    def _in_parts(self, read: Callable[[Images], Floats], most: int) -> Floats:
-        """`read` of so many images of 28 x 28 pixels at a time: what is computed on the way takes many times their
-        memory."""
+    def _in_parts(self, read: Callable[[Pixels], Floats], most: int) -> Floats:
+        """`read` of a part of the images at a time: of `most` at 28 x 28 pixels, of fewer where images are larger.
+
+        The intermediate arrays take many times the images' own memory.
+        """
         step = images_within(most, self.size**2, most * 28**2)
         return np.concatenate([read(self.images[i : i + step]) for i in range(0, max(1, len(self)), step)])
 
     @cached_property
-    def webp_nats(self) -> NDArray[np.float64]:
+    def webp_nats(self) -> Floats:
         """Length of the lossless WebP file of each image, nats, (B,)."""
-        return features.webp_nats(self.images)
+        return image_statistics.webp_nats(self.images)
 
-    def once(self, key: Any, compute: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, compute: Callable[[], Value]) -> Value:
         """The value of `compute()`, kept under `key` for these images."""
         if key not in self._cache:
             self._cache[key] = compute()
-        return self._cache[key]
+        value: Value = self._cache[key]
+        return value
 
-    def by_batch(self, key: Any, read: Callable[[Tensor], Tensor], size: int | None = None) -> Floats:
-        """`read` applied to the images, at `size` or `self.size`, batch by batch without gradients, joined and kept
-        under `key`.
+    def by_batch(self, key: Hashable, read: Callable[[Tensor], Tensor], size: int | None = None) -> Floats:
+        """`read` of the images at `size` (default `self.size`), a batch at a time and without gradients.
+
+        The results are joined and kept under `key`.
         """
         size = self.size if size is None else size
 
         def compute() -> Floats:
-            parts, seen, step = [], self.at(size), images_at_once(self.batch_size, size)
+            parts, images, step = [], self.at(size), images_at_once(self.batch_size, size)
             with torch.inference_mode():
                 for start in range(0, len(self), step):
-                    images = torch.from_numpy(np.array(seen[start : start + step]))
-                    parts.append(read(images).float().numpy())
+                    batch = torch.from_numpy(np.array(images[start : start + step]))
+                    parts.append(read(batch).float().numpy())
             return np.concatenate(parts)
 
-        result: Floats = self.once(key, compute)
-        return result
+        return self.once(key, compute)
 
     def surprise_statistics(self, name: str) -> Floats:
         """-log p of every pixel given the ones before it, its expectation and its variance: (3, B, H, W)."""
@@ -149,12 +156,9 @@ class Readings:
 
     def vae_terms(self, name: str) -> Floats:
         """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""
-
         model = self.models[name]
 
         def read(x: Tensor) -> Tensor:
-            from densitywatch.models.vae import kl_to_standard_normal
-
             mean, log_variance = model.posterior(x)
             reconstruction = model.conditional_log_prob(x, mean)
             return torch.stack([-reconstruction, kl_to_standard_normal(mean, log_variance)], 1)
@@ -162,10 +166,10 @@ class Readings:
         return self.by_batch(("vae terms", name), read, size_of(model, self.size))
 
     def nll(self, name: str) -> Floats:
-        """Negative log-likelihood of the images, nats, (B,); of an ELBO's model the negative ELBO."""
+        """Negative log-likelihood of the images, nats, (B,); of a model that only has an ELBO, minus the ELBO."""
         model = self.models[name]
-        if hasattr(model, "log_prob_map"):
+        if isinstance(model, PixelwiseDensity):
             return np.asarray(self.surprise(name).sum((1, 2)))
-        if hasattr(model, "log_prob"):
+        if isinstance(model, ExactDensity):
             return self.by_batch(("nll", name), lambda x: -model.log_prob(x), size_of(model, self.size))
         return self.by_batch(("nll", name), lambda x: -model.elbo(x), size_of(model, self.size))

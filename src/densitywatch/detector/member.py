@@ -1,62 +1,63 @@
-"""What a member score is, and how one is entered under its name."""
+"""What a member is: a score under its name, how it is fitted, and what it says.
+
+    @member("what a high score means, in plain words", fit=fit_something)
+    def some_score(features: FeatureCache, fitted: Arrays) -> Floats:
+        \"\"\"Higher is more outlying, (B,). The docstring names the source.\"\"\"
+
+A score that must learn something first names a fit function. It sees training and validation images alone and returns
+arrays, which are stored with the detector and come back as `fitted`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.reading import Images
-from densitywatch.detector.feature_cache import Readings
-
-Floats = NDArray[np.floating[Any]]
-Fitted = dict[str, NDArray[Any]]
+from densitywatch.detector.feature_cache import FeatureCache
 
 
 @dataclass(frozen=True)
-class Given:
-    """What a fit function sees."""
+class FittingData:
+    """What a fit function sees. Calibration and test images are not in it."""
 
-    train: Readings
+    train: FeatureCache
     """Training images for densities that need many; reading them with a network would take long."""
-    sample: Readings
+    sample: FeatureCache
     """Other training images, few enough to be read by every model; none of them is in `train`."""
     all_train: Images
-    """Every training image, left on disk: for what is trained in small batches."""
-    validation: Readings
+    """Every training image, left on disk: for networks that are trained in small batches."""
+    validation: FeatureCache
     seed: int
     declared: tuple[str, ...]
-    steps: int
-    """Length of the training of a score's own small network."""
+    """Words of scores/transformations.py: transformations that count as outliers."""
+    small_network_steps: int
+    """Length of the training of a score's own small density."""
     declared_steps: int
-    """Length of the training of the judge of declared transformations."""
+    """Length of the training of the transformation judge."""
 
 
-Score = Callable[[Readings, Fitted], Floats]
-Fit = Callable[[Given], Fitted]
+Score = Callable[[FeatureCache, Arrays], Floats]
+Fit = Callable[[FittingData], Arrays]
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member score and how what it needs is fitted."""
+    """A score that params.yaml may name under `detector.members`."""
 
     name: str
     score: Score
+    """(features of B images, fitted arrays) -> (B,), higher is more outlying."""
     fit: Fit | None
     says: str
     """What a high score means, in plain words."""
-    declared: bool
+    needs_declared: bool
     """Whether it only makes sense with declared transformations."""
     reads: tuple[str, ...]
-    """The models it reads, by their names in params.yaml; those of `detector.reads` must hold them."""
+    """The models that it reads, by their names in params.yaml; `detector.reads` must name them."""
     slow: bool
     """Whether it takes many times the PixelCNN's own time; the benchmark measures it on fewer images."""
-
-
-MEMBERS: dict[str, Member] = {}
 
 
 def member(
@@ -64,24 +65,23 @@ def member(
     fit: Fit | None = None,
     *,
     reads: tuple[str, ...] = ("pixelcnn",),
-    declared: bool = False,
+    needs_declared: bool = False,
     slow: bool = False,
-) -> Callable[[Score], Score]:
-    """Enter a function into MEMBERS under its own name."""
+) -> Callable[[Score], Member]:
+    """Make a member of a score function; member_table.py lists it under the function's name."""
 
-    def enter(score: Score) -> Score:
-        MEMBERS[score.__name__] = Member(score.__name__, score, fit, says, declared, reads, slow)
-        return score
+    def make(score: Score) -> Member:
+        return Member(score.__name__, score, fit, says, needs_declared, reads, slow)
 
-    return enter
-
-
-def part(arrays: dict[str, NDArray[Any]], name: str) -> Fitted:
-    """The arrays stored under `name.`, without that prefix."""
-    prefix = f"{name}."
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+    return make
 
 
-def named(name: str, arrays: Fitted) -> Fitted:
-    """The arrays with `name.` before each key; `part` takes it away again."""
-    return {f"{name}.{key}": value for key, value in arrays.items()}
+def without_prefix(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays stored under `prefix.`, without it."""
+    start = f"{prefix}."
+    return {key.removeprefix(start): value for key, value in arrays.items() if key.startswith(start)}
+
+
+def with_prefix(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays with `prefix.` before each key; `without_prefix` takes it away again."""
+    return {f"{prefix}.{key}": value for key, value in arrays.items()}

@@ -1,4 +1,4 @@
-"""Surprise, and how much of it was to be expected, pixel by pixel under an autoregressive model."""
+"""Surprise pixel by pixel under an autoregressive model, and how much of it the model itself expects."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from densitywatch.errors import ModelError
 
 PIXELS = 4096
-"""How many pixels' 256 probabilities are in memory at a time: small enough for a core's cache."""
+"""Sub-pixels whose 256 probabilities are in memory at a time: few enough for a core's cache."""
 
 
 def surprise_statistics(model: Any, x: Tensor) -> Tensor:
-    """Per pixel -log p, its expectation and its variance under the model itself: (3, B, H, W), nats and nats squared.
+    """Of every pixel, -log p, its expectation and its variance under the model itself: (3, B, H, W), nats and nats^2.
 
     The expectation is the entropy of the pixel's distribution given the pixels before it; colours are summed. Under the
     model, surprise minus expectation is a martingale difference: zero on average whatever came before.
@@ -25,12 +25,13 @@ def surprise_statistics(model: Any, x: Tensor) -> Tensor:
     head = getattr(model, "head", None)
     if head is None or not hasattr(model, "features"):
         raise ModelError(
-            f"{type(model).__name__} has no distribution a pixel; take a model of kind pixelcnn or pixelrnn"
+            f"{type(model).__name__} has no distribution for each pixel; take a model of kind pixelcnn or pixelrnn"
         )
     features = model.features(x)
     parameters = head.parameters_of(features, x).float()
     b, c, _, h, w = parameters.shape
     surprise = -head.log_prob(features, x)
+    # one row of parameters for each sub-pixel, in the order (image, colour, row, column)
     flat = (
         parameters.transpose(1, 2).reshape(b, parameters.shape[2], c * h * w).transpose(1, 2).reshape(b * c * h * w, -1)
     )
@@ -40,25 +41,30 @@ def surprise_statistics(model: Any, x: Tensor) -> Tensor:
 
 
 def _moments(parameters: Tensor, kind: str) -> Tensor:
-    """Entropy and variance of -log p of N sub-pixels' distributions, (N, outputs) -> (2, N)."""
+    """Mean and variance of -log p under N sub-pixels' own distributions, (N, outputs) -> (2, N).
+
+    The mean is the entropy H = -sum p log p; the variance is sum p (log p)^2 - H^2.
+    """
     if kind == "softmax":
         log_p = F.log_softmax(parameters, 1)
         p = log_p.exp()
     else:
         p = _bins(parameters)
-        log_p = p.clamp(min=1e-12).log()
+        log_p = p.clamp(min=1e-12).log()  # p log p of an impossible value is 0, not NaN
     weighted = p * log_p
     entropy = -weighted.sum(1)
     return torch.stack([entropy, (weighted * log_p).sum(1) - entropy.square()])
 
 
 def _bins(parameters: Tensor) -> Tensor:
-    """The 256 probabilities of discretised logistic mixtures as differences of their distribution function.
+    """The 256 probabilities of N discretised logistic mixtures, (N, 256): F(upper edge) - F(lower edge) of each level.
 
-    Exact to about 1e-7, which is enough for moments, where rare values hardly count, and much faster than their logs.
+    F is the mixture's distribution function, 0 below level 0 and 1 above level 255 (Salimans et al. 2017, PixelCNN++).
+    Exact to about 1e-7, which is enough for moments, where rare values hardly count, and much faster than in logs.
     """
     logits, means, log_scales = parameters.view(len(parameters), 3, -1).unbind(1)
     weights, inverse = F.softmax(logits, 1), torch.exp(-log_scales.clamp(min=-7.0))
+    # the 255 edges between levels, on the scale of the parameters, where level v is v / 127.5 - 1
     edges = (torch.arange(255, device=parameters.device) + 0.5) / 127.5 - 1.0
     below = torch.zeros(len(parameters), 257, device=parameters.device)
     inner = below[:, 1:256]

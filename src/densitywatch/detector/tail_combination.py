@@ -1,37 +1,41 @@
-"""One score of several: the sum of minus log tail probabilities among normal images (Fisher 1932's combined test)."""
+"""One score of several: the sum of minus log tail probabilities among normal images.
+
+Fisher's combined test (1932) without its factor of two. A member's surprise at an image is -log P(a normal image scores
+as high): exponential with mean 1 among normal images, whatever the member's own scale.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 from scipy import stats
 
-Floats = NDArray[np.floating[Any]]
-Arrays = dict[str, NDArray[Any]]
+from densitywatch.arrays import Arrays, Floats
 
 TAIL = 0.05
 """The share of normal images beyond which a generalised Pareto tail takes over from counting."""
 KNOTS = 200
+"""Quantiles that are kept below the tail."""
 
 
-def overlap(total: Floats) -> float:
-    """How many times over a sum of surprises (N,) counts the same evidence: its variance over its mean, at least 1.
+def variance_ratio(total: Floats) -> float:
+    """Variance of a sum of members' surprises (N,) over its value for independent members; at least 1.
 
-    A sum of k independent surprises has mean k and variance k; where they say the same, the variance is larger and the
-    sum divided by this ratio is the evidence that is there (Brown 1975, "A method for combining non-independent,
-    one-sided tests of significance").
+    A surprise is exponential with mean 1 and variance 1, so a sum of k independent ones has mean k and variance k: the
+    mean is the variance that independence would give. Where members agree, the variance is larger, and the sum counts
+    the same evidence this many times (Brown 1975, "A method for combining non-independent, one-sided tests of
+    significance").
     """
     return max(1.0, float(total.var() / max(float(total.mean()), 1e-9)))
 
 
 def fit_tail(score: Floats) -> Arrays:
     """What `tail_surprise` needs to know of a score's values (N,) on normal images."""
+    # below the 95th percentile: 200 quantiles of the score
     levels = np.linspace(0.0, 1.0 - TAIL, KNOTS)
     knots = np.quantile(score, levels)
+    # beyond it: excesses over the percentile follow a generalised Pareto distribution (Pickands 1975)
     beyond = score[score > knots[-1]] - knots[-1]
-    if len(beyond) < 10 or not beyond.max() > 0:
+    if len(beyond) < 10 or not beyond.max() > 0:  # too few excesses for a fit
         shape, scale = 0.1, float(score.std()) or 1.0
     else:
         shape, _, scale = stats.genpareto.fit(beyond, floc=0.0)
@@ -40,9 +44,14 @@ def fit_tail(score: Floats) -> Arrays:
 
 
 def tail_surprise(score: Floats, fitted: Arrays) -> Floats:
-    """-log P(a normal image scores as high), nats, (B,): counted up to the 95th percentile, fitted beyond."""
+    """-log P(a normal image scores as high), nats, (B,): counted up to the 95th percentile, fitted beyond.
+
+    P(S > s) = (1 - F(s)) up to the percentile u, and 0.05 (1 + shape (s - u) / scale)^(-1 / shape) beyond it.
+    """
     knots, levels = fitted["knots"], fitted["levels"]
     shape, scale = fitted["tail"]
+    # -log(1 - F(s)) with F interpolated between the quantiles; constant at -log 0.05 beyond the last
     counted = -np.log1p(-np.interp(score, knots, levels))
+    # minus the log of the Pareto factor; 0 up to the percentile
     beyond = np.log1p(shape * np.maximum(score - knots[-1], 0.0) / scale) / shape
     return np.asarray(counted + beyond)

@@ -1,4 +1,7 @@
-"""How many images of each kind belong to no class by the class-conditional density (evaluation/measures/labels.py)."""
+"""The share of each kind of image that belongs to no class, by the class-conditional density.
+
+evaluation/measures/labels.py computes the p-values.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import open_split
 from densitywatch.evaluation.measures.labels import belonging_p_values, known_by_label, nats_by_label
 from densitywatch.models.offers import takes_labels
@@ -18,10 +19,10 @@ from densitywatch.progress import track
 
 LABEL_MODEL = "conditional_pixelcnn"
 IMAGES = 100
-"""Of each kind: every one is scored under every label."""
+"""Limit for each kind; every image is scored under every label."""
 
 
-def no_class_rates(params: Params, root: Path, kinds: Mapping[str, NDArray[np.uint8]]) -> dict[str, float]:
+def no_class_rates(params: Params, root: Path, kinds: Mapping[str, Pixels]) -> dict[str, float]:
     """Kind of image -> the share with a p-value at or below detector.false_alarm_rate that they belong to any class.
 
     Empty where the benchmark reads no class-conditional density, or the dataset has no labels.

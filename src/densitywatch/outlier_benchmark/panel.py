@@ -1,21 +1,19 @@
-"""The outlier panel: images that do not belong. Only the stage `benchmark` imports this file; a test proves it."""
+"""The outlier panel: the kinds of images that do not belong. Only benchmark.py imports this file; a test proves it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import DatasetInfo
 from densitywatch.data.reading import resized
 from densitywatch.errors import DataError
 
-Images = NDArray[np.uint8]
 
-
-def panel_sets(test: Images, foreign: Images | None, seed: int) -> dict[str, Images]:
-    """The panel by name, each uint8 (N, C, H, W) with N = len(test); `foreign` becomes its member `mnist`."""
+def panel_sets(test: Pixels, foreign: Pixels | None, seed: int) -> dict[str, Pixels]:
+    """Kind of outlier -> images, uint8 (N, C, H, W) with N = len(test); `foreign` are the kind `mnist`."""
     rng = np.random.default_rng(seed)
     n, shape = len(test), test.shape[1:]
     sets = {} if foreign is None else {"mnist": foreign[:n]}
@@ -30,7 +28,7 @@ def panel_sets(test: Images, foreign: Images | None, seed: int) -> dict[str, Ima
     return {name: np.ascontiguousarray(images) for name, images in sets.items()}
 
 
-def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Images | None:
+def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Pixels | None:
     """At most `limit` MNIST images in the dataset's size and colours; None where the dataset itself is MNIST.
 
     Raises DataError when data/panel is missing or not whole.
@@ -47,8 +45,8 @@ def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Images | None:
     return fitted_to(np.array(digits), info.size, info.channels)
 
 
-def fitted_to(images: Images, size: int, channels: int) -> Images:
-    """Images (N, C, H, W) resized to `size` and turned to grey or RGB."""
+def fitted_to(images: Pixels, size: int, channels: int) -> Pixels:
+    """Pixels (N, C, H, W) resized to `size` and turned to grey or RGB."""
     images = resized(images, size)
     if images.shape[1] == channels:
         return images

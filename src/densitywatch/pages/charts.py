@@ -124,8 +124,17 @@ def to_svg(chart: Any) -> str:
             "titleFontSize": 12,
             "titleFontWeight": "normal",
             "titlePadding": 8,
+            # a reader's font may be a fifth wider than the one that places were measured with
+            "labelOverlap": "greedy",
+            "labelSeparation": 10,
         },
-        "legend": {"labelColor": INK, "labelFontSize": 12, "symbolStrokeWidth": 3, "labelLimit": 300},
+        "legend": {
+            "labelColor": INK,
+            "labelFontSize": 12,
+            "symbolStrokeWidth": 3,
+            "labelLimit": 300,
+            "columnPadding": 40,
+        },
         "line": {"strokeCap": "round"},
         "mark": {"color": SERIES[0]},
     }

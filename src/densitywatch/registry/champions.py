@@ -1,8 +1,9 @@
-"""Who is champion: the alias in MLflow, the trail of those that this project made champion, and which can be verified.
+"""Who is champion: the alias in MLflow, the trail of the champions so far, and which of them can be verified.
 
-MLflow's aliases have no history and no compare-and-set. So the registered model has a tag with the trail, the present
-champion last. An alias that points elsewhere was moved by a person, whose decision stands until the next one
-(docs/decisions/0016-the-registry-belongs-to-its-checkout.md).
+MLflow's aliases have no history and no compare-and-set. So the registered model has a tag with the trail: all versions
+that this project made champion, the present one last. An alias that points elsewhere was moved by a person, and that
+holds until the next decision (docs/decisions/0016-the-registry-belongs-to-its-checkout.md). MLflow is imported inside
+functions: it takes seconds, and loading a model from a folder imports this file.
 """
 
 from __future__ import annotations
@@ -25,10 +26,11 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 REGISTERED = "densitywatch-"
-"""Before a model's name stands this in the registry."""
+"""The prefix of a model's name in the registry."""
 CHAMPION, CHALLENGER = "champion", "challenger"
 TRAIL, PREVIOUS, ROLLED_BACK = "champions", "previous_champion", "rolled_back"
-KEPT = 500  # champions in the trail; a tag holds 5000 characters
+KEPT = 500
+"""Champions in the trail; a tag holds 5000 characters."""
 MISSING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 
 Trail = tuple[str, ...]
@@ -79,13 +81,13 @@ def standing(client: MlflowClient, registered: str) -> Standing:
     noted = model.tags.get(TRAIL)
     if noted is None:
         return Standing(registered, alias, _older_trail(client, registered))
-    # a process that was killed while it moved the alias leaves the trail of before and that of after
+    # a process that was killed while it moved the alias leaves "old trail > new trail"
     trails = [tuple(part.split()) for part in noted.split(">")]
     return Standing(registered, alias, trails[-1] if _last(trails[-1]) == alias else trails[0])
 
 
 def move(client: MlflowClient, seen: Standing, version: str | None, trail: Trail) -> None:
-    """Give the alias to `version` (None: to none), and the model the trail that follows.
+    """Give the alias to `version` (None: to no version), and store the trail that follows.
 
     Raises RegistryError when the alias is not where it was `seen`.
     """
@@ -103,7 +105,7 @@ def move(client: MlflowClient, seen: Standing, version: str | None, trail: Trail
 def newest_verified(
     client: MlflowClient, uri: str, registered: str, numbers: Sequence[str]
 ) -> tuple[str | None, Path | None, list[str]]:
-    """The first of `numbers` whose files are those that were registered, their folder, and why earlier ones are not."""
+    """The first of `numbers` whose files are as registered, their folder, and why those before it were passed over."""
     reasons: list[str] = []
     for number in numbers:
         try:
@@ -135,9 +137,9 @@ def find(client: MlflowClient, address: str) -> ModelVersion:
 
 
 def fetch(client: MlflowClient, uri: str, version: ModelVersion) -> Path:
-    """The version's packed folder on this machine, its bytes compared with what was registered.
+    """The version's packed folder on this machine, its bytes compared with those that were registered.
 
-    Raises RegistryError when they are gone or others.
+    Raises RegistryError when they are gone or not the same.
     """
     from mlflow.exceptions import MlflowException
 
@@ -167,7 +169,7 @@ def _again(version: ModelVersion) -> str:
 
 
 def _downloaded(source: str, uri: str, content: str) -> Path | None:
-    """The files of a remote store, kept by their digest; None where the store has them no more."""
+    """The files of a remote store, cached by their digest; None where the store no longer has them."""
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
@@ -176,14 +178,14 @@ def _downloaded(source: str, uri: str, content: str) -> Path | None:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cache) as beside:
+    with tempfile.TemporaryDirectory(dir=cache) as scratch:
         try:
-            fresh = Path(download_artifacts(artifact_uri=source, dst_path=beside, tracking_uri=uri))
+            fresh = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri))
         except MlflowException as error:
             if error.error_code not in MISSING:
                 raise
             return None
-        with suppress(OSError):  # another process was first; the digest says whether its files are right
+        with suppress(OSError):  # another process was faster; the digest tells whether its files are right
             fresh.rename(folder)
     return folder
 

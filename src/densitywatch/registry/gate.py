@@ -1,6 +1,6 @@
-"""May this model reach users? Candidate and champion are measured now, on the same images, and the gate fails closed.
+"""May this model reach users? The gate measures candidate and champion now, on the same images, and fails closed.
 
-Stored figures are never compared: a champion's old metric was taken on other images, by other code, or is missing.
+Stored figures are never compared: a champion's old figure was taken on other images or by other code, or is missing.
 """
 
 from __future__ import annotations
@@ -12,25 +12,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import at_size, images_at_once, images_within, stored_size
+from densitywatch.detector import detector
 from densitywatch.errors import DensitywatchError
+from densitywatch.evaluation.measures import sample_quality
+from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor
 from densitywatch.models.storage import load_model_folder
 from densitywatch.params import Params
 
 BATCH = 250
-CHANCE = 1.63  # Kolmogorov-Smirnov, 1 %: what a rightly calibrated detector exceeds once in a hundred gates
-
-Images = npt.NDArray[np.uint8]
+CHANCE = 1.63
+"""Kolmogorov-Smirnov at 1 %: a well calibrated detector exceeds this in one of a hundred gates."""
+AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One model's measure; smaller is better for every measure of the gate."""
+    """What the gate has measured of one model. Smaller is better for every measure."""
 
     measure: str
     value: float
@@ -38,7 +41,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Decision:
-    """What the gate says, in one sentence, and the figures it rests on."""
+    """What the gate says, in one sentence, and the measurements behind it."""
 
     passed: bool
     reason: str
@@ -52,9 +55,9 @@ class Decision:
 def gate(name: str, candidate: Path, champion: Path | None, params: Params, root: Path) -> Decision:
     """Measure the models (or detectors) in both folders on the first params.gate.images validation images and compare.
 
-    The measure is the best that the candidate offers: bits/dim of an exact density, the ELBO's, mean squared error of
-    reconstructions, or the distance of samples in the feature network's space. Whatever cannot be measured does not
-    pass: never raises for a bad candidate.
+    The measure is the best one that the candidate offers: bits/dim of an exact density, bits/dim of the ELBO, mean
+    squared error of reconstructions, or the FID of samples. What cannot be measured does not pass. A bad candidate
+    raises nothing.
     """
     stored = open_split(root / "data" / "prepared", "validation").images
     images = np.array(stored[: images_within(params.gate.images, math.prod(stored.shape[1:]))])
@@ -72,11 +75,8 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     return judge(new, old, params.gate.tolerance)
 
 
-AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
-
-
 def judge(candidate: Measurement, champion: Measurement | None, tolerance: float) -> Decision:
-    """Compare two figures: a candidate passes that is finite and at most `tolerance`, relatively, worse."""
+    """Compare two measurements. A candidate passes when it is finite and at most a share `tolerance` worse."""
     shown = f"{candidate.measure} {candidate.value:.4f}"
     if not math.isfinite(candidate.value):
         return Decision(False, f"rejected: its {candidate.measure} is {candidate.value}, no finite number", candidate)
@@ -94,11 +94,11 @@ def judge(candidate: Measurement, champion: Measurement | None, tolerance: float
         allowed = f", more than the {tolerance:.1%} that params.gate.tolerance allows" if tolerance else ""
         reason = f"rejected: {shown} is worse than the champion's {champion.value:.4f}{allowed}"
         return Decision(False, reason, candidate, champion)
-    return Decision(True, f"passed: {shown} beside the champion's {champion.value:.4f}", candidate, champion)
+    return Decision(True, f"passed: {shown} next to the champion's {champion.value:.4f}", candidate, champion)
 
 
-def measure_model(folder: Path, images: Images, params: Params, root: Path) -> Measurement:
-    """The gate's figure of the model in `folder`. Raises DensitywatchError when it has none."""
+def measure_model(folder: Path, images: Pixels, params: Params, root: Path) -> Measurement:
+    """The gate's measurement of the model in `folder`. Raises DensitywatchError when it cannot be measured."""
     model: Any = load_model_folder(folder)
     if images.shape[1:3] != (model.channels, stored_size(model)):
         ours, theirs = shape_of(images.shape[1], images.shape[2]), shape_of(model.channels, stored_size(model))
@@ -106,23 +106,26 @@ def measure_model(folder: Path, images: Images, params: Params, root: Path) -> M
     cuda = torch.cuda.is_available() and params.device.accelerator in ("auto", "cuda")
     device = torch.device("cuda" if cuda else "cpu")
     model.to(device)
-    for offer, measure, function in MEASURES:
-        if hasattr(model, offer):
-            with torch.random.fork_rng(), torch.no_grad():
-                torch.manual_seed(params.seed)  # a bound draws latents: the same ones for both models
-                step, seen = images_at_once(BATCH, model.size), at_size(images, model.size)
-                parts = [
-                    function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
-                    for start in range(0, len(images), step)
-                ]
-            return Measurement(measure + of_size(model, images), float(torch.cat(parts).mean()))
-    from densitywatch.evaluation.measures.sample_quality import quality_figure  # for models that only draw samples
+    offered = next((row for row in MEASURES if isinstance(model, row[0])), None)
+    if offered is None:  # a model that only draws samples
+        figure = sample_quality.quality_figure(model, params, root)
+        return Measurement("FID of samples" + of_size(model, images), figure)
+    _, measure, function = offered
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(params.seed)  # a bound draws latents: both models get the same ones
+        step, seen = images_at_once(BATCH, model.size), at_size(images, model.size)
+        parts = [
+            function(model, torch.from_numpy(seen[start : start + step]).to(device)).double().cpu()
+            for start in range(0, len(images), step)
+        ]
+    return Measurement(measure + of_size(model, images), float(torch.cat(parts).mean()))
 
-    return Measurement("FID of samples" + of_size(model, images), quality_figure(model, params, root))
 
+def of_size(model: Any, images: Pixels) -> str:
+    """The part of a measure's name that says at which size the model sees the images, where that is not theirs.
 
-def of_size(model: Any, images: Images) -> str:
-    """What a measure adds to its name where the model sees the images smaller: only equal ones are compared."""
+    Only measures of the same name are compared.
+    """
     return "" if model.size == images.shape[2] else f" at {model.size} x {model.size}"
 
 
@@ -139,29 +142,28 @@ def _squared_error(model: Any, x: Tensor) -> Tensor:
     return error.square().mean((1, 2, 3))
 
 
-MEASURES: tuple[tuple[str, str, Callable[[Any, Tensor], Tensor]], ...] = (
-    ("log_prob", "bits/dim", lambda model, x: _bits(model.log_prob(x), x)),
-    ("elbo", "ELBO bits/dim", lambda model, x: _bits(model.elbo(x), x)),
-    ("reconstruct", "reconstruction error", _squared_error),
+MEASURES: tuple[tuple[type, str, Callable[[Any, Tensor], Tensor]], ...] = (
+    (ExactDensity, "bits/dim", lambda model, x: _bits(model.log_prob(x), x)),
+    (Bounded, "ELBO bits/dim", lambda model, x: _bits(model.elbo(x), x)),
+    (Reconstructor, "reconstruction error", _squared_error),
 )
-"""What a model may offer, the measure that follows, its value for each image of a batch; the first that fits counts."""
+"""What a model may offer, the name of its measure, the values for a batch of images. The first that fits counts."""
 
 
-def measure_detector(folder: Path, images: Images, params: Params, root: Path) -> Measurement:
+def measure_detector(folder: Path, images: Pixels, params: Params, root: Path) -> Measurement:
     """The share of pairs that the detector in `folder` puts in the wrong order: 1 - AUROC on cut-and-paste images.
 
-    Half of `images` stay as they are, the other half get a rectangle of another image (Li et al. 2021, "CutPaste"), by
-    the seed of params: a rough measure of power that needs no foreign images, whose use is the benchmark's alone.
-    Before that its p-values must hold on the untouched half. Raises DensitywatchError when they do not.
-    """
-    from densitywatch.detector.detector import load
+    Half of `images` stay as they are. The other half get a rectangle of another image (Li et al. 2021, "CutPaste"),
+    with the seed of params. This is a rough measure of power; foreign images are for the benchmark alone.
 
-    detector = load(folder)
+    Its p-values must hold on the untouched half. Raises DensitywatchError when they do not.
+    """
+    loaded = detector.load(folder)
     half = len(images) // 2
     if half < 1:
         raise DensitywatchError("there are fewer than two validation images to measure it on")
     scores = [
-        detector.score(part[start : start + BATCH])
+        loaded.score(part[start : start + BATCH])
         for part in (images[:half], cut_and_paste(images[half:], np.random.default_rng(params.seed)))
         for start in range(0, len(part), BATCH)
     ]
@@ -169,21 +171,23 @@ def measure_detector(folder: Path, images: Images, params: Params, root: Path) -
     p = np.sort(np.concatenate([part.p_value for part in scores])[:half])
     if not np.isfinite(score).all():
         raise DensitywatchError(f"{int((~np.isfinite(score)).sum())} of its {len(score)} scores are not finite numbers")
+    # the p-values of normal images are uniform: their largest distance from that, and what chance explains of it
     distance = float(np.abs(p - (np.arange(half) + 0.5) / half).max())
-    limit = CHANCE * math.sqrt(1 / half + 1 / len(detector.calibration)) + 1 / half + 1 / len(detector.calibration)
+    limit = CHANCE * math.sqrt(1 / half + 1 / len(loaded.calibration)) + 1 / half + 1 / len(loaded.calibration)
     if distance > limit:
         raise DensitywatchError(
             f"its p-values do not hold on today's validation images (they stray by {distance:.2f} where chance explains"
             f" {limit:.2f}); calibrate it again"
         )
+    # AUROC from the ranks of the outliers (Mann-Whitney): pairs in the right order / all pairs
     ranks = np.argsort(np.argsort(score, kind="stable"), kind="stable")
     outliers = len(score) - half
     right = ranks[half:].sum() - outliers * (outliers - 1) / 2
     return Measurement("cut-and-paste error", 1.0 - float(right) / (half * outliers))
 
 
-def cut_and_paste(images: Images, rng: np.random.Generator) -> Images:
-    """Each image with a rectangle, half as wide and half as high, from the same place of the next image."""
+def cut_and_paste(images: Pixels, rng: np.random.Generator) -> Pixels:
+    """Each image with a rectangle from the same place of the next image, half as wide and half as high."""
     out = images.copy()
     size = images.shape[-1]
     side = max(1, size // 2)

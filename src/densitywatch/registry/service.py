@@ -1,13 +1,13 @@
-"""What a served model answers: images in, one answer an image out, with what the model can do.
+"""What a served model answers: images in, one answer an image out; or a number of samples in, images out.
 
-MLflow is not needed here; serving.py puts this behind its HTTP server.
+No MLflow here: serving.py puts this behind MLflow's HTTP server. Registered versions import Service, Answer, read_json,
+too_large and MAX_REQUEST from this file, so these names stay.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import io
 import json
 import math
 import threading
@@ -18,30 +18,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 from torch import Tensor
 
+from densitywatch.arrays import Pixels
 from densitywatch.data.decoding.images import Resize, decode_image
+from densitywatch.data.encoding import png
 from densitywatch.data.reading import images_at_once, resized, stored_size
 from densitywatch.detector import conformal, detector
 from densitywatch.errors import DataError
+from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor, Sampler, takes_labels
 from densitywatch.models.storage import load_model_folder
 from densitywatch.registry.version_files import CALIBRATION, load_calibration
 
 MAX_IMAGES = 1024
 MAX_SAMPLES = 64
 MAX_REQUEST = 32 << 20
-"""Bytes of one request, and letters of its base64 texts together: what is decoded takes several times as much."""
+"""Bytes of one request, and letters of all its base64 texts together. Decoded, they take several times as much."""
 BATCH = 64
 FORMS = ("inputs", "instances", "dataframe_split", "dataframe_records")
 IMAGES = "nested arrays of 0 to 255, or image files in base64"
 
-Images = npt.NDArray[np.uint8]
 Answer = dict[str, Any]
 
 
 class Service:
-    """A registered version's files, loaded, and its answers; one request at a time, so that memory stays bounded."""
+    """A registered version, loaded, and its answers. One request at a time, so that memory stays bounded."""
 
     def __init__(self, folder: Path, resize: Resize) -> None:
         """`folder`: what version_files.py packed. `resize`: how files of other sizes are brought to the model's."""
@@ -51,7 +52,7 @@ class Service:
         takes: Any = self.detector or self.model
         self.channels: int = takes.channels
         self.size: int = takes.size if self.detector is not None else stored_size(self.model)
-        """Files are brought to the data's size first, as the model's training images were, then to the model's."""
+        """Image files are brought to this size, as the model's training images were, and then to the model's size."""
         scores = folder / CALIBRATION
         self.calibration = load_calibration(scores) if scores.is_file() else None
         self._one_at_a_time = threading.Lock()
@@ -71,7 +72,7 @@ class Service:
             parts = [self._scores(images[start : start + step]) for start in range(0, len(images), step)]
         return [answer for part in parts for answer in part]
 
-    def read(self, request: Any) -> Images:
+    def read(self, request: Any) -> Pixels:
         """The request's images as uint8 (N, C, H, W)."""
         if isinstance(request, Mapping):
             raise DataError(
@@ -88,7 +89,7 @@ class Service:
             raise DataError(f"{len(request)} images are more than the {MAX_IMAGES} of one request; send several")
         return self._files(request) if request.dtype.kind in "OUS" else self._arrays(request)
 
-    def _files(self, texts: npt.NDArray[Any]) -> Images:
+    def _files(self, texts: npt.NDArray[Any]) -> Pixels:
         if (letters := sum(len(text) for text in texts if isinstance(text, str))) > MAX_REQUEST:
             raise DataError(too_large(letters))
         images = []
@@ -107,7 +108,7 @@ class Service:
                 raise DataError(f"image {number}: {error}") from None
         return np.stack(images)
 
-    def _arrays(self, values: npt.NDArray[Any]) -> Images:
+    def _arrays(self, values: npt.NDArray[Any]) -> Pixels:
         if values.ndim == 3 and self.channels == 1:
             values = values[:, None]
         shape = (self.channels, self.size, self.size)
@@ -118,7 +119,7 @@ class Service:
             raise DataError("pixels must be whole numbers from 0 to 255")
         return values.astype(np.uint8)
 
-    def _scores(self, images: Images) -> list[Answer]:
+    def _scores(self, images: Pixels) -> list[Answer]:
         if self.detector is not None:
             scores = self.detector.score(images)
             columns: dict[str, Any] = {
@@ -134,15 +135,15 @@ class Service:
     def _model_scores(self, x: Tensor) -> dict[str, Any]:
         model, columns = self.model, {}
         nats_per_bit = math.log(2) * x[0].numel()
-        if hasattr(model, "log_prob"):
+        if isinstance(model, ExactDensity):
             nll = -model.log_prob(x).double().numpy()
             p = [None] * len(x) if self.calibration is None else conformal.p_values(self.calibration, nll)
             return {"bits_per_dim": nll / nats_per_bit, "p_value": p}
-        if hasattr(model, "elbo"):
+        if isinstance(model, Bounded):
             with torch.random.fork_rng():
-                torch.manual_seed(0)  # the bound draws latents: the same request, the same answer
+                torch.manual_seed(0)  # the bound draws latents: the same request gets the same answer
                 columns["elbo_bits_per_dim"] = -model.elbo(x).double().numpy() / nats_per_bit
-        if hasattr(model, "reconstruct"):
+        if isinstance(model, Reconstructor):
             error = (model.reconstruct(x).double() - x.double()) / 255
             columns["reconstruction_mse"] = error.square().mean((1, 2, 3)).numpy()
         if not columns:
@@ -150,7 +151,7 @@ class Service:
         return columns
 
     def _samples(self, request: Mapping[str, Any]) -> list[Answer]:
-        if not hasattr(self.model, "sample"):
+        if not isinstance(self.model, Sampler):
             raise DataError("this model draws no samples; send images")
         if unknown := set(request) - {"samples", "seed", "label"}:
             raise DataError(f"'{sorted(unknown)[0]}': unknown key; a request for samples has samples, seed and label")
@@ -158,11 +159,10 @@ class Service:
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             images = self.model.sample(n, labels=self._label(request, n), generator=generator)
-        return [{"image": png(image)} for image in images.cpu().numpy()]
+        return [{"image": base64.b64encode(png(image)).decode()} for image in images.cpu().numpy()]
 
     def _label(self, request: Mapping[str, Any], n: int) -> Tensor | None:
-        settings = getattr(self.model, "settings", None)
-        takes = bool(getattr(self.model, "conditional", getattr(settings, "conditional", False)))
+        takes = takes_labels(self.model)
         if "label" not in request:
             return torch.arange(n) % self.model.classes if takes else None
         names = self.model.class_names
@@ -175,24 +175,17 @@ class Service:
 
 
 def answers_of(model: Any) -> dict[str, str]:
-    """What `Service` answers for this model (None: the detector), key by key, with MLflow's name of its type."""
+    """The keys of `Service`'s answers for this model (None: the detector), each with MLflow's name of its type."""
     if model is None:
         return {"score": "double", "p_value": "double", "outlier": "boolean", "bits_per_dim": "double"}
-    if hasattr(model, "log_prob"):
+    if isinstance(model, ExactDensity):
         return {"bits_per_dim": "double", "p_value": "double"}
-    keys = {"elbo": "elbo_bits_per_dim", "reconstruct": "reconstruction_mse"}
-    return {key: "double" for offer, key in keys.items() if hasattr(model, offer)} or {"image": "string"}
-
-
-def png(image: Images) -> str:
-    """A (C, H, W) image as a PNG file in base64."""
-    file = io.BytesIO()
-    Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(file, "PNG")
-    return base64.b64encode(file.getvalue()).decode()
+    keys = {Bounded: "elbo_bits_per_dim", Reconstructor: "reconstruction_mse"}
+    return {key: "double" for offer, key in keys.items() if isinstance(model, offer)} or {"image": "string"}
 
 
 def read_json(data: bytes | str) -> Any:
-    """What is asked for in the body of a request: a list of images, or an object. Raises DataError with a sentence."""
+    """What the body of a request asks for: a list of images, or an object. Raises DataError with a sentence."""
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -219,7 +212,7 @@ def read_json(data: bytes | str) -> Any:
 
 
 def _numbers(images: Sequence[Any]) -> npt.NDArray[Any]:
-    """Nested lists as an array; texts among them never get to numpy, which would make each as long as the longest."""
+    """Nested lists as an array. Texts never get to numpy, which would make each as long as the longest."""
     try:
         objects = np.array(images, dtype=object)
     except (ValueError, TypeError, RecursionError):
@@ -236,14 +229,14 @@ def _numbers(images: Sequence[Any]) -> npt.NDArray[Any]:
 
 
 def too_large(size: int) -> str:
-    """The sentence for a request that is not looked at."""
+    """The sentence for a request that is refused unread."""
     return (
         f"the request has {size >> 20} MiB, more than the {MAX_REQUEST >> 20} of one request; send fewer images at once"
     )
 
 
 def _alone(value: Any) -> Any:
-    """The one value that stands alone or in an array; None for several."""
+    """The value of a scalar or of an array with one element; None for several values."""
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError, RecursionError):  # lists in lists that make no array

@@ -3,8 +3,8 @@
     mlflow models serve -m models:/densitywatch-pixelcnn@champion --env-manager local --host 127.0.0.1
 
 answers POST /invocations, JSON `{"inputs": [...]}`, with `{"predictions": [...]}`; see service.py for both. A request
-that cannot be answered gets a 400 with one sentence. MLflow's server would turn any JSON into tables or arrays first,
-at ten times its size, and answer with the stack of what fails there; so requests are counted and read here.
+that cannot be answered gets a 400 with one sentence. MLflow's server would first turn any JSON into tables or arrays,
+at ten times its size, and answer a failure with a stack trace. So the size is checked and the request is read here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ mlflows_own: Any = scoring_server.invocations
 
 
 class BadRequest(MlflowException):
-    """A 400. MLflow's server puts the whole request before the message of an exception; this one answers without it."""
+    """A 400. MLflow's server repeats the whole request in its message; this one answers with the sentence alone."""
 
     def __init__(self, sentence: str, error_code: int = INVALID_PARAMETER_VALUE) -> None:
         super().__init__(sentence, error_code=error_code)
@@ -52,7 +52,7 @@ class Served(PythonModel):
     def predict(
         self,
         context: PythonModelContext | None,
-        model_input: np.ndarray,  # the very type that MLflow leaves alone; others come as well
+        model_input: np.ndarray,  # the one type that MLflow passes on unchanged; other types come as well
         params: dict[str, Any] | None = None,
     ) -> list[Answer]:
         """The answers to the images, or the samples, that were asked for. Raises BadRequest."""
@@ -71,7 +71,7 @@ class Served(PythonModel):
             raise BadRequest(f"the request could not be answered: {own}", INTERNAL_ERROR) from None
 
     def invocations(self, data: bytes, content_type: str | None, model: Any, input_schema: Any) -> Any:
-        """What MLflow's server does with the body of a request. Raises BadRequest."""
+        """Takes the place of MLflow's handler of a request's body. Raises BadRequest."""
         if len(data) > MAX_REQUEST:
             raise BadRequest(too_large(len(data)))
         kind = (content_type or "").partition(";")[0].strip().lower()

@@ -1,4 +1,4 @@
-"""What goes into the registry: the files of one version, a digest over them, and the tags that describe them."""
+"""The files of one registered version, a digest over them, and the tags that describe them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 import safetensors
 import safetensors.numpy
 
+from densitywatch.detector import detector
 from densitywatch.errors import ModelError
 from densitywatch.files import content_digest, file_digest
 from densitywatch.models.header import shown
@@ -20,30 +21,19 @@ from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.registry.champions import REGISTERED
 from densitywatch.tracking.addresses import CONTENT
 
-__all__ = [
-    "CALIBRATION",
-    "CONTENT",
-    "REGISTERED",
-    "WEIGHTS_TAG",
-    "content_digest",
-    "load_calibration",
-    "pack_detector",
-    "pack_model",
-]
-
 CALIBRATION = "calibration.safetensors"
 WEIGHTS_TAG = "weights_sha256"
 MAX_NATS = 10_000_000
 
 
 def pack_model(name: str, root: Path, packed: Path) -> dict[str, str]:
-    """Fill the folder `packed` with what serving models/<name> takes; returns tags.
+    """Fill the folder `packed` with what serving models/<name> needs; returns the version's tags.
 
-    With a density go the sorted scores of the calibration images, which give p-values, where models/detector was
-    calibrated with these very weights. Raises ModelError when there is no whole model.
+    A density gets p-values where models/detector was calibrated with these very weights: the sorted scores of the
+    calibration images are packed with it. Raises ModelError when there is no whole model.
     """
     folder = root / "models" / name
-    header = load_model_folder(folder).header  # loaded, so that nothing goes in that cannot be
+    header = load_model_folder(folder).header  # a model that cannot be loaded is not packed
     assert isinstance(header, Mapping)
     shutil.copyfile(folder / WEIGHTS, packed / WEIGHTS)
     weights = file_digest(packed / WEIGHTS)
@@ -60,7 +50,7 @@ def pack_model(name: str, root: Path, packed: Path) -> dict[str, str]:
 
 
 def calibration_of(name: str, weights: str, detector: Path) -> npt.NDArray[np.float64] | None:
-    """The sorted nats of the calibration images under these weights; None where the detector has not got them."""
+    """The sorted nats of the calibration images under these weights; None where the detector does not have them."""
     try:
         facts = json.loads((detector / "detector.json").read_text(encoding="utf-8"))
         if facts["weights"][name] != weights:
@@ -71,7 +61,7 @@ def calibration_of(name: str, weights: str, detector: Path) -> npt.NDArray[np.fl
 
 
 def load_calibration(path: Path) -> npt.NDArray[np.float64]:
-    """The sorted nats that `pack_model` wrote. Raises ModelError where the file is not whole or holds anything else."""
+    """The sorted nats that `pack_model` wrote. Raises ModelError where the file holds something else."""
     try:
         nats = _nats(path, "nll")
     except (OSError, safetensors.SafetensorError) as error:
@@ -84,7 +74,7 @@ def load_calibration(path: Path) -> npt.NDArray[np.float64]:
 
 
 def _nats(path: Path, name: str) -> npt.NDArray[Any]:
-    """The finite numbers of one tensor in a row, whose shape is looked at before its data is read."""
+    """The finite numbers of one 1-D tensor. Its shape is checked before its data is read."""
     with safetensors.safe_open(path, framework="numpy") as file:
         found = file.get_slice(name) if name in file.keys() else None  # noqa: SIM118
         shape = [] if found is None else list(found.get_shape())
@@ -97,13 +87,11 @@ def _nats(path: Path, name: str) -> npt.NDArray[Any]:
 
 
 def pack_detector(root: Path, packed: Path, version_of: Callable[[str, str], int | None]) -> dict[str, str]:
-    """Fill the folder `packed` with models/detector and the weights of its models; returns tags.
+    """Fill the folder `packed` with models/detector and the weights of its models; returns the version's tags.
 
-    `version_of(model, weights digest)` is the registered version of a member, which a tag names. Raises ModelError when
-    there is no whole detector or a model was trained again after the detector was calibrated.
+    `version_of(model, digest of the weights)` is the registered version of a member; a tag names it. Raises ModelError
+    when there is no whole detector or a model was trained again after the detector was calibrated.
     """
-    from densitywatch.detector import detector
-
     folder = root / "models" / "detector"
     loaded = detector.load(folder)
     for file in (detector.FACTS, detector.ARRAYS):

@@ -1,6 +1,8 @@
-"""The registry: versions of `densitywatch-<model>` and `densitywatch-detector`, aliases champion and challenger.
+"""The registry: `register`, `promote` and `rollback` of versions of densitywatch-<model> and densitywatch-detector.
 
-One promotion runs at a time, under a lock. Who is champion, and who was before, is champions.py's.
+The aliases are champion and challenger. One promotion runs at a time, under a lock. champions.py knows who is champion
+and who was; gate.py measures; version_files.py packs; download.py gets a version's files. MLflow is imported inside
+functions: it takes seconds, and `rollback --help` or a folder's address needs none of it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from densitywatch.errors import RegistryError
+from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import say
@@ -92,7 +95,7 @@ def register(name: str, params: Params, root: Path) -> int:
 
 
 def _training_run(client: MlflowClient, name: str, root: Path) -> str | None:
-    """The MLflow run that trained the model, where this machine noted one that this store knows."""
+    """The MLflow run that trained the model, if this machine noted one and this store has it."""
     weights = root / "models" / name / WEIGHTS
     run_id = training_of(weights, name, root).get("mlflow_run_id") if weights.is_file() else None
     return run_id if run_id and run_exists(client, run_id) else None
@@ -108,7 +111,7 @@ def _log_version(
     run_id: str | None,
     tags: dict[str, str],
 ) -> int:
-    """Log the packed folder by the models-from-code route, and make it a version once it has answered a question."""
+    """Log the packed folder as models from code, and make it a version once it has answered a request."""
     import mlflow
     from mlflow.entities import LoggedModelOutput
     from mlflow.exceptions import MlflowException
@@ -116,13 +119,13 @@ def _log_version(
     from mlflow.types import ColSpec, Schema
 
     model: Any = None if registered == REGISTERED + "detector" else load_model_folder(packed)
-    judges = model is None or any(hasattr(model, offer) for offer in ("log_prob", "elbo", "reconstruct"))
+    judges = model is None or isinstance(model, ExactDensity | Bounded | Reconstructor)
     images = np.zeros((1, params.data.channels, params.data.size, params.data.size), dtype=np.uint8)
     example = images if judges else {"samples": 1}
     logged = client.create_logged_model(experiment, name=registered, source_run_id=run_id, tags=tags)
     with _current_store(uri), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # of MLflow's own types, at its import
-        # what comes in is an array or a file in base64, which MLflow's schemas cannot say: serving.py checks it itself
+        warnings.filterwarnings("ignore", message=".*Any type hint is inferred")  # MLflow says it of its own types
+        # a request is arrays or files in base64, which MLflow's schemas cannot say: service.py checks it
         info = mlflow.pyfunc.log_model(
             model_id=logged.model_id,
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -145,7 +148,7 @@ def _log_version(
 
 @contextmanager
 def _current_store(uri: str) -> Iterator[None]:
-    """MLflow's fluent calls, which logging a model needs, speak to this store; the environment stays as it was."""
+    """Point MLflow's fluent calls, which logging a model needs, at this store; the environment is restored after."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")
@@ -165,12 +168,14 @@ def promote(
     automatic: bool = False,
     afresh: bool = False,
 ) -> Decision:
-    """Make the challenger, or `version`, champion if it passes the gate; the champion before it is kept for `rollback`.
+    """Make the challenger, or `version`, champion if it passes the gate. The old champion is kept for `rollback`.
 
-    Where the alias or the champion's files are gone, the newest champion of before that can be verified is compared
-    with. A version that was rolled back is not promoted again unless it is named by its number. The decision is noted
-    among the version's tags. `automatic`: a champion that a person chose in MLflow stays; a promotion that a person
-    asks for, whatever the gate says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
+    Where the alias or the champion's files are gone, the candidate is compared with the newest earlier champion that
+    can be verified. A version that was rolled back is promoted again only by its number. The decision is noted among
+    the version's tags.
+
+    `automatic`: a champion that a person chose in MLflow stays. A promotion that a person asks for, whatever the gate
+    says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
 
     Raises RegistryError when there is no such version or the store does not answer.
     """
@@ -196,9 +201,9 @@ def promote(
                 return Decision(False, f"rejected: version {number} {why}")
             ours = fetch(client, uri, candidate)
             order = [] if afresh else seen.newest_first
-            beside, theirs, reasons = newest_verified(client, uri, registered, order)
+            compared, theirs, reasons = newest_verified(client, uri, registered, order)
         decision = gate(name, ours, theirs, params, root)
-        told = "" if afresh else who_stands_in(seen, beside, reasons)
+        told = "" if afresh else who_stands_in(seen, compared, reasons)
         decision = replace(decision, reason=f"version {number} {decision.reason}{told and f'; {told}'}")
         with store_errors(uri, RegistryError):
             client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
@@ -211,7 +216,7 @@ def promote(
 
 
 def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:
-    """Make the candidate champion, unless the alias has moved since it was looked at."""
+    """Make the candidate champion, unless the alias was moved in the meantime."""
     move(client, seen, str(candidate.version), seen.after(str(candidate.version)))
     if candidate.tags.get(ROLLED_BACK):
         client.delete_model_version_tag(candidate.name, candidate.version, ROLLED_BACK)
@@ -222,11 +227,11 @@ def _go_on(name: str) -> str:
 
 
 def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
-    """Make the champion before the present one champion again; returns its version.
+    """Make the previous champion the champion again; returns its version.
 
-    Versions whose files are gone or altered are passed over, and it is said. Where the alias is gone, the last champion
-    gets it back. Where there is none to go back to, `to_none` leaves the model without a champion and returns None.
-    Raises RegistryError when there is none otherwise.
+    Versions whose files are gone or altered are passed over, and a line says so. Where the alias is gone, the last
+    champion gets it back. Where there is no earlier champion, `to_none` leaves the model without one and returns None;
+    otherwise RegistryError is raised.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
@@ -254,7 +259,7 @@ def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) ->
 
 
 def _place(trail: Trail, number: str | None) -> int:
-    """Where `number` stands last in the trail; its end where it does not."""
+    """The last place of `number` in the trail; the trail's length where it is not in it."""
     return len(trail) - 1 - trail[::-1].index(number) if number is not None and number in trail else len(trail)
 
 

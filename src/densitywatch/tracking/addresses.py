@@ -1,7 +1,7 @@
-"""What the addresses in a sqlite store mean after its checkout was moved, copied or restored; no MLflow needed.
+"""What the addresses in a sqlite store mean after its checkout was moved, copied or restored. Needs no MLflow.
 
-MLflow writes whole paths into its tables. The files lie below the checkout that the database belongs to, so a checkout
-that finds itself elsewhere rewrites the part that changed, once, before anything is read or written by the old one
+MLflow writes absolute paths into its tables. The files are inside the checkout that the database belongs to. So a
+checkout that was moved rewrites the part of the paths that changed, once, before anything uses an old path
 (docs/decisions/0016-the-registry-belongs-to-its-checkout.md).
 """
 
@@ -32,10 +32,10 @@ COLUMNS = (
 
 
 def follow_move(uri: str, root: Path | None = None) -> None:
-    """Let the addresses of a sqlite store lead into the checkout that it lies in now; nothing for other stores.
+    """Make the addresses of a sqlite store point into the checkout that it is in now. Other stores are left alone.
 
-    `root` is the project's folder; without it the database's own place says which checkout is meant. Hold the store's
-    lock. Raises DensitywatchError when the database cannot be written.
+    `root` is the project's folder; without it the database's own place decides. The caller holds the store's lock.
+    Raises DensitywatchError when the database cannot be written.
     """
     database = sqlite_path(uri)
     if database is None or not database.is_file():
@@ -47,7 +47,7 @@ def follow_move(uri: str, root: Path | None = None) -> None:
                 new = _home(database, old, root)
                 if new is not None:
                     _rewrite(store, old, new)
-                    say(f"MLflow's store was written in {old}; its addresses lead into {new} now")
+                    say(f"MLflow's store was written in {old}; its addresses point into {new} now")
     except sqlite3.Error as error:
         raise DensitywatchError(
             f"{database}: its addresses could not be read, or not rewritten after a move ({error});"
@@ -56,16 +56,16 @@ def follow_move(uri: str, root: Path | None = None) -> None:
 
 
 def local_path(address: str) -> Path | None:
-    """The path that a `file:` address or a plain path means; None for an address elsewhere."""
+    """The path of a `file:` address or a plain path; None for any other address."""
     if address.startswith("/"):
         return Path(address)
     return Path(unquote(urlsplit(address).path)) if address.startswith("file:/") else None
 
 
 def lost_champions(uri: str) -> list[str]:
-    """The registered names whose champion's files are gone or altered, as far as a sqlite store tells.
+    """The registered names whose champion's files are gone or altered; empty for stores other than sqlite.
 
-    The tables are read directly: MLflow takes seconds to import, and `make run` with nothing to do takes one.
+    The tables are read directly: MLflow takes seconds to import, and `make run` with nothing to do takes one second.
     """
     database = sqlite_path(uri)
     if database is None or not database.is_file():
@@ -80,13 +80,13 @@ def lost_champions(uri: str) -> list[str]:
         if not _columns(store, "registered_model_aliases"):
             return []
         champions = store.execute(query, (CONTENT,)).fetchall()
-    return sorted(name for name, address, content in champions if content and not _stands(address, content))
+    return sorted(name for name, address, content in champions if content and not _is_whole(address, content))
 
 
-def _stands(address: str | None, content: str) -> bool:
+def _is_whole(address: str | None, content: str) -> bool:
     folder = local_path(address or "")
     if folder is None:
-        return address is not None  # elsewhere: found out when it is asked for
+        return address is not None  # a remote store: checked when the version is used
     folder = folder / "artifacts" / PACKED
     return folder.is_dir() and content_digest(folder) == content
 
@@ -102,7 +102,7 @@ def _homes(store: sqlite3.Connection) -> list[Path]:
 
 
 def _home(database: Path, old: Path, root: Path | None) -> Path | None:
-    """The checkout that took the place of `old`; None where nothing moved, or it cannot be said."""
+    """The checkout that took the place of `old`; None where nothing moved, or where that is unclear."""
     given = None if root is None else root.resolve()
     if given is not None and database.is_relative_to(given):
         new = given
@@ -110,7 +110,7 @@ def _home(database: Path, old: Path, root: Path | None) -> Path | None:
         near = [folder for folder in database.parents if (folder / ARTIFACTS).is_dir()]
         new = near[0] if near else given or old
         if database.is_relative_to(old) and old.is_relative_to(new):
-            return None  # a folder above that has the name by chance
+            return None  # a folder above has a folder of that name by chance
         if not database.is_relative_to(new) and (old / ARTIFACTS).is_dir():
             return None  # a database that several checkouts share
     moved = new != old and ((new / ARTIFACTS).is_dir() or not (old / ARTIFACTS).is_dir())
@@ -118,7 +118,7 @@ def _home(database: Path, old: Path, root: Path | None) -> Path | None:
 
 
 def _rewrite(store: sqlite3.Connection, old: Path, new: Path) -> None:
-    """All in one transaction: a process that is killed leaves the old addresses or the new ones."""
+    """Replace `old` by `new` in one transaction: a killed process leaves all old addresses or all new ones."""
     with store:
         for table, column in COLUMNS:
             if column not in _columns(store, table):

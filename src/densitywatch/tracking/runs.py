@@ -1,4 +1,8 @@
-"""What happened in a run: MLflow's store opened safely, and one run for each training stage."""
+"""MLflow's store opened safely, and one run for each training and each scored batch.
+
+MLflow is imported inside functions: it takes seconds, and it must not be imported before `settle` has set the
+environment.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,7 @@ QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
 
-__all__ = [
+__all__ = [  # tracking_uri is handed on
     "Run",
     "log_batch",
     "log_evaluation",
@@ -54,7 +58,7 @@ log = logging.getLogger(__name__)
 
 
 def open_client(uri: str) -> MlflowClient:
-    """MLflow's client for one store: no telemetry, no pickles, and it gives up within seconds rather than minutes."""
+    """MLflow's client for one store: without telemetry or pickles, and it gives up after seconds, not minutes."""
     settle(os.environ)
     for key, value in QUIET.items():
         os.environ.setdefault(key, value)
@@ -65,7 +69,7 @@ def open_client(uri: str) -> MlflowClient:
 
 @contextmanager
 def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchError) -> Iterator[None]:
-    """Turn what MLflow, its database or the network raise into one sentence that names the store."""
+    """Turn an error of MLflow, its database or the network into one sentence that names the store."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -77,11 +81,11 @@ def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchErr
 
 
 def prepare_store(params: Params, root: Path) -> str:
-    """Bring the store into being where it is new, and return the id of the experiment params.mlflow.experiment.
+    """Make the store where it is new, and return the id of the experiment params.mlflow.experiment.
 
-    Safe against parallel starters: a fresh database that several processes open at once breaks all but one of them, so
-    the first opening happens under a lock. Artifacts of a database go under `root`/mlartifacts; a server's go where the
-    server says. Raises DensitywatchError when the store cannot be reached.
+    Several processes that open a new database at once break all but one of them, so opening is under a lock. Artifacts
+    of a database go under `root`/mlartifacts; those of a server go where the server says. Raises DensitywatchError
+    when the store cannot be reached.
     """
     uri = tracking_uri(params, root)
     name = params.mlflow.experiment
@@ -93,7 +97,7 @@ def prepare_store(params: Params, root: Path) -> str:
             experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
             if experiment is None:
                 location = (root / ARTIFACTS).resolve().as_uri() if is_database(uri) else None
-                # so that MLflow's pages show it as training, not as an application of language models
+                # MLflow's pages then show it as training, not as an application of language models
                 tags = {"mlflow.experimentKind": "custom_model_development"}
                 return str(client.create_experiment(name, artifact_location=location, tags=tags))
     if experiment.lifecycle_stage != "active":
@@ -104,9 +108,9 @@ def prepare_store(params: Params, root: Path) -> str:
 
 
 class Run:
-    """One MLflow run; values are kept and sent together, so that a training loop does not wait for each.
+    """One MLflow run. Values are collected and sent together, so that a training loop does not wait for each.
 
-    A store that fails while the body runs does not stop it: values are kept and sent later, at the latest at the end.
+    A store that fails in between does not stop the training: values are kept and sent later, at the latest at the end.
     """
 
     def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
@@ -117,7 +121,7 @@ class Run:
         self._warned = False
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Note the metrics of one step; returns at once but for a few milliseconds every FLUSH_SECONDS."""
+        """Note the metrics of one step. Takes no time, except a few milliseconds every FLUSH_SECONDS."""
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
@@ -132,8 +136,8 @@ class Run:
                     self._warned = True
 
     def flush(self) -> None:
-        """Send what is kept. Raises DensitywatchError, with everything still kept, when the store does not answer."""
-        check_reachable(self._uri, create=False)  # MLflow would try for a quarter of a minute, in which nothing trains
+        """Send the values so far. Raises DensitywatchError, and keeps them, when the store does not answer."""
+        check_reachable(self._uri, create=False)  # MLflow would retry for 15 seconds, in which nothing trains
         with store_errors(self._uri):
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:BATCH_LIMIT])
@@ -164,9 +168,9 @@ def training_run(
 ) -> Iterator[Run]:
     """The run of one model's training: params, git commit, DVC stage and dataset are noted at its start.
 
-    `resume_run_id` continues that run, or starts a new one where the store does not know it. The run ends as FINISHED,
-    as FAILED when the body raises, as KILLED when it is interrupted; a process killed outright leaves it RUNNING for
-    whoever resumes it. Raises DensitywatchError when the store cannot be reached at the start or at the end.
+    `resume_run_id` continues that run, or starts a new one where the store does not have it. The run ends as FINISHED,
+    as FAILED when the body raises, or as KILLED when it is interrupted. A killed process leaves it RUNNING, and the
+    next one resumes it. Raises DensitywatchError when the store cannot be reached at the start or at the end.
     """
     experiment = prepare_store(params, root)
     uri = tracking_uri(params, root)
@@ -180,7 +184,7 @@ def training_run(
     try:
         yield run
     except BaseException as failure:
-        with suppress(DensitywatchError), store_errors(uri):  # what failed in the body is what must be heard of
+        with suppress(DensitywatchError), store_errors(uri):  # the body's error is the one to report
             client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
             run.flush()
         raise
@@ -190,7 +194,7 @@ def training_run(
 
 
 def _reopen(client: MlflowClient, run_id: str) -> str | None:
-    """The run as one that goes on; None where this store has no such run."""
+    """Set the run to RUNNING again; None where this store has no such run."""
     if not run_exists(client, run_id):
         return None
     client.update_run(run_id, status="RUNNING")
@@ -234,7 +238,7 @@ def _describe(
 
 
 def flat_params(name: str, params: Params) -> dict[str, str]:
-    """What decides this model's training, one flat key each; settings left out of params.yaml show their defaults."""
+    """The params that decide this model's training, as flat keys; what params.yaml leaves out has its default."""
     if name not in params.models:
         raise ModelError(f"models.{name}: no such block in params.yaml; it has {', '.join(sorted(params.models))}")
     block = params.models[name]
@@ -251,7 +255,7 @@ def flat_params(name: str, params: Params) -> dict[str, str]:
 
 
 def git_tags(root: Path) -> dict[str, str]:
-    """The commit that `root` stands on and whether files differ from it; nothing where there is no repository."""
+    """The commit of `root` and whether files differ from it; empty where there is no repository."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
@@ -269,7 +273,7 @@ def log_evaluation(
 ) -> bool:
     """Add test figures and pictures to the run that trained the model; pictures go to its artifacts under `evaluation`.
 
-    Returns False, having written nothing, when this store does not know the run: the model came from another machine.
+    Returns False and writes nothing when this store does not have the run: the model came from another machine.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
@@ -289,7 +293,7 @@ def log_evaluation(
 
 
 def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
-    """The run of one scored batch: its figures, what it was scored with, report.html and summary.json. Returns its id.
+    """Log one scored batch as a run: its figures, its detector, report.html and summary.json. Returns the run's id.
 
     `summary` is what `score_source` returns. The same results have one run, however often they are logged.
     """

@@ -1,4 +1,8 @@
-"""Where MLflow's store is, whether it answers, and one process at a time where that matters; no MLflow needed."""
+"""Where MLflow's store is, whether it answers, and a lock for what one process at a time may do. Needs no MLflow.
+
+What only one kind of store needs (requests, SQLAlchemy) is imported where it is used: sqlite, the default, needs
+neither.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import fcntl
 import hashlib
 import os
 import re
+import socket
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,11 +23,11 @@ from densitywatch.params import Params
 REACH_SECONDS = 5.0
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-"""The databases that are reached over the network, without a server of MLflow's before them."""
+"""Databases that are reached over the network directly, without MLflow's server."""
 
 
 def tracking_uri(params: Params, root: Path) -> str:
-    """Where runs and the registry live: the environment's MLFLOW_TRACKING_URI, or else params.mlflow.tracking_uri.
+    """The address of runs and registry: the environment's MLFLOW_TRACKING_URI, or else params.mlflow.tracking_uri.
 
     A relative sqlite path counts from `root`. Raises ParamsError for an address that is no MLflow store.
     """
@@ -47,18 +52,18 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def is_database(uri: str) -> bool:
-    """Whether this process writes the tables itself, with no server of MLflow's before them."""
+    """Whether this process writes the database itself, without MLflow's server."""
     return uri.partition(":")[0].partition("+")[0] in ("sqlite", *PORTS)
 
 
 def plain(uri: str) -> str:
-    """The address as a message may show it: without a password."""
+    """The address without its password, for messages."""
     return re.sub(r"(?<=://)[^/@]*@", "", uri)
 
 
 @contextmanager
 def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
-    """One process at a time does `what` with this store, on this machine; the lock goes with the process that held it.
+    """Let one process at a time on this machine do `what` with this store; the lock ends with its process.
 
     Raises DensitywatchError when the lock's file cannot be written.
     """
@@ -73,7 +78,7 @@ def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
         file = path.open("a")
     except OSError as error:
         raise DensitywatchError(
-            f"{path}: cannot be written ({error.strerror}); MLflow's store needs a folder of its own"
+            f"{path}: cannot be written ({error.strerror}); MLflow's store needs a folder that can be written"
         ) from None
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -81,9 +86,9 @@ def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
 
 
 def check_reachable(uri: str, *, create: bool = True) -> None:
-    """Fail at once where MLflow itself would try for minutes; a sqlite file may be new unless `create` is False.
+    """Raise DensitywatchError at once where MLflow would keep trying for minutes.
 
-    Raises DensitywatchError.
+    A sqlite file that does not exist is made, unless `create` is False.
     """
     address = urlsplit(uri)
     scheme, database = address.scheme.partition("+")[0], sqlite_path(uri)
@@ -95,12 +100,10 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
             connection.execute("PRAGMA schema_version")
             connection.close()
         elif scheme in ("http", "https"):
-            import requests  # MLflow's own HTTP client, so that proxies count the same
+            import requests  # the HTTP client of MLflow, so that proxies work the same
 
             requests.get(uri.rstrip("/") + "/health", timeout=REACH_SECONDS)
         elif scheme in PORTS:
-            import socket
-
             check_driver(uri)
             socket.create_connection(
                 (address.hostname or "127.0.0.1", address.port or PORTS[scheme]), REACH_SECONDS
@@ -112,7 +115,7 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
 
 
 def _log_in(uri: str) -> None:
-    """Once: where a database refuses a user or has no such name, MLflow would ask again for a minute and a half."""
+    """Log in once. Where a database refuses the user or has no such name, MLflow would retry for 90 seconds."""
     from sqlalchemy import create_engine
     from sqlalchemy.exc import SQLAlchemyError
     from sqlalchemy.pool import NullPool
@@ -127,7 +130,7 @@ def _log_in(uri: str) -> None:
 
 
 def check_driver(uri: str) -> None:
-    """Raises DensitywatchError, naming what to install, where Python lacks the driver that the database needs."""
+    """Raise DensitywatchError that names what to install where Python lacks the database's driver."""
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from densitywatch.batches.review.server import create_app
 from densitywatch.batches.score_batch import score_source
@@ -59,10 +59,6 @@ def header(client: httpx.Client) -> dict[str, str]:
 
 
 @pytest.fixture
-@marks("browser")
-def page() -> Iterator[Page]:
+def page(browser: Browser) -> Page:
     """A phone's browser."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        yield browser.new_page(viewport={"width": 390, "height": 800})
-        browser.close()
+    return browser.new_page(viewport={"width": 390, "height": 800})

@@ -53,7 +53,7 @@ def main(root: Path) -> None:
     from densitywatch.data.fetch import fetch
     from densitywatch.data.prepare import prepare
     from densitywatch.data.validation.validate import validate
-    from densitywatch.detector.detector import calibrate
+    from densitywatch.detector.calibrate import calibrate
     from densitywatch.evaluation.evaluate import evaluate_model
     from densitywatch.evaluation.measures.feature_network import train_classifier
     from densitywatch.evaluation.report.report import write_report

@@ -19,7 +19,7 @@ Make = Callable[..., Context]
 
 
 class Uniform(nn.Module):
-    """Every value of every pixel alike likely: 8 bits/dim by definition."""
+    """Every value of every pixel equally likely: 8 bits/dim by definition."""
 
     def log_prob(self, x: Tensor) -> Tensor:
         return torch.full((len(x),), -x[0].numel() * math.log(256))

@@ -69,7 +69,7 @@ def test_a_density_reads_the_test_images_once_for_its_likelihood_and_its_probe(
     np.testing.assert_array_equal(same, labels)
 
 
-def test_the_curve_of_raw_pixels_stands_beside_the_models(
+def test_the_curve_of_raw_pixels_is_drawn_next_to_the_models(
     context_of: Callable[..., Context], params: Params, tmp_path: Path
 ) -> None:
     (tmp_path / "raw_pixels.json").write_text('{"50": 0.5, "200": 0.75}')

@@ -83,7 +83,7 @@ def test_what_a_model_does_not_offer_is_an_en_dash_and_an_empty_row_is_left_out(
     assert "KID" not in page
 
 
-def test_the_best_of_a_row_is_marked_only_beside_another(measured: Path) -> None:
+def test_the_best_of_a_row_is_marked_only_when_there_is_another(measured: Path) -> None:
     assert re.findall(r'<td class="best">([^<]*)', page_of(measured)) == ["2.970"]
 
 

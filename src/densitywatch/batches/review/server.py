@@ -1,4 +1,4 @@
-"""The review's page behind HTTP on 127.0.0.1: who may ask, what is answered, and how errors are said."""
+"""The review's page over HTTP on 127.0.0.1: who may ask, what is answered, and how an error is told."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+import uvicorn
 from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.exceptions import RequestValidationError
@@ -27,9 +28,9 @@ LONGEST_BODY = 1024
 def create_app(folder: Path) -> FastAPI:
     """The review page of the results in `folder`, as a FastAPI application.
 
-    Only requests to 127.0.0.1 by name are answered, and verdicts only from the page itself (a token in a header), so
-    that another site open in the same browser can neither read the images nor judge them. A verdict is answered once it
-    is on the disk; whatever went wrong is answered as one sentence under `detail`, which the page shows.
+    Only requests to 127.0.0.1 or localhost are answered, and verdicts are taken only from the page itself (a token in a
+    header). So another site in the same browser can neither read the images nor judge them. A verdict is answered once
+    it is on the disk. An error is answered as one sentence under `detail`, which the page shows.
 
     Raises DataError when the results are missing or damaged.
     """
@@ -53,7 +54,7 @@ def create_app(folder: Path) -> FastAPI:
         return images.state(verdicts, trouble=" ".join(report_trouble))
 
     def report_anew() -> None:
-        """The verdict is kept whatever becomes of the report; the page says so with its next answer."""
+        """Renew the report. Where that fails the verdict is saved all the same, and the next answer says so."""
         try:
             renew_report(folder)
             report_trouble.clear()
@@ -73,7 +74,7 @@ def create_app(folder: Path) -> FastAPI:
 
     @app.post("/verdicts/{index}")
     async def verdict(index: int, request: Request, tasks: BackgroundTasks) -> dict[str, Any]:
-        # the order matters: nothing of a body is read for someone who is not the page
+        # the token comes first: no body is read for someone who is not the page
         sent = request.headers.get("X-Review-Token", "")
         if not secrets.compare_digest(sent.encode(), token.encode()):
             raise HTTPException(403, "open the review page anew")
@@ -87,7 +88,7 @@ def create_app(folder: Path) -> FastAPI:
 
 
 async def _body(request: Request) -> bytes:
-    """The request's body, of a declared length or in chunks, as far as a verdict may be long."""
+    """The request's body, of a declared length or in chunks, at most LONGEST_BODY bytes."""
     too_long = HTTPException(413, f"a verdict has at most {LONGEST_BODY} bytes", headers={"Connection": "close"})
     declared = request.headers.get("Content-Length", "0")
     if not declared.isdecimal() or int(declared[:20]) > LONGEST_BODY:
@@ -101,7 +102,7 @@ async def _body(request: Request) -> bytes:
 
 
 def _judged(body: bytes) -> Verdict | None:
-    """What the page sends, `{"verdict": ...}`: a verdict, or null to take it back."""
+    """The verdict in the page's `{"verdict": ...}`; null takes a verdict back."""
     try:
         sent = json.loads(body.decode())
     except (ValueError, RecursionError):
@@ -115,7 +116,7 @@ def _judged(body: bytes) -> Verdict | None:
 
 
 async def _in_a_sentence(request: Request, error: Exception) -> JSONResponse:
-    """Whatever goes wrong, as the page shows it; what nobody foresaw has its kind alone."""
+    """Any error as one sentence that the page shows; an error that nobody foresaw is named by its type."""
     if isinstance(error, DiskFull):
         return _answer(507, f"the disk is full, nothing was saved; free some space ({error})")
     if isinstance(error, DensitywatchError):
@@ -132,9 +133,7 @@ def _answer(status: int, sentence: str) -> JSONResponse:
 
 
 def serve(folder: Path, port: int = 8765) -> None:
-    """Serve the review page on 127.0.0.1 until interrupted."""
-    import uvicorn
-
+    """Serve the review page on 127.0.0.1 until interrupted; the report is renewed at the end."""
     app = create_app(folder)
     say(f"review: http://127.0.0.1:{port}/ (keys: o outlier, f fine, u undo, arrows; stop with Ctrl-C)")
     try:

@@ -1,7 +1,7 @@
-"""Verdicts as a table for a spreadsheet: out with the flagged images, back with what a person filled in.
+"""Verdicts as a table for a spreadsheet: it goes out with the flagged images and comes back with verdicts.
 
-Names and reasons come from outside, and a spreadsheet runs what looks like a formula; which separator it takes depends
-on its country. So a cell is made harmless for every separator, and a table is read however a spreadsheet saved it.
+Names and reasons come from outside, and a spreadsheet runs what looks like a formula. Its separator depends on its
+country. So a cell is made harmless for every separator, and a table is read however a spreadsheet saved it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ADVICE = "save the table as CSV with its columns number, verdict and sha256, or
 
 
 def write_csv(folder: Path, target: Path) -> int:
-    """The flagged images as a table with a column `verdict` to fill in; returns how many there are."""
+    """Write the flagged images as a table with a column `verdict` to fill in; returns their number."""
     verdicts = read_verdicts(folder)
     with damage_as_error(folder):
         rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "p_value", "why", "outlier"]).to_pylist()
@@ -48,10 +48,10 @@ def write_csv(folder: Path, target: Path) -> int:
 
 
 def harmless(text: str) -> str:
-    """`text` with an apostrophe before all that a spreadsheet would take for a formula.
+    """`text` with an apostrophe before everything that a spreadsheet would take for a formula.
 
-    A formula begins with one of = + - @ or its full-width form, blanks and quotes before it are skipped; and it may
-    begin after any separator, because a spreadsheet that separates by semicolons takes what follows one for a cell.
+    A formula begins with one of = + - @ or its full-width form; blanks and quotes before it are skipped. It may begin
+    after any separator: a spreadsheet that separates by semicolons takes what follows one for a cell.
     """
     letters, at_start = [], True
     for letter in text:
@@ -68,10 +68,10 @@ def harmless(text: str) -> str:
 
 
 def read_csv(folder: Path, source: Path) -> int:
-    """Take the verdicts of a table written by `write_csv`; returns how many were given. Empty cells change nothing.
+    """Take the verdicts of a table that `write_csv` wrote; returns their number. Empty cells change nothing.
 
-    It may come back with another separator, in another encoding and with other line ends, as spreadsheets save it.
-    Raises DataError, naming the line, when a row or a verdict is none of this batch; then nothing is taken.
+    The table may have another separator, encoding and line ends than it was written with. Raises DataError that names
+    the line when a row is not of this batch or a verdict is unknown; then nothing is taken.
     """
     with damage_as_error(folder):
         keys, given = list(flagged(folder)), dict[Key, Verdict | None]()
@@ -93,7 +93,7 @@ def read_csv(folder: Path, source: Path) -> int:
 
 
 def _text(source: Path) -> str:
-    """The file's characters; those that are no UTF-8 only stand in names, which are not read back."""
+    """The file's text. Bytes that are no UTF-8 can only be in names, which are not read back."""
     try:
         with source.open("rb") as file:
             data = file.read(MOST_BYTES + 1)
@@ -116,7 +116,7 @@ def _rows(text: str, source: Path) -> Iterator[tuple[int, dict[str, str]]]:
     text = text if "\n" in text else text.replace("\r", "\n")
     first, _, rest = text.partition("\n")
     before, separators = 0, SEPARATORS
-    if said := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first):  # a line by which Excel tells itself
+    if said := re.fullmatch(r"\s*\"?sep=(.)\"?\s*", first):  # Excel's own line that names the separator
         before, separators, text = 1, said.group(1), rest
         first = rest.partition("\n")[0]
     for separator in separators:

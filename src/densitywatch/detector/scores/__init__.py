@@ -1,1 +1,1 @@
-"""The member scores: named functions, higher is more outlying."""
+"""The member scores, a file for each kind. Higher is more outlying; each docstring names its source."""

@@ -73,7 +73,7 @@ def exact_likelihood(context: Context) -> Result | None:
 def bounds(context: Context) -> Result | None:
     """Upper bounds on bits/dim: from the ELBO, with its two terms apart, and from the importance-weighted bound.
 
-        log p(x) >= E_q(z|x)[log mean_k p(x, z_k) / q(z_k|x)]      over k = 1..K draws z_k; the ELBO is K = 1
+        log p(x) >= E[log mean_k p(x, z_k) / q(z_k|x)]      K draws z_k of q(z|x); with K = 1 it is the ELBO
 
     Model: `elbo_terms(x) -> (reconstruction, kl)` or `elbo(x)`, and `importance_bound(x, samples)`; (B,) nats. A model
     with an exact density needs no bounds and is left out.

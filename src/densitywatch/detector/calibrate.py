@@ -1,0 +1,145 @@
+"""The stage `calibrate`: fit the detector's members and their tails, then score the calibration images.
+
+Members and tails are fitted on training and validation images. Calibration images are only scored.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from densitywatch.arrays import Arrays
+from densitywatch.data.dataset import DatasetInfo, open_split, read_info
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size
+from densitywatch.detector import explain
+from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMAT, Detector
+from densitywatch.detector.feature_cache import FeatureCache, Models
+from densitywatch.detector.member import FittingData, Member, with_prefix, without_prefix
+from densitywatch.detector.member_table import check_reads, find_member
+from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
+from densitywatch.errors import ParamsError
+from densitywatch.files import file_digest, whole_folder
+from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
+from densitywatch.models.storage import WEIGHTS
+from densitywatch.params import Params
+from densitywatch.progress import say
+
+TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
+"""Limits on the training images for densities without a network, and on the other ones that the models read. With
+them, time and memory do not grow with the dataset."""
+WEIGHT_COPIES = Path("models/.read")
+"""Copies of the weights that calibrate and the benchmark depend on, made by stages of dvc.yaml; nothing loads them."""
+
+
+def calibrate(params: Params, root: Path) -> Path:
+    """Fit the detector of params.yaml and write models/detector, whole or not at all. Returns its folder."""
+    prepared = root / "data" / "prepared"
+    info = read_info(prepared)
+    members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
+    check_reads(members, params)
+    drop_stale_copies(root / WEIGHT_COPIES / "detector", params.detector.reads)
+    data, models = fitting_data(params, root)
+    arrays = fit_members(members, data)
+    facts = _facts(params, root, info, members, models)
+    say("calibrate: scoring the calibration images")
+    detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
+    calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
+    arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
+    for name in sorted(models.used):
+        if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
+            arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
+    target = root / "models" / "detector"
+    with whole_folder(target) as folder:
+        safetensors.numpy.save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / ARRAYS)
+        (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return target
+
+
+def fit_members(members: list[Member], data: FittingData) -> Arrays:
+    """What every member needs to score, their tails, the weight of the transformation judge and the usual texture."""
+    arrays: Arrays = {}
+    total = np.zeros(len(data.validation))  # the sum of surprises that the judge's weight is measured on
+    for member in members:
+        arrays |= with_prefix(member.name, fit_member(member, data))
+        values = np.asarray(member.score(data.validation, without_prefix(member.name, arrays)), dtype=np.float64)
+        tail = fit_tail(values)
+        arrays |= with_prefix(f"tail.{member.name}", tail)
+        if member.name != DECLARED_MEMBER:
+            total += tail_surprise(values, tail)
+    arrays["overlap"] = np.array([variance_ratio(total)])
+    return arrays | with_prefix("texture", explain.fit_texture(data.validation))
+
+
+def fit_member(member: Member, data: FittingData) -> Arrays:
+    """What `member` needs to score, fitted."""
+    if member.fit is None:
+        return {}
+    say(f"calibrate: fitting {member.name}")
+    return member.fit(data)
+
+
+def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member], models: Models) -> dict[str, Any]:
+    """What detector.json says."""
+    return {
+        "format": FORMAT,
+        "members": [member.name for member in members],
+        "models": sorted(models.used),
+        "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
+        "density": next((name for name, model in models.used.items() if isinstance(model, PixelwiseDensity)), None),
+        "declared": list(params.detector.declared),
+        "size": info.size,
+        "reading": reading_size(params.detector.size, info.size),
+        "channels": info.channels,
+        "resize": params.data.resize,
+        "class_names": list(info.class_names),
+        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
+        "false_discovery_rate": params.detector.false_discovery_rate,
+        "false_alarm_rate": params.detector.false_alarm_rate,
+    }
+
+
+def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple[str, ...]:
+    """The members of params, and the transformation judge where transformations are declared.
+
+    Raises ParamsError for a member that makes no sense without declared transformations when there are none.
+    """
+    if declared and DECLARED_MEMBER not in names:
+        names = (*names, DECLARED_MEMBER)
+    for name in names:
+        if find_member(name).needs_declared and not declared:
+            raise ParamsError(f"detector.members: '{name}' needs detector.declared to name a transformation")
+    return names
+
+
+def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:
+    """What members are fitted on, and the project's models. Calibration and test images are not in it."""
+    prepared = root / "data" / "prepared"
+    models = Models(root / "models")
+    info = read_info(prepared)
+    size, images = reading_size(params.detector.size, info.size), open_split(prepared, "train").images
+    # `sample` and `train` are disjoint, drawn at random and read in the order of the file
+    order = np.random.default_rng(params.seed).permutation(len(images))
+    samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
+    sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
+    data = FittingData(
+        train=FeatureCache(Rows(images, train), models, size=size),
+        sample=FeatureCache(Rows(images, sample), models, size=size),
+        all_train=at_size(images, min(size, LARGEST_BY_DEFAULT)),
+        validation=FeatureCache(open_split(prepared, "validation").images, models, size=size),
+        seed=params.seed,
+        declared=params.detector.declared,
+        small_network_steps=params.detector.small_network_steps,
+        declared_steps=params.detector.declared_steps,
+    )
+    return data, models
+
+
+def drop_stale_copies(folder: Path, names: tuple[str, ...]) -> None:
+    """Remove copies of weights that params no longer name: the stage depends on the whole folder."""
+    for file in folder.glob("*.safetensors"):
+        if file.stem not in names:
+            file.unlink()

@@ -1,0 +1,198 @@
+"""The tables and the chart of reports/outliers, and figures.json, which tells the report page what they show."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from densitywatch.arrays import Floats
+from densitywatch.outlier_benchmark.auroc import MEASURES
+from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
+from densitywatch.pages import charts
+from densitywatch.params import Params
+
+DETECTOR, DECLARED = "detector", "detector, transformations declared"
+"""Names of the detector's own rows among the scores."""
+RESAMPLES = 100
+"""Bootstrap resamples for the intervals."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the benchmark measured."""
+
+    separations: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
+    """Score -> kind of outlier -> measure -> [value, low, high]."""
+    ablation: Mapping[str, Mapping[str, float]]
+    """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
+    normal_p: Floats
+    """p-values of normal test images."""
+    rates: Mapping[str, Mapping[float, Mapping[str, float]]]
+    """Kind of outlier -> share of outliers in a batch -> rate -> value."""
+    folds: Mapping[str, Mapping[str, float]]
+    """Class held out -> score -> AUROC."""
+    no_class: Mapping[str, float]
+    """Kind of image -> share that belongs to no class; empty where this is not measured."""
+    left_out: list[str]
+    """Scores that were not measured, each with the reason."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A CSV file and what the report page says about it."""
+
+    file: str
+    header: list[str]
+    rows: list[list[Any]]
+    title: str
+    caption: str
+
+
+def write_tables(folder: Path, findings: Findings, params: Params) -> None:
+    """Write every table, the chart and figures.json into `folder`."""
+    figures: list[dict[str, str]] = []
+    for table in all_tables(findings, params):
+        with (folder / table.file).open("w", newline="", encoding="utf-8") as out:
+            csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
+        figures.append({"file": table.file, "title": table.title, "caption": table.caption})
+    write_every_score(folder / "every_score.csv", findings)
+    (folder / "calibration.svg").write_text(calibration_chart(findings.normal_p), encoding="utf-8")
+    figures.append(
+        {
+            "file": "calibration.svg",
+            "title": "Are the p-values honest?",
+            "caption": "A share a of normal images, no more, should have a p-value up to a. That holds on average over "
+            "calibration sets, if future normal images are like the calibration images.",
+        }
+    )
+    (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
+    """The tables in the order of the report page; those without rows are left out."""
+    yield auroc_table(findings, params.detector.slow_images)
+    yield interval_table(findings)
+    if findings.ablation:
+        yield ablation_table(findings)
+    yield false_discovery_table(findings, params.detector.false_discovery_rate)
+    if findings.folds:
+        yield held_out_table(findings)
+    if findings.no_class:
+        yield no_class_table(findings, params.detector.false_alarm_rate)
+
+
+def auroc_table(findings: Findings, slow_images: int) -> Table:
+    kinds = list(findings.separations[DETECTOR])
+    not_measured = f" Left out: {'; '.join(findings.left_out)}" if findings.left_out else ""
+    aurocs = {name: [found[kind]["auroc"][0] for kind in kinds] for name, found in findings.separations.items()}
+    return Table(
+        "auroc.csv",
+        ["score", *kinds, "min"],
+        [[name, *(f"{value:.3f}" for value in values), f"{min(values):.3f}"] for name, values in aurocs.items()],
+        "Every score on every kind of outlier: AUROC",
+        "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
+        "which transformations count as outliers. "
+        f"Slow scores are measured on {slow_images} images.{not_measured}",
+    )
+
+
+def interval_table(findings: Findings) -> Table:
+    rows = [
+        [f"{kind}{suffix}", *(f"{value:.3f}" for measure in MEASURES for value in found[measure])]
+        for name, suffix in ((DETECTOR, ""), (DECLARED, " (declared)"))
+        for kind, found in findings.separations.get(name, {}).items()
+    ]
+    return Table(
+        "detector.csv",
+        ["outliers", *(f"{measure} {end}" for measure in MEASURES for end in ("", "low", "high"))],
+        rows,
+        "The detector, with intervals",
+        f"Low and high bound 95 % of {RESAMPLES} bootstrap resamples of test images and outliers.",
+    )
+
+
+def ablation_table(findings: Findings) -> Table:
+    whole = {kind: found["auroc"][0] for kind, found in findings.separations[DETECTOR].items()}
+    rows = {"nothing": whole, **findings.ablation}
+    return Table(
+        "ablation.csv",
+        ["left out", *whole, "min"],
+        [
+            [name, *(f"{value:.3f}" for value in found.values()), f"{min(found.values()):.3f}"]
+            for name, found in rows.items()
+        ],
+        "The detector without one of its members: AUROC",
+        "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
+    )
+
+
+def false_discovery_table(findings: Findings, target: float) -> Table:
+    rows = [
+        [kind, share, *(f"{value:.3f}" for value in rates.values())]
+        for kind, by_share in findings.rates.items()
+        for share, rates in by_share.items()
+    ]
+    names = next(iter(next(iter(findings.rates.values())).values()))
+    return Table(
+        "false_discoveries.csv",
+        ["outliers", "share of outliers", *names],
+        rows,
+        f"Is the false-discovery rate of {target:g} kept?",
+        f"Mean over {BATCHES} batches of at most {BATCH} images drawn from normal images and outliers, with a "
+        "calibration set drawn anew each time. The rate is the share of normal images among those called outliers; "
+        "power is the share of outliers found. The conditional variant holds for 90 % of single calibration sets, and "
+        "finds less.",
+    )
+
+
+def held_out_table(findings: Findings) -> Table:
+    return Table(
+        "held_out.csv",
+        ["class held out", *next(iter(findings.folds.values()))],
+        [[name, *(f"{value:.3f}" for value in fold.values())] for name, fold in findings.folds.items()],
+        "A class never seen: AUROC",
+        "For each class everything is fitted anew on a small budget without it; its test images are the outliers.",
+    )
+
+
+def no_class_table(findings: Findings, false_alarm_rate: float) -> Table:
+    return Table(
+        "no_class.csv",
+        ["images", "share said to belong to no class"],
+        [[kind, f"{share:.3f}"] for kind, share in findings.no_class.items()],
+        "Labels with rejection: who belongs to no class?",
+        "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
+        f"{false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
+    )
+
+
+def write_every_score(file: Path, findings: Findings) -> None:
+    """A row for each score and kind of outlier, unrounded, for `dvc plots`."""
+    rows = [
+        {"score": name, "outliers": kind, **{measure: found[measure][0] for measure in MEASURES}}
+        for name, by_kind in findings.separations.items()
+        for kind, found in by_kind.items()
+    ]
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.DictWriter(out, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def calibration_chart(normal_p: Floats) -> str:
+    """SVG: the share of normal test images at or below each p-value, next to the diagonal that is promised."""
+    levels = np.linspace(0.0, 1.0, 41)
+    rows = [
+        {"p": round(float(level), 4), "share": round(float(share), 5), "images": name}
+        for name, shares in (("test images", [(normal_p <= level).mean() for level in levels]), ("as promised", levels))
+        for level, share in zip(levels, shares, strict=True)
+    ]
+    return charts.lines(
+        rows, x="p", y="share", x_title="p-value", y_title="share of images at or below", series="images"
+    )

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+import numpy as np
+
+from densitywatch.batches.results import fewest_to_flag, histogram
+from densitywatch.detector import conformal
+
+
+def test_a_histogram_holds_every_image_whatever_its_score() -> None:
+    found = histogram(np.array([-1e300, 0.0, 5.0, 1e300]), np.linspace(0, 10, 100))
+    assert sum(found["batch"]) == 4
+    assert (found["batch"][0], found["batch"][-1]) == (1, 1)
+    assert sum(histogram(np.zeros(3), np.zeros(5))["batch"]) == 3  # all alike
+
+
+def test_images_are_flagged_from_the_number_that_is_said_and_not_before() -> None:
+    assert fewest_to_flag(525, 0.1, np.zeros(5999)) == 1
+    calibration = np.arange(999.0)
+    for images in (10, 100, 1000, 5000):
+        few = fewest_to_flag(images, 0.1, calibration)
+        for count, any_flagged in ((few, True), (few - 1, False)):
+            p = np.full(images, 0.9)
+            p[:count] = conformal.p_values(calibration, np.full(count, 1e9))
+            assert conformal.benjamini_hochberg(p, 0.1).any() == any_flagged
