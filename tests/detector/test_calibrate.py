@@ -95,6 +95,7 @@ def test_colour_images_are_detected_as_well(tmp_path: Path) -> None:
     assert (foreign.p_value < 0.05).all()
 
 
+@pytest.mark.slow
 def test_a_detector_that_reads_two_models_is_calibrated_and_measured(
     project: tuple[Path, Params], tmp_path: Path
 ) -> None:

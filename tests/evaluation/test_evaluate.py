@@ -141,6 +141,7 @@ def test_two_evaluators_cannot_claim_one_figure(project: Path, params: Params, m
         evaluate_model("vae", params, project)
 
 
+@pytest.mark.slow
 def test_the_run_that_trained_the_model_gets_the_figures(project: Path, params: Params) -> None:
     from densitywatch.tracking import runs as tracking
 

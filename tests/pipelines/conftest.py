@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.marks import marks
+
 PARAMS = """
 seed: 1
 models:
@@ -40,6 +42,7 @@ stages:
 
 
 @pytest.fixture
+@marks("slow")
 def toy(tmp_path: Path) -> Path:
     """A fresh repository with two models, none of its stages run yet."""
     root = tmp_path / "toy"
