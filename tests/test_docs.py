@@ -264,7 +264,7 @@ def test_the_picture_of_the_architecture_is_what_its_script_draws_and_names_file
 @pytest.mark.slow
 def test_the_site_is_built_and_a_warning_would_be_an_error(tmp_path: Path) -> None:
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
@@ -286,7 +286,7 @@ def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     kept = {key: config[key] for key in ("site_name", "strict", "validation", "theme")}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet"],
+        [sys.executable, "-m", "mkdocs", "build"],
         cwd=tmp_path,
         env=os.environ | QUIET,
         capture_output=True,
