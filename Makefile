@@ -36,7 +36,7 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 
 docs: .venv/ready-dev
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 	@echo "open var/site/index.html; for its search: $(BIN)/python -m http.server --directory var/site"
 
 format: .venv/ready-dev

@@ -155,7 +155,7 @@ def test_every_dotted_name_that_a_page_names_exists(page: Path) -> None:
         if not re.fullmatch(r"\w+(\.\w+)+", name) or (first not in names_of_modules() and first not in yaml_blocks()):
             continue
         in_module = any(set(rest) <= names | set(names_of_modules()) for names in names_of_modules().get(first, []))
-        if not in_module and name not in keys_of_params() and not is_file(name):
+        if not in_module and name not in keys_of_params() | keys_of_outliers() and not is_file(name):
             gone.append(name)
     assert gone == []
 
@@ -166,8 +166,15 @@ def yaml_blocks() -> set[str]:
 
 def is_file(name: str) -> bool:
     """Whether a dotted name is a file's: of git, or of a run."""
-    endings = ("yaml", "json", "parquet", "html", "db", "lock", "login", "safetensors", "csv", "toml", "md", "py")
-    return name.rsplit(".", 1)[-1] in endings
+    endings = "yaml json parquet html db lock login safetensors csv toml md py zip tar png jpg"
+    return name.rsplit(".", 1)[-1] in endings.split()
+
+
+@cache
+def keys_of_outliers() -> set[str]:
+    """The dotted keys of metrics/outliers.json."""
+    figures = json.loads((ROOT / "metrics" / "outliers.json").read_text(encoding="utf-8"))
+    return {f"{key}.{inner}" for key, values in figures.items() if isinstance(values, dict) for inner in values}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
@@ -257,7 +264,7 @@ def test_the_picture_of_the_architecture_is_what_its_script_draws_and_names_file
 @pytest.mark.slow
 def test_the_site_is_built_and_a_warning_would_be_an_error(tmp_path: Path) -> None:
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(tmp_path / "site")],
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(tmp_path / "site")],
         cwd=ROOT,
         env=os.environ | QUIET,
         capture_output=True,
@@ -271,6 +278,7 @@ def test_the_site_is_built_and_a_warning_would_be_an_error(tmp_path: Path) -> No
     assert [address for address in outside if not address.startswith("https://squidfunk.github.io/")] == []
 
 
+@pytest.mark.slow
 def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     (tmp_path / "docs").mkdir()
@@ -278,7 +286,7 @@ def test_a_broken_link_stops_the_build(tmp_path: Path) -> None:
     kept = {key: config[key] for key in ("site_name", "strict", "validation", "theme")}
     (tmp_path / "mkdocs.yml").write_text(yaml.safe_dump(kept), encoding="utf-8")
     built = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet"],
+        [sys.executable, "-m", "mkdocs", "build"],
         cwd=tmp_path,
         env=os.environ | QUIET,
         capture_output=True,

@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FIGURE = re.compile(r"^\|[^|]+\| ([\d.]+) \| `(\w+\.json)` `([\w.]+)` \|$", re.MULTILINE)
+FIGURE = re.compile(r"^\|[^|]+\| ([\d.]+) \| `(\w+\.json)` `([\w: ]+)` \|$", re.MULTILINE)
 PICTURE = re.compile(r"!\[(.*?)\]\(([^)]+)\)", re.DOTALL)
 LINK = re.compile(r"\]\(([^)]+)\)")
 
@@ -69,8 +69,8 @@ def test_the_commands_of_the_readme_are_targets_and_verbs() -> None:
 
 
 def value_at(metrics: dict[str, Any], key: str) -> float:
-    """The figure at a key such as `auroc.mnist`."""
+    """The figure at a key such as `auroc: mnist`."""
     value: Any = metrics
-    for part in key.split("."):
+    for part in key.split(": "):
         value = value[part]
     return float(value)

@@ -33,7 +33,7 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (0, LEARN, "file", "Images", ["Fashion-MNIST, or your", "folder, archive, bucket"], "params.yaml"),
     (1, LEARN, "data", "fetch, prepare", ["files are checked; images", "become uint8 arrays"], "data/prepare.py"),
     (2, LEARN, "models", "train", ["eight models; PixelCNN", "gives log p of a pixel"], "training/loop.py"),
-    (3, LEARN, "detector", "calibrate", ["fits the scores; ranks", "the calibration images"], "detector/detector.py"),
+    (3, LEARN, "detector", "calibrate", ["fits the scores; ranks", "the calibration images"], "detector/calibrate.py"),
     (4, LEARN, "registry", "register, gate", ["candidate and champion,", "same images, now"], "registry/gate.py"),
     (5, LEARN, "registry", "champion", ["the detector on watch;", "a person may choose it"], "registry/versions.py"),
     (1, SIDE, "data", "four splits", ["train · validation", "calibration · test"], "data/dataset.py"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import yaml
@@ -46,11 +47,17 @@ def of_all() -> str:
     rows = [row for row in ROWS if row.title in wanted]
     table = dict((row.title, cells) for row, cells in compare({name: read(name) for name in models()}))
     lines = ["| model | " + " | ".join(row.title for row in rows) + " |", "|---|" + "---|" * len(rows)]
-    for name in models():
+    for name in sorted(models(), key=rank):
         cells = [table[row.title][name] for row in rows]
         shown = [f"**{c.text}**" if c.best else c.text for c in cells]
         lines.append(f"| [{name}]({name}.md) | " + " | ".join(shown) + " |")
     return "\n".join(lines)
+
+
+def rank(name: str) -> tuple[float, float]:
+    """Where a model goes in the table: densities first, by their bits/dim, then the others by their FID."""
+    found = read(name)
+    return found.get("bits_per_dim", found.get("iwae_bits_per_dim", math.inf)), found.get("fid", math.inf)
 
 
 def of_detector() -> str:

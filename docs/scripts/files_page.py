@@ -105,7 +105,7 @@ def page() -> str:
 
     columns = {field.name: str(field.type) for field in [*RESULTS, OUTLIER]}
     parts = [
-        "# Files\n",
+        "---\nhide: [toc]\n---\n\n# Files\n",
         "Made from `dvc.yaml`, the code and `metrics/`. The dataset's folder is described in [Data](data.md).\n",
         "## What each stage writes\n",
         "In the order in which they run; `foreach` stages once for each model.\n",
@@ -118,8 +118,8 @@ def page() -> str:
         ]
         written = "<br>".join(f"`{placeholders(out)}`" for out in outs)
         command = placeholders(stage["cmd"])
-        command = command if len(command) < 60 else "copies the weights"
-        parts.append(f"| `{name}` | {placeholders(stage['desc'])} | `{command}` | {written} |")
+        command = f"`{command}`" if len(command) < 60 else "copies the weights"
+        parts.append(f"| `{name}` | {placeholders(stage['desc'])} | {command} | {written} |")
     parts.append("\n## scores.parquet\n\nIn `data/outliers/<batch>/`, one row for every input file, none missing.\n")
     parts.append(described(columns, SCORES, "column", "type"))
     parts.append("\n## summary.json\n\nNext to it.\n")

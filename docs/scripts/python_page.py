@@ -77,7 +77,7 @@ def offers() -> str:
                 continue
             kinds = [kind for kind, model in find_models().items() if hasattr(model, name)]
             text = cell(first_sentence(inspect.getdoc(method) or inspect.getdoc(offer)))
-            rows.append(f"| `{cell(signature(name, method, wide=True))}` | {text} | {', '.join(kinds)} |")
+            rows.append(f"| `{signature(name, method, wide=True)}` | {text} | {', '.join(kinds)} |")
     return f"In `{Path(module.__file__ or '').resolve().relative_to(ROOT)}`.\n\n" + "\n".join(rows) + "\n"
 
 

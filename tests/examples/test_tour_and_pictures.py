@@ -19,6 +19,7 @@ from tests.marks import marks
 
 ROOT = Path(__file__).parents[2]
 TOUR = ROOT / "examples" / "tour.ipynb"
+pytestmark = pytest.mark.timeout(1200)  # a browser, a kernel and every model: a busy machine takes its time
 
 
 @pytest.fixture(scope="module")
