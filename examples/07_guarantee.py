@@ -1,4 +1,4 @@
-"""Watch the guarantee hold: of all flagged images, at most the promised share are false alarms, on average."""
+"""Watch the guarantee hold: on average over batches, at most the promised share of the flagged are false alarms."""
 
 from pathlib import Path
 

@@ -70,7 +70,7 @@ def test_everything_is_inside_the_one_file(scored: Path) -> None:
 def test_the_page_gives_counts_promise_and_histogram(scored: Path) -> None:
     page = (scored / "report.html").read_text()
     summary = json.loads((scored / "summary.json").read_text())
-    assert "at most 10 in 100 are false alarms" in page
+    assert "On average over many batches, at most 10 in 100 of a batch" in page
     for count, what in ((36, "files"), (34, "scored"), (4, "flagged as outliers"), (2, "quarantined")):
         assert f"<b>{count}</b>{what}" in page
     assert sum(summary["histogram"]["batch"]) == 34

@@ -71,7 +71,7 @@ def test_the_flags_are_those_of_benjamini_hochberg_over_the_whole_batch(
         table = pd.read_parquet(tmp_path / "out" / "scores.parquet").query("status == 'scored'")
         assert (table.outlier == conformal.benjamini_hochberg(table.p_value, rate)).all()
         assert summary["false_discovery_rate"] == rate
-        assert f"{100 * rate:.3g} in 100 are false alarms" in summary["promise"]
+        assert f"at most {100 * rate:.3g} in 100 of a batch's flagged images are false alarms" in summary["promise"]
 
 
 def test_strict_flags_no_more_and_promises_for_the_calibration_set_at_hand(

@@ -164,15 +164,15 @@ def _floats(table: pa.Table, name: str) -> Floats:
 
 def promise(rate: float, *, strict: bool = False) -> str:
     """What the flags promise, and when, in words for someone who knows no statistics."""
+    share = f"at most {100 * rate:.3g} in 100 of a batch's flagged images are false alarms (none where none is flagged)"
     if strict:
         return (
-            f"Of all the images that this detector flags over many batches, on average at most {100 * rate:.3g} in 100 "
-            f"are false alarms; that is {conformal.CONFIDENCE:.0%} sure, as long as the normal images that arrive are "
-            "like the ones it was calibrated on."
+            f"On average over many batches that this detector scores, {share}; that is {conformal.CONFIDENCE:.0%} sure, "
+            "as long as the normal images that arrive are like the ones it was calibrated on."
         )
     return (
-        f"Of all the images flagged over many batches, on average at most {100 * rate:.3g} in 100 are false alarms, as "
-        "long as the normal images that arrive are like the ones the detector was calibrated on."
+        f"On average over many batches, {share}, as long as the normal images that arrive are like the ones the detector "
+        "was calibrated on."
     )
 
 

@@ -42,3 +42,8 @@ def test_the_hinge_losses_are_those_of_the_paper() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
     assert float(discriminator_hinge_loss(real, fake)) == pytest.approx((0.0 + 0.5 + 2.0) / 3 + (0.0 + 1.0 + 2.0) / 3)
     assert float(generator_hinge_loss(fake)) == pytest.approx(2.0 / 3)
+
+
+def test_a_loss_of_an_unknown_name_is_refused_and_not_taken_for_another() -> None:
+    with pytest.raises(ValueError, match="least_squares: no loss of this name"):
+        generator_game_loss(torch.zeros(2), "least_squares")  # type: ignore[arg-type]

@@ -26,7 +26,11 @@ def generator_game_loss(fake: Tensor, kind: GeneratorLoss) -> Tensor:
     Where D is near 0, so where the discriminator wins, the first has a gradient near 0 in the logit and the second one
     near -1.
     """
-    return -F.softplus(fake).mean() if kind == "minimax" else F.softplus(-fake).mean()
+    if kind == "minimax":
+        return -F.softplus(fake).mean()
+    if kind == "non_saturating":
+        return F.softplus(-fake).mean()
+    raise ValueError(f"{kind}: no loss of this name; it is minimax or non_saturating")
 
 
 def discriminator_hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
