@@ -167,12 +167,12 @@ def promise(rate: float, *, strict: bool = False) -> str:
     share = f"at most {100 * rate:.3g} in 100 of a batch's flagged images are false alarms (none where none is flagged)"
     if strict:
         return (
-            f"On average over many batches that this detector scores, {share}; that is {conformal.CONFIDENCE:.0%} sure, "
-            "as long as the normal images that arrive are like the ones it was calibrated on."
+            f"On average over many batches that this detector scores, {share}; that is {conformal.CONFIDENCE:.0%} "
+            "sure, as long as the normal images that arrive are like the ones it was calibrated on."
         )
     return (
-        f"On average over many batches, {share}, as long as the normal images that arrive are like the ones the detector "
-        "was calibrated on."
+        f"On average over many batches, {share}, as long as the normal images that arrive are like the ones the "
+        "detector was calibrated on."
     )
 
 
