@@ -26,7 +26,7 @@ test: .venv/ready-dev
 
 # the markers are those of pyproject.toml; what has become slow shows at the end
 test-fast: .venv/ready-dev
-	$(BIN)/python -m pytest -m "not server and not browser and not slow" --durations=5
+	$(BIN)/python -m pytest -m "not server and not browser and not slow" --durations=5 --numprocesses $(WORKERS) --dist loadfile
 
 # .pre-commit-config.yaml runs the same four; tests/test_architecture.py compares them
 lint: .venv/ready-dev
