@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
 from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.detector import load
@@ -20,7 +21,7 @@ from densitywatch.models.pixelcnn import PixelCNN, Settings
 from densitywatch.models.storage import load_model_folder, read_header, save_model
 from densitywatch.params import Params
 from densitywatch.registry.gate import gate
-from densitywatch.registry.service import Service, png
+from densitywatch.registry.service import Service
 from tests.small_project import SIZE, make_project
 
 SMALL = 7
@@ -79,7 +80,7 @@ def test_the_detector_takes_images_of_the_datas_size_and_its_models_see_their_ow
 def test_a_served_model_answers_images_of_the_datas_size_as_its_own(tmp_path: Path, images: NDArray[np.uint8]) -> None:
     service = Service(save(tmp_path, size=SMALL, data_size=SIZE), "crop")
     answers = service.answer(images.tolist())
-    assert answers == service.answer([png(image) for image in images])
+    assert answers == service.answer([base64.b64encode(png(image)).decode() for image in images])
     assert answers == service.answer(resized(images, SMALL).tolist())
     assert base64.b64decode(service.answer({"samples": 1})[0]["image"]).startswith(b"\x89PNG")
     with pytest.raises(DataError, match=r"images have the shape \[3, 9, 9\] where the model takes \[3, 14, 14\]"):
