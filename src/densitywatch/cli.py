@@ -375,7 +375,7 @@ def review(
 def profile(name: Annotated[str, typer.Argument(help="The name of a file in profiles/.")]) -> None:
     """Set the values of profiles/NAME.yaml in params.yaml.
 
-    `git checkout params.yaml` undoes it.
+    `git checkout params.yaml dvc.lock metrics` undoes it, with what a run noted.
     """
     from densitywatch.profiles import apply_profile
 
