@@ -68,9 +68,10 @@ class Watch:
 
 sys.meta_path.insert(0, Watch())
 if sys.argv[1] == "flow":
-    from pipelines.retrain import _retrain
+    from pipelines import retrain
+    retrain.ensure_device_limit = lambda slots: None  # would start a server, which outlives this program
     sys.stdout.reconfigure(line_buffering=True)
-    _retrain(Path())
+    retrain._retrain(Path())
 else:
     from densitywatch.cli import main
     sys.stdout.reconfigure(line_buffering=True)
