@@ -13,11 +13,17 @@ from densitywatch import stopping
 
 @pytest.fixture(autouse=True)
 def _handlers_as_before() -> Iterator[None]:
-    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    # under nohup, or in the background of a script, some are ignored from the start
+    at_start = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    before = {number: signal.SIG_DFL for number in stopping.SIGNALS} | {signal.SIGINT: signal.default_int_handler}
+    for number, handler in before.items():
+        signal.signal(number, handler)
     yield
     assert {number: signal.getsignal(number) for number in stopping.SIGNALS} == before
     with stopping.listening(lambda number: None):
         pass  # forgets what it was asked in the test
+    for number, handler in at_start.items():
+        signal.signal(number, handler)
 
 
 def stopped_by(number: signal.Signals) -> None:

@@ -58,6 +58,7 @@ def test_a_batch_whose_names_are_escape_sequences_leaves_none_on_the_terminal(
     assert "a\\x1b]0;owned" in captured.out
 
 
+@pytest.mark.server
 def test_a_verb_that_fails_on_such_a_name_says_so_in_one_plain_line(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_text((Path(__file__).parents[1] / "params.yaml").read_text())
     done = subprocess.run(
