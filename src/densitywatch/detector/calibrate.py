@@ -1,6 +1,7 @@
 """The stage `calibrate`: fit the detector's members and their tails, then score the calibration images.
 
-Members and tails are fitted on training and validation images. Calibration images are only scored.
+Members and tails are fitted on training and validation images. Calibration images are only scored. Where the images
+have groups (data.group), one calibration image of each group is scored (detector/conformal.py says why).
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ def calibrate(params: Params, root: Path) -> Path:
     data, models = fitting_data(params, root)
     arrays = fit_members(members, data)
     facts = _facts(params, root, info, members, models)
-    say("calibrate: scoring the calibration images")
+    split = open_split(prepared, "calibration").one_of_each_group(params.seed)
+    unit = "the calibration images" if split.groups is None else f"one image of each of {len(split):,} groups"
+    say(f"calibrate: scoring {unit}")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
+    calibration = FeatureCache(split.images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     for name in sorted(models.used):
         if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
@@ -96,7 +99,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "channels": info.channels,
         "resize": params.data.resize,
         "class_names": list(info.class_names),
-        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
+        "data": {"name": info.name, "digest": info.digest, "counts": info.counts, "groups": info.groups},
         "false_discovery_rate": params.detector.false_discovery_rate,
         "false_alarm_rate": params.detector.false_alarm_rate,
     }

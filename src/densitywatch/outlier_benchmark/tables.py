@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from densitywatch.arrays import Floats
+from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
 from densitywatch.pages import charts
@@ -41,6 +42,10 @@ class Findings:
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
     """Scores that were not measured, each with the reason."""
+    alarms: list[Realised]
+    """What the promised rates came to on normal test images."""
+    grouped: bool
+    """Whether the images have groups: then one image of each counts."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +85,7 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     yield interval_table(findings)
     if findings.ablation:
         yield ablation_table(findings)
+    yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
@@ -129,6 +135,31 @@ def ablation_table(findings: Findings) -> Table:
         ],
         "The detector without one of its members: AUROC",
         "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
+    )
+
+
+def alarm_table(findings: Findings) -> Table:
+    alarms = findings.alarms
+    unit = "groups" if findings.grouped else "images"
+    return Table(
+        "false_alarms.csv",
+        ["promised", f"share of new {unit}", "low", "high", "holds", "all images"],
+        [
+            [
+                f"{alarm.promised:g}",
+                *(f"{value:.3f}" for value in (alarm.share, alarm.low, alarm.high)),
+                "yes" if alarm.holds else "no",
+                f"{alarm.every_image:.3f}",
+            ]
+            for alarm in alarms
+        ],
+        f"Do the promised rates hold on {unit} that were never seen?",
+        f"The share of {alarms[0].groups:,} normal test {unit} with a p-value up to the promised rate"
+        + (", by one image of each" if findings.grouped else "")
+        + f". Low and high bound {INSIDE:.0%} of such shares when the promise holds for this number of {unit} and of"
+        " calibration scores. The last column has all test images"
+        + (", every group counted the same." if findings.grouped else ".")
+        + " With data.calibration_time: later the test images are the latest ones.",
     )
 
 
