@@ -99,3 +99,19 @@ def test_in_another_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join(60)
     assert seen == [{number: signal.getsignal(number) for number in stopping.SIGNALS}]
+
+
+def test_what_comes_first_happens_before_the_main_thread_sees_the_exception() -> None:
+    order: list[str] = []
+
+    def first() -> None:
+        assert threading.current_thread() is threading.main_thread()
+        order.append("first")
+
+    with pytest.raises(stopping.Stopped), stopping.listening(lambda number: None, first=first):
+        try:
+            stopped_by(signal.SIGTERM)
+        except stopping.Stopped:
+            order.append("exception")
+            raise
+    assert order == ["first", "exception"]
