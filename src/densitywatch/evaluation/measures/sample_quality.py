@@ -13,10 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from densitywatch.data.dataset import open_split, read_info
-from densitywatch.data.reading import images_at_once, images_within, size_of
+from densitywatch.data.reading import images_within
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context, Figure, Result, spread
 from densitywatch.evaluation.measures.distances import (
@@ -25,11 +24,10 @@ from densitywatch.evaluation.measures.distances import (
     manifold_figures,
     nearest_distances,
 )
-from densitywatch.evaluation.measures.feature_network import FOLDER, FeatureNetwork, features_of, load_classifier
+from densitywatch.evaluation.measures.feature_network import FeatureNetwork, features_of, load_classifier
 from densitywatch.files import write_whole
 from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.pages import pictures
-from densitywatch.params import Params
 
 SHOWN, NEIGHBOURS_SHOWN = 8, 3
 MANY_TRAINING_IMAGES = 60_000
@@ -171,30 +169,3 @@ def training_neighbours(
         " image's (median, in features).",
     )
     return {"neighbour_ratio": ratio}, figure
-
-
-@torch.no_grad()
-def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
-    """The promotion gate's figure for models without a likelihood: FID on the feature network, lower is better.
-
-    Compares `params.gate.images` samples, drawn with the seed of params, with the same number of validation images. So
-    two models are compared on the same images.
-
-    Raises ModelError when there is no feature network, or the model draws no samples.
-    """
-    if not isinstance(model, Sampler):
-        raise ModelError("this model draws no samples, so it has no quality figure")
-    network = load_classifier(root / FOLDER)
-    prepared = root / "data" / "prepared"
-    info = read_info(prepared)
-    size = size_of(model, info.size)
-    split = open_split(prepared, "validation", size)
-    images, labels = np.array(split.images[: params.gate.images]), None
-    if takes_labels(model) and info.class_names:
-        labels = np.array(split.labels[: len(images)])
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(params.seed)
-    batch_size = images_at_once(params.evaluate.batch_size, size)
-    model.eval()
-    parts = draw(model, len(images), labels, generator, batch_size, device)
-    return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))
