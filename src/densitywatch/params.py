@@ -35,6 +35,7 @@ class DataParams(Block):
     """At most this many images of each part of the source; null takes all."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
+    gate: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
 
@@ -42,8 +43,8 @@ class DataParams(Block):
     def _consistent(self) -> DataParams:
         if (self.source == "folder") != (self.address is not None):
             raise ValueError("address must be given for source: folder, and only for it")
-        if self.validation + self.calibration + self.test >= 1:
-            raise ValueError("validation + calibration + test must leave images to train on (sum below 1)")
+        if self.validation + self.calibration + self.gate + self.test >= 1:
+            raise ValueError("validation + calibration + gate + test must leave images to train on (sum below 1)")
         return self
 
 
