@@ -165,9 +165,9 @@ class QualityParams(Block):
     """Sample quality in the feature network's space."""
 
     images: int = Field(default=10000, ge=8)
-    """Number of images that a model draws for the figures."""
+    """Number of images that a model draws: for a second FID, and for figures of labels."""
     slow_images: int = Field(default=1000, ge=8)
-    """The same for models that draw pixel by pixel."""
+    """Number of samples on which all models are compared; models that draw pixel by pixel draw no more."""
     neighbours: int = Field(default=5, ge=1)
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)

@@ -48,20 +48,25 @@ def frechet_of_counts(a: Tensor, b: Tensor) -> Callable[[Floats], Floats]:
 
     Returns a function from counts (B, N), how often each row is taken, to the distances (B,).
     """
-    sets = a.double().numpy(), b.double().numpy()
+    centre = a.double().mean(0)  # far from 0 the second moments below would lose digits
+    sets = (a.double() - centre).numpy(), (b.double() - centre).numpy()
 
     def moments(x: Floats, counts: Floats) -> tuple[Floats, Floats]:
-        mean = counts @ x / counts.sum()
-        centred = x - mean
-        return mean, (centred * counts[:, None]).T @ centred / (counts.sum() - 1)
+        """Means (B, D) and covariances (B, D, D)."""
+        n = counts.sum(1)
+        mean = counts @ x / n[:, None]
+        products = np.stack([(counts * column) @ x for column in x.T], 1)
+        covariance = products - n[:, None, None] * mean[:, :, None] * mean[:, None]
+        return mean, covariance / (n - 1)[:, None, None]
 
-    def distance(counts: Floats) -> float:
+    def distances(counts: Floats) -> Floats:
         (mean_a, cov_a), (mean_b, cov_b) = (moments(x, counts) for x in sets)
         # the eigenvalues of a product of two covariances are real and not negative, up to rounding
-        roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0.0))
-        return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
+        roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0.0)).sum(1)
+        traces = np.trace(cov_a, axis1=1, axis2=2) + np.trace(cov_b, axis1=1, axis2=2)
+        return np.asarray((np.square(mean_a - mean_b).sum(1) + traces - 2 * roots).clip(min=0.0))
 
-    return lambda counts: np.array([max(0.0, distance(row)) for row in counts])
+    return distances
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 50, subset_size: int = 1000) -> float:
