@@ -27,7 +27,7 @@ from scipy.stats import binomtest, norm
 from densitywatch.arrays import Floats
 from densitywatch.evaluation.measures.distances import frechet_of_counts
 from densitywatch.params import GateParams, load_params
-from densitywatch.registry.gate import judge, margin_for
+from densitywatch.registry.gate import judge, margin_of
 from densitywatch.registry.resampling import (
     DRAWS,
     Measurement,
@@ -110,18 +110,19 @@ def promoted(
 ) -> Rate:
     """Simulate `runs` gates of one kind.
 
-    `expected` is Phi((margin - difference) / error - z) with the standard error of the simulated differences: the power
-    of a one-sided test at `gate.confidence`.
+    `expected` is Phi((margin - difference) / error - z), the power of a one-sided test at `gate.confidence`. The error
+    is the standard deviation of what is simulated: difference - margin, for a margin may be a share of the champion's
+    figure.
     """
     rng = np.random.default_rng(seed)
     counts = bootstrap_counts(np.arange(images), seed, draws)
-    passed, gaps, margins = 0, [], []
+    passed, over = 0, []
+    unit, share = margin_of(kind, rules)
     for _ in range(runs):
         new, old = PAIRS[kind](worse, images, rng, rules)
         passed += judge(new, old, rules, None, counts, images).passed
-        gaps.append(new.value - old.value)
-        margins.append(margin_for(old, rules))
-    room = (np.mean(margins) - np.mean(gaps)) / np.std(gaps, ddof=1)
+        over.append(new.value - old.value - unit - share * old.value)
+    room = -np.mean(over) / np.std(over, ddof=1)
     return Rate(passed, runs, float(norm.cdf(room - norm.ppf(rules.confidence))))
 
 

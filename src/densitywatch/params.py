@@ -283,7 +283,7 @@ class GateParams(Block):
     """When a candidate is promoted: it is measured on the same images as the champion, and nothing else uses them."""
 
     images: int = Field(ge=1)
-    """At most this many images of the split `gate`."""
+    """At most this many images of the split `gate`; a detector scores half as many, each as it is and altered."""
     least_images: int = Field(default=50, ge=2)
     """With fewer images nothing is promoted."""
     margin: GateMargin = GateMargin()

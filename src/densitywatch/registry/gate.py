@@ -46,7 +46,7 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     What cannot be measured does not pass. A bad candidate raises nothing. Raises DataError when there are no gate
     images.
     """
-    images = gate_images(params, root)
+    images = gate_images(params, root, scored_twice=name == "detector")
     if len(images) < params.gate.least_images:
         return Decision(
             False,
@@ -71,10 +71,14 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     return judge(new, old, params.gate, floor, bootstrap_counts(groups, params.seed), len(np.unique(groups)))
 
 
-def gate_images(params: Params, root: Path) -> Pixels:
-    """The images of the split `gate`, (N, C, H, W): at most gate.images, and as many as fit into memory."""
+def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> Pixels:
+    """The first gate.images images of the split `gate`, (N, C, H, W), or as many as fit into memory.
+
+    scored_twice: half as many, for a detector, which sees each image as it is and altered.
+    """
     stored = open_split(root / "data" / "prepared", "gate").images
-    return np.array(stored[: images_within(params.gate.images, math.prod(stored.shape[1:]))])
+    most = max(1, params.gate.images // 2) if scored_twice else params.gate.images
+    return np.array(stored[: images_within(most, math.prod(stored.shape[1:]))])
 
 
 def judge(
@@ -114,8 +118,9 @@ def judge(
     if not math.isfinite(champion.value):
         reason = f"rejected: the champion's {name} is {champion.value}, so nothing can be compared; {AFRESH}"
         return Decision(False, reason, candidate, champion)
-    margin = margin_for(champion, rules)
-    gap = difference(candidate, champion, counts, rules.confidence, independent)
+    unit, share = margin_of(champion.kind, rules)
+    margin = unit + share * abs(champion.value)
+    gap = difference(candidate, champion, counts, rules.confidence, independent, share)
     told |= {"champion": champion.value, "difference": gap.value, "at_least": gap.low, "at_most": gap.high}
     told["margin"] = margin
     passed = gap.high <= margin
@@ -126,15 +131,15 @@ def judge(
     return Decision(passed, reason, candidate, champion, told)
 
 
-def margin_for(champion: Measurement, rules: GateParams) -> float:
-    """How much larger than the champion's figure the candidate's may be, in the measure's unit.
+def margin_of(kind: str, rules: GateParams) -> tuple[float, float]:
+    """How much larger than the champion's figure the candidate's may be: in the measure's unit, and as a share of it.
 
-    Bits/dim and the detector's error have a margin in their unit, reconstruction errors and FID one that is a share of
-    the champion's figure. `tolerance`, a share too, is added for every measure.
+    Bits/dim and the detector's error have a margin in their unit, reconstruction errors and FID one that is a share.
+    `tolerance` is a share that is added for every measure.
     """
-    share = {"error": rules.margin.error, "samples": rules.margin.samples}.get(champion.kind, 0.0)
-    unit = {"bits": rules.margin.bits, "detector": rules.margin.detector}.get(champion.kind, 0.0)
-    return unit + (share + rules.tolerance) * abs(champion.value)
+    unit = {"bits": rules.margin.bits, "detector": rules.margin.detector}.get(kind, 0.0)
+    share = {"error": rules.margin.error, "samples": rules.margin.samples}.get(kind, 0.0)
+    return unit, share + rules.tolerance
 
 
 def in_words(gap: Difference, passed: bool) -> str:

@@ -58,18 +58,24 @@ def bootstrap_counts(groups: npt.NDArray[np.int64], seed: int, draws: int = DRAW
 
 
 def difference(
-    candidate: Measurement, other: Measurement, counts: Floats, confidence: float, independent: int
+    candidate: Measurement,
+    other: Measurement,
+    counts: Floats,
+    confidence: float,
+    independent: int,
+    share: float = 0.0,
 ) -> Difference:
     """candidate - other with an interval: difference -+ t * (standard deviation over the bootstrap samples).
 
     Both are resampled by the same counts, so what makes an image hard for both models cancels. `independent`: the
-    number of groups, which gives Student's t its degrees of freedom.
+    number of groups, which gives Student's t its degrees of freedom. `share`: what the difference is compared with is
+    this share of the other's figure, which chance moves too; the interval is as wide as that asks for.
     """
     value = candidate.value - other.value
     if candidate.figures is None or other.figures is None:
         return Difference(value, value, value)
     parts = [counts[i : i + AT_ONCE] for i in range(0, len(counts), AT_ONCE)]
-    spread = np.concatenate([candidate.figures(part) - other.figures(part) for part in parts])
+    spread = np.concatenate([candidate.figures(part) - (1 + share) * other.figures(part) for part in parts])
     reach = float(student.ppf(confidence, max(1, independent - 1)) * spread.std(ddof=1))
     return Difference(value, value - reach, value + reach)
 

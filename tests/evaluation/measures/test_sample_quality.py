@@ -44,6 +44,30 @@ def test_real_images_are_of_far_better_quality_than_noise(
     assert float(found["real"]["fid_floor"]) > 0
 
 
+def test_models_that_draw_many_and_few_samples_are_compared_on_the_same_number(
+    with_classifier: tuple[Params, Path], context_of: Callable[..., Context]
+) -> None:
+    params, folder = with_classifier
+    real = np.load(folder.parents[1] / "data" / "prepared" / "train.npy")
+    found = {}
+    for drawn in (30, 100):
+        quality = params.evaluate.quality.model_copy(update={"images": drawn, "slow_images": 30})
+        changed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
+        result = sample_quality(context_of(Shows(real), params=changed, classifier=folder))
+        assert result is not None
+        found[drawn] = dict(result.metrics)
+    few, many = found[30], found[100]
+    assert many.pop("more_images") == 100
+    # the samples are training images: they have the floor's figures at either number, and more of them a lower FID
+    assert many["fid_of_more"] == many.pop("fid_floor_of_more")
+    assert float(many.pop("fid_of_more")) < float(many["fid"])
+    assert many == few
+    assert few["fid"] == few["fid_floor"]
+    for key in ("precision", "recall", "density", "coverage"):
+        assert few[key] == few[f"{key}_of_real"]
+    assert few["quality_images"] == 30
+
+
 @pytest.mark.slow
 def test_without_labels_the_network_learns_rotations_and_everything_that_needs_none_still_runs(
     with_classifier: tuple[Params, Path], project: Path, context_of: Callable[..., Context]
