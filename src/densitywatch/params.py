@@ -165,9 +165,9 @@ class QualityParams(Block):
     """Sample quality in the feature network's space."""
 
     images: int = Field(default=10000, ge=8)
-    """Number of images that a model draws for the figures."""
+    """Number of images that a model draws: for a second FID, and for figures of labels."""
     slow_images: int = Field(default=1000, ge=8)
-    """The same for models that draw pixel by pixel."""
+    """Number of samples on which all models are compared; models that draw pixel by pixel draw no more."""
     neighbours: int = Field(default=5, ge=1)
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
@@ -266,12 +266,33 @@ class MlflowParams(Block):
     experiment: str = Field(min_length=1)
 
 
+class GateMargin(Block):
+    """How much worse than the champion a candidate may be at most, by the measure of its kind."""
+
+    bits: float = Field(default=0.01, ge=0)
+    """Densities and bounds: bits/dim."""
+    error: float = Field(default=0.05, ge=0)
+    """Reconstructions: share of the champion's mean squared error."""
+    samples: float = Field(default=0.1, ge=0)
+    """Models that only draw samples: share of the champion's FID."""
+    detector: float = Field(default=0.01, ge=0)
+    """The detector: AUROC on cut-and-paste images."""
+
+
 class GateParams(Block):
-    """When a candidate is promoted: it is measured on the same validation images as the champion."""
+    """When a candidate is promoted: it is measured on the same images as the champion, and nothing else uses them."""
 
     images: int = Field(ge=1)
+    """At most this many images of the split `gate`; a detector scores half as many, each as it is and altered."""
+    least_images: int = Field(default=50, ge=2)
+    """With fewer images nothing is promoted."""
+    margin: GateMargin = GateMargin()
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """How sure one must be that the candidate is worse by no more than the margin."""
+    floor: bool = True
+    """Whether a candidate must beat a trivial model of its kind as well."""
     tolerance: float = Field(ge=0)
-    """Share by which a candidate may be worse and still pass; with 0 it must be at least as good."""
+    """Widens every margin by this share of the champion's figure."""
 
 
 class Params(Block):
