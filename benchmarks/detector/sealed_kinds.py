@@ -1,7 +1,7 @@
 """Kinds of outliers that no choice was made on: evaluated once, at the end, by sealed_panel.py.
 
-None of them is on the benchmark's panel or among the synthetic outliers of choice_of_members.py. Written down before the
-members were chosen (docs/lab/detector.md, "A fourth choice").
+None of them is on the benchmark's panel or among the synthetic outliers of choice_of_members.py. Written down before
+the members were chosen (docs/lab/detector.md, "A fourth choice").
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from densitywatch.data.reading import resized
 
 
 def sealed_kinds(images: Pixels, seed: int = 0) -> dict[str, Pixels]:
-    """Outliers by name, each uint8 (N, 1, H, W), made of grey images (N, 1, H, W) or, for foreign ones, of their size."""
+    """Outliers by name, each uint8 (N, 1, H, W), made of grey images or, for foreign ones, of their size."""
     rng = np.random.default_rng(seed)
     n, _, height, width = images.shape
     floats, other = images.astype(np.float32), rng.permutation(n)
@@ -38,7 +38,7 @@ def sealed_kinds(images: Pixels, seed: int = 0) -> dict[str, Pixels]:
         "four shades": np.rint(floats / 85) * 85,
         "stripes over it": floats + 18 * np.sin(2 * np.pi * columns / 5),
         "light from the left": floats + 40 * (1 - columns / width),
-        "outlines": 2 * np.hypot(ndimage.sobel(floats, -1), ndimage.sobel(floats, -2)) / 8,
+        "outlines": 2 * np.hypot(np.gradient(floats, axis=-1), np.gradient(floats, axis=-2)),
         "pixels shuffled nearby": _moved(images, *rng.integers(-1, 2, (2, n, height, width)).astype(np.float32)),
         "own shades as texture": _own_shades(images, rng),
         "digits of a scanner": _digits(rng, n, height),
