@@ -229,6 +229,10 @@ class DetectorParams(Block):
     """Training steps of the small networks that some scores train themselves (detector/scores/network_training.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
+    panel: Literal["auto", "foreign", "own"] = "auto"
+    """What the benchmark is measured on: `foreign` images (digits, noise, constants, and test images turned, mirrored
+    and inverted), or your `own` test images with local defects. auto: foreign for fashion_mnist and mnist, own for
+    every other source."""
     panel_images: int = Field(default=1000, ge=2)
     """Number of images of each member of the panel that the benchmark scores."""
     slow_images: int = Field(default=60, ge=2)
@@ -309,6 +313,13 @@ class Params(Block):
     inbox: InboxParams
     mlflow: MlflowParams
     gate: GateParams
+
+    @property
+    def own_panel(self) -> bool:
+        """Whether the outlier benchmark is measured on the dataset's own images with defects."""
+        if self.detector.panel == "auto":
+            return self.data.source not in ("fashion_mnist", "mnist")
+        return self.detector.panel == "own"
 
     @field_validator("models")
     @classmethod
