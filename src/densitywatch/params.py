@@ -244,6 +244,9 @@ class DetectorParams(Block):
     batch_size: int = Field(ge=1)
 
 
+Control = Literal["stream", "batch"]
+
+
 class InboxParams(Block):
     """Where batches arrive, one folder a batch, and where results are written."""
 
@@ -256,6 +259,12 @@ class InboxParams(Block):
     """A conditional density whose champion labels every image; null leaves labels out."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
+    control: Control = "stream"
+    """What the false-discovery rate is the rate of, in the scheduled job. stream: of all batches together, which are
+    judged with one budget. batch: of each batch by itself, on average; where most batches hold no outlier, the share of
+    false alarms among all flagged images together is then much higher."""
+    alike: int = Field(default=1, ge=1)
+    """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
