@@ -17,9 +17,13 @@ CALIBRATION = 1000
 
 
 def batch(scores: Floats, calibration: Floats, rng: np.random.Generator) -> Look:
-    kept = look(scores, p_values(calibration, scores), -scores, calibration, tie=rng.uniform())
-    assert kept is not None
-    return kept
+    images = {"bits_per_dim": -scores, "brightness": rng.normal(size=len(scores))}
+    return look(scores, p_values(calibration, scores), images, calibration, tie=rng.uniform())
+
+
+def only(surprise: float) -> tuple[float | None, ...]:
+    """Measures of a batch that has the first one alone."""
+    return (surprise, *[None] * (len(MEASURES) - 1))
 
 
 def scenes(rng: np.random.Generator, images: int, alike: int, *, foreign: float = 0.0, shift: float = 0.0) -> Floats:
@@ -41,17 +45,17 @@ def test_the_parts_of_the_capital_sum_to_one_however_long_the_stream_is() -> Non
 
 @pytest.mark.parametrize("earlier", [stream_drift.LEARN, 57])
 def test_a_bet_on_a_rank_is_one_on_average_over_equally_likely_ranks(earlier: int) -> None:
-    before = [Look(100, (), (float(i), None, None), 0.5) for i in range(earlier)]
+    before = [Look(100, (), only(float(i)), 0.5) for i in range(earlier)]
     factors = []
     for place in range(earlier + 1):  # below the lowest, between each two, above the highest
-        now = Look(100, (), (place - 0.5, None, None), 0.5)
+        now = Look(100, (), only(place - 0.5), 0.5)
         factors.append(stream_drift._rank_bets([*before, now], 0)[-1])
     assert np.mean(factors, axis=0) == pytest.approx(np.ones(2 * len(SHIFTS)))
     assert max(map(max, factors)) > 10
 
 
 def test_nothing_is_bet_on_ranks_before_there_are_batches_of_the_size_to_learn_from() -> None:
-    looks = [Look(100, (), (float(i), None, None), 0.5) for i in range(stream_drift.LEARN)]
+    looks = [Look(100, (), only(float(i)), 0.5) for i in range(stream_drift.LEARN)]
     assert (stream_drift._rank_bets(looks, 0) == 1).all()
     assert (stream_drift._rank_bets([*looks, replace(looks[-1], images=1000)], 0) == 1).all()
     assert not (stream_drift._rank_bets([*looks, looks[-1]], 0)[-1] == 1).any()
@@ -59,7 +63,7 @@ def test_nothing_is_bet_on_ranks_before_there_are_batches_of_the_size_to_learn_f
 
 
 def test_equal_measures_are_ranked_by_their_random_numbers() -> None:
-    looks = [Look(100, (), (1.0, None, None), tie) for tie in np.linspace(0, 0.9, stream_drift.LEARN)]
+    looks = [Look(100, (), only(1.0), tie) for tie in np.linspace(0, 0.9, stream_drift.LEARN)]
     lowest, highest = (
         stream_drift._rank_bets([*looks, replace(looks[0], tie=tie)], 0)[-1][SHIFTS.index(2.0)] for tie in (-0.1, 0.95)
     )
@@ -75,7 +79,7 @@ def test_the_bounds_on_shares_hold_for_as_many_calibration_sets_as_they_say() ->
     true = np.concatenate(
         [1 - calibration[:, CALIBRATION - np.array(ranks)], calibration[:, np.array(low) - 1]], axis=1
     )
-    looks = [Look(1, tuple(row), (None,) * MEASURES, 0.0) for row in true]
+    looks = [Look(1, tuple(row), (None,) * len(MEASURES), 0.0) for row in true]
     unfair = (stream_drift._calibration_bets(looks, CALIBRATION, failure) > 1).any(axis=1)
     assert stats.binomtest(int(unfair.sum()), sets).proportion_ci(0.99).low <= failure
     assert unfair.mean() > failure / 20, "bounds that never fail are too wide to see anything"
@@ -83,12 +87,11 @@ def test_the_bounds_on_shares_hold_for_as_many_calibration_sets_as_they_say() ->
 
 def test_scores_equal_to_calibration_scores_are_not_beyond_them() -> None:
     calibration = np.repeat([0.0, 1.0], 50)
-    kept = look([0.0, 1.0, 1.0], p_values(calibration, [0.0, 1.0, 1.0]), [np.nan] * 3, calibration, tie=0.0)
-    assert kept is not None
+    bits = {"bits_per_dim": [np.nan] * 3, "brightness": [1.0, np.nan, 2.0]}
+    kept = look([0.0, 1.0, 1.0], p_values(calibration, [0.0, 1.0, 1.0]), bits, calibration, tie=0.0)
     assert kept.shares[: len(HIGH)] == (0.0,) * len(HIGH)
     assert kept.shares[len(HIGH) :] == (0.0,) * len(LOW)
-    assert kept.measures[2] is None, "no density, no bits per dimension"
-    assert look([], [], [], calibration, tie=0.0) is None
+    assert kept.measures[2:] == (None, 1.5, None), "no density: no bits per dimension"
 
 
 @pytest.mark.parametrize("alike", [1, 20])
@@ -114,6 +117,8 @@ def test_a_change_is_seen_and_the_batch_it_began_with_is_named(foreign: float, s
     assert 60 <= found.alarm < 90
     assert abs(found.since - 60) <= 5
     assert found.evidence >= 100
+    up, down = ("up", "down") if foreign or shift > 0 else ("down", "up")
+    assert found.moved in {f"surprise {up}", "spread up", f"bits_per_dim {down}"}
     assert follow(looks[:60], CALIBRATION, 0.01).alarm is None
     assert follow(looks[: found.alarm + 1], CALIBRATION, 0.01) == found, "later batches change nothing about an alarm"
 

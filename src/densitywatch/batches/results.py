@@ -9,7 +9,7 @@ import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,12 @@ def write_scores(
     identity: dict[str, Any],
     *,
     skipped: Counter[str] | None = None,
+    drift_keys: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
     `rate`: the false-discovery rate. `skipped`: files of the source that are no images by their names, and so have no
-    rows.
+    rows. `drift_keys`: what the summary says of the stream, given the digest of the batch's names and contents.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
@@ -92,6 +93,7 @@ def write_scores(
         "false_discovery_rate": rate,
         "false_alarm_rate": scorer.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
+        **(drift_keys(content.hexdigest()) if drift_keys is not None else {}),
         "median_p_value": float(np.median(p)) if len(p) else None,
         "promise": promise(rate, strict=strict),
         "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, scorer.calibration, strict=strict),

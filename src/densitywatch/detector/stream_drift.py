@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,8 +44,8 @@ SHIFTS = (0.5, 1.0, 2.0, 4.0)
 """Question 2: by how many standard deviations between batches a batch may have moved, up or down."""
 LEARN = 20
 """Earlier batches of a size that are needed before question 2 bets."""
-MEASURES = 3
-"""What question 2 ranks batches by: see `look`."""
+MEASURES = ("surprise", "spread", "bits_per_dim", "brightness", "sharpness")
+"""What question 2 ranks batches by, see `look`: two of the scores, and means of three numbers of every image."""
 HORIZON = 2880
 """Batches that a change is equally likely to begin with: a month of one every 15 minutes. Later ones get less."""
 FIRST = 0.25
@@ -62,7 +62,7 @@ class Look:
     shares: tuple[float, ...]
     """Question 1: shares of the images beyond calibration images, one for each of HIGH and LOW."""
     measures: tuple[float | None, ...]
-    """Question 2: what batches are ranked by, MEASURES numbers; None for one that the batch does not have."""
+    """Question 2: a number for each of MEASURES; None for one that the batch does not have."""
     tie: float
     """A random number from 0 to 1 that ranks batches which measure the same."""
 
@@ -77,30 +77,35 @@ class Finding:
     """The batch that raised the alarm, counted from 0."""
     since: int | None
     """The batch that the change most likely began with, counted from 0; None without an alarm."""
+    moved: str | None = None
+    """What won most when the alarm was raised: "calibration", or a measure and its direction as in "brightness up"."""
 
 
-def look(score: ArrayLike, p: ArrayLike, bits: ArrayLike, calibration: Floats, *, tie: float) -> Look | None:
-    """What to keep of a batch of N images; None for an empty one.
+def look(score: ArrayLike, p: ArrayLike, images: Mapping[str, ArrayLike], calibration: Floats, *, tie: float) -> Look:
+    """What to keep of a batch of N >= 1 images.
 
-    `score`, `p`: scores and p-values, (N,). `bits`: bits per dimension, (N,), NaN where there are none. `calibration`:
-    the scores of the calibration images, sorted ascending. `tie`: a number in [0, 1) that has nothing to do with the
-    images' order of arrival, for example made of a hash of the batch.
+    `score`, `p`: scores and p-values, (N,). `images`: for each of MEASURES beyond the first two that is known, a number
+    for every image, (N,), NaN where there is none. `calibration`: the scores of the calibration images, sorted
+    ascending. `tie`: a number in [0, 1) that has nothing to do with the order in which batches come, for example made
+    of a hash of the batch.
     """
-    scores, values, bits = (np.asarray(x, dtype=np.float64) for x in (score, p, bits))
-    if not len(scores):
-        return None
-    n = len(calibration)
-    ordered = np.sort(scores)
+    scores, values = np.asarray(score, dtype=np.float64), np.asarray(p, dtype=np.float64)
+    n, ordered = len(calibration), np.sort(scores)
     # strictly beyond, so that equal scores never count for more than they should
     above = [len(scores) - np.searchsorted(ordered, calibration[n - k], side="right") for k in _ranks(n, HIGH)]
     below = [np.searchsorted(ordered, calibration[k - 1], side="left") for k in _ranks(n, LOW)]
-    known = bits[np.isfinite(bits)]
-    measures = (
-        float(-np.log(values).mean()),  # how surprising the batch is, the unusual images above all
-        float(np.abs(2 * values - 1).mean()),  # whether it lies at the ends or in the middle of what is normal
-        float(known.mean()) if len(known) else None,  # how well it compresses
-    )
-    return Look(len(scores), tuple(float(c) / len(scores) for c in (*above, *below)), measures, tie)
+    measures: dict[str, float | None] = {
+        "surprise": float(-np.log(values).mean()),  # how unusual the images are, the most unusual ones above all
+        "spread": float(np.abs(2 * values - 1).mean()),  # at the ends of what is normal, or in the middle of it
+    } | {name: _mean(numbers) for name, numbers in images.items()}
+    shares = tuple(float(count) / len(scores) for count in (*above, *below))
+    return Look(len(scores), shares, tuple(measures.get(name) for name in MEASURES), tie)
+
+
+def _mean(numbers: ArrayLike) -> float | None:
+    known = np.asarray(numbers, dtype=np.float64)
+    known = known[np.isfinite(known)]
+    return float(known.mean()) if len(known) else None
 
 
 def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
@@ -113,11 +118,13 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
         raise ValueError("a: expected a share of streams between 0 and 1")
     if not looks:
         return Finding(0.0, None, None)
-    part = (1 - CALIBRATION_SHARE) / MEASURES
+    part = (1 - CALIBRATION_SHARE) / len(MEASURES)
     # every row a batch, every column a bet; the bets of one test share its capital equally
     tests = [(CALIBRATION_SHARE / 2, _calibration_bets(looks, calibration_size, a * CALIBRATION_SHARE / 2))]
-    tests += [(part, _rank_bets(looks, measure)) for measure in range(MEASURES)]
+    tests += [(part, _rank_bets(looks, measure)) for measure in range(len(MEASURES))]
     widths = [bets.shape[1] for _, bets in tests]
+    names = ["calibration"] * widths[0]
+    names += [f"{measure} {way}" for measure in MEASURES for way in ("up", "down") for _ in SHIFTS]
     bets = np.concatenate([bets for _, bets in tests], axis=1)
     # each test has its own part of a: what it has won counts for that part alone, since the sum of test martingales
     # that look at different things need not be one
@@ -134,7 +141,8 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
         best = np.maximum(best, fresh) * factors
         evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
         if evidence >= 1 / a:
-            return Finding(evidence, t, int(began[np.argmax(best * scale)]))
+            first = int(np.argmax(best * scale))
+            return Finding(evidence, t, int(began[first]), names[first])
     return Finding(evidence, None, None)
 
 
