@@ -94,10 +94,9 @@ def look(score: ArrayLike, p: ArrayLike, images: Mapping[str, ArrayLike], calibr
     # strictly beyond, so that equal scores never count for more than they should
     above = [len(scores) - np.searchsorted(ordered, calibration[n - k], side="right") for k in _ranks(n, HIGH)]
     below = [np.searchsorted(ordered, calibration[k - 1], side="left") for k in _ranks(n, LOW)]
-    measures: dict[str, float | None] = {
-        "surprise": float(-np.log(values).mean()),  # how unusual the images are, the most unusual ones above all
-        "spread": float(np.abs(2 * values - 1).mean()),  # at the ends of what is normal, or in the middle of it
-    } | {name: _mean(numbers) for name, numbers in images.items()}
+    measures: dict[str, float | None] = {name: _mean(numbers) for name, numbers in images.items()}
+    measures["surprise"] = float(-np.log(values).mean())  # how unusual the images are, the most unusual ones above all
+    measures["spread"] = float(np.abs(2 * values - 1).mean())  # at the ends of what is normal, or in the middle of it
     shares = tuple(float(count) / len(scores) for count in (*above, *below))
     return Look(len(scores), shares, tuple(measures.get(name) for name in MEASURES), tie)
 
