@@ -267,6 +267,10 @@ class InboxParams(Block):
     """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
+    drift_alarm: float | None = Field(default=0.01, gt=0, lt=1)
+    """At most this share of normal streams, of any length, ever has a drift alarm; null turns the test off."""
+    drift_seen: str | None = Field(default=None, min_length=1)
+    """The last batch of a drift alarm that you have looked at: the test starts anew after it."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but

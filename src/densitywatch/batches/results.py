@@ -8,7 +8,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ def write_scores(
     *,
     results: Path,
     skipped: Counter[str] | None = None,
+    drift_keys: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
     `rule`: how images are flagged. `results`: the folder that the stream is kept in. `skipped`: files of the source
-    that are no images by their names, and so have no rows.
+    that are no images by their names, and so have no rows. `drift_keys`: what the summary says of drift over the
+    stream, given the digest of the batch's names and contents.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
@@ -91,6 +93,7 @@ def write_scores(
         "false_discovery_rate": rule.rate,
         "false_alarm_rate": scorer.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
+        **(drift_keys(content) if drift_keys is not None else {}),
         "median_p_value": float(np.median(p)) if len(p) else None,
         **flags.facts,
         "content": content,
