@@ -9,13 +9,14 @@ published figures are about the test part; the others are left out and listed in
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.groups.union import Union
 from densitywatch.data.raw import RawImage
+from densitywatch.data.training_only import add_to_training, set_apart
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 
@@ -57,12 +58,15 @@ def assign(
 
     `by_groups`: the shares are shares of the groups, not of the images. Then the groups of every split are a simple
     random choice. Counted in images, a large group would be more likely to be the one that fills a split.
-    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole.
+    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole. Images that are for
+    training alone (training_only.py) count in no share.
     """
     splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
     dropped: list[dict[str, str]] = []
     free: list[list[Row]] = []
-    for members in _together(rows):
+    sets = _together(rows)
+    usable, marked = set_apart(rows)
+    for members in filter(None, (set_apart(members)[0] for members in sets)):
         part = next((name for name in OWN if any(row.image.part == name for row in members)), None)
         if part is None:
             free.append(members)
@@ -85,11 +89,12 @@ def assign(
     for name, target in wanted.items():
         rest = _fill(splits[name], rest, target, by_groups=by_groups)
     splits["train"] = [row for members in rest for row in members]
+    dropped += add_to_training(marked, splits["train"], {name: splits[name] for name in SPLITS if name != "train"})
     empty = [name for name in SPLITS if not splits[name]]
     if empty:
         differ = f"{len(free)} groups of them" if by_groups else f"{len(free)} that differ"
         raise DataError(
-            f"{len(rows)} usable images ({differ}) are too few: none is left for {', '.join(empty)}; add images"
+            f"{len(usable)} usable images ({differ}) are too few: none is left for {', '.join(empty)}; add images"
         )
     dropped.sort(key=lambda item: item["path"])
     return {name: [row for (row,) in _mixed([[row] for row in split], seed)] for name, split in splits.items()}, dropped
@@ -108,17 +113,16 @@ def _dropped(row: Row, kept: Sequence[Row], part: str) -> dict[str, str]:
     same = next((other for other in kept if other.sha256 == row.sha256), None)
     if same is not None:
         return {"path": row.image.path, "reason": f"the same pixels as {same.image.path} of the {part} part"}
-    return {"path": row.image.path, "reason": f"in one group with {kept[0].image.path} of the {part} part"}
+    return {"path": row.image.path, "reason": f"of one group with {kept[0].image.path} of the {part} part"}
 
 
 def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
-    """One clause: how many images the test and the validation part have too, or are of a group of theirs."""
+    """One clause: how many images are also in the test part, and in any other, or are of a group that is."""
     clauses = []
-    for start, verb in (("the same pixels", "are also in"), ("in one group", "are of a group that is also in")):
+    for start, verb in (("the same pixels", "are also in"), ("of one group", "are of a group that is also in")):
         reasons = [item["reason"] for item in dropped if item["reason"].startswith(start)]
-        for name in OWN:
-            if count := sum(reason.endswith(f"of the {name} part") for reason in reasons):
-                clauses.append(f"{count} images {verb} the {name} part")
+        parts = Counter(reason.rpartition(" of the ")[2] for reason in reasons)
+        clauses += [f"{count} images {verb} the {part}" for part, count in parts.items()]
     return " and ".join(clauses)
 
 
