@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -297,6 +297,10 @@ def score(
     strict: Annotated[
         bool, typer.Option("--strict", help="Hold --fdr for this calibration set, not only on average; flags fewer.")
     ] = False,
+    control: Annotated[
+        Literal["batch", "stream"],
+        typer.Option(help="What --fdr holds for: a batch by itself, on average, or all batches of a stream together."),
+    ] = "batch",
     labels: Annotated[
         str | None, typer.Option(help="A conditional density that labels every image, such as conditional_pixelcnn.")
     ] = None,
@@ -324,6 +328,7 @@ def score(
     options = ScoreOptions(
         false_discovery_rate=fdr,
         strict=strict,
+        control=control,
         limit=limit,
         fail_on=fail_on,
         label_model=labels and _address(labels),

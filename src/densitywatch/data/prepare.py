@@ -54,7 +54,7 @@ class Row:
 def prepare(params: Params, root: Path) -> None:
     """Write `root`/data/prepared, whole or not at all. The memory used does not grow with the number of images.
 
-    Raises DataError when nothing was fetched, or too little of it is usable to fill the four splits.
+    Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """
     raw = open_raw(params.data, root / RAW)
     chosen = choose(raw.images, params.data.limit, params.seed)
@@ -131,7 +131,7 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
     dropped += [_dropped(row, kept) for row in others if row.sha256 in kept]
     rest = _mixed(_together([row for row in others if row.sha256 not in kept]), seed)
     shares: dict[SplitName, float] = {
-        "test": data.test, "validation": data.validation, "calibration": data.calibration
+        "test": data.test, "validation": data.validation, "calibration": data.calibration, "gate": data.gate
     }  # fmt: skip
     wanted = [(name, share) for name, share in shares.items() if not own.get(name)]
     splits: dict[SplitName, list[Row]] = {name: list(own.get(name, ())) for name in SPLITS}
