@@ -55,6 +55,8 @@ class Scores:
     """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
     label_probability: Floats | None = None
+    label_p_value: Floats | None = None
+    """Small says that the image belongs to no class (detector/label_ranks.py)."""
 
     def __len__(self) -> int:
         return len(self.score)
