@@ -16,8 +16,9 @@ from prefect.transactions import Transaction, transaction
 
 from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
-from densitywatch.errors import DensitywatchError
+from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
+from densitywatch.text import visible
 from pipelines import dvc_commands, dvc_graph, stoppable_runs
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
@@ -124,7 +125,11 @@ def _detect(params: Params, root: Path, *, demo: bool) -> Step:
             for batch in present
             if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
         ]
-        step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
+        try:
+            step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
+        except DriftAlarm as alarm:  # to retrain is what the alarm asks for
+            get_run_logger().warning("%s", visible(str(alarm)))
+            step.outcome = "drift alarm"
     return step
 
 

@@ -229,6 +229,10 @@ class DetectorParams(Block):
     """Training steps of the small networks that some scores train themselves (detector/scores/network_training.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
+    panel: Literal["auto", "foreign", "own"] = "auto"
+    """What the benchmark is measured on: `foreign` images (digits, noise, constants, and test images turned, mirrored
+    and inverted), or your `own` test images with local defects. auto: foreign for fashion_mnist and mnist, own for
+    every other source."""
     panel_images: int = Field(default=1000, ge=2)
     """Number of images of each member of the panel that the benchmark scores."""
     slow_images: int = Field(default=60, ge=2)
@@ -238,6 +242,9 @@ class DetectorParams(Block):
     false_discovery_rate: float = Field(gt=0, lt=1)
     false_alarm_rate: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)
+
+
+Control = Literal["stream", "batch"]
 
 
 class InboxParams(Block):
@@ -252,8 +259,18 @@ class InboxParams(Block):
     """A conditional density whose champion labels every image; null leaves labels out."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
+    control: Control = "stream"
+    """What the false-discovery rate is the rate of, in the scheduled job. stream: of all batches together, which are
+    judged with one budget. batch: of each batch by itself, on average; where most batches hold no outlier, the share of
+    false alarms among all flagged images together is then much higher."""
+    alike: int = Field(default=1, ge=1)
+    """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
+    drift_alarm: float | None = Field(default=0.01, gt=0, lt=1)
+    """At most this share of normal streams, of any length, ever has a drift alarm; null turns the test off."""
+    drift_seen: str | None = Field(default=None, min_length=1)
+    """The last batch of a drift alarm that you have looked at: the test starts anew after it."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
@@ -309,6 +326,13 @@ class Params(Block):
     inbox: InboxParams
     mlflow: MlflowParams
     gate: GateParams
+
+    @property
+    def own_panel(self) -> bool:
+        """Whether the outlier benchmark is measured on the dataset's own images with defects."""
+        if self.detector.panel == "auto":
+            return self.data.source not in ("fashion_mnist", "mnist")
+        return self.detector.panel == "own"
 
     @field_validator("models")
     @classmethod
