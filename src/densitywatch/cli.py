@@ -407,6 +407,9 @@ def _show(summary: dict[str, Any]) -> None:
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):
             tell(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+        if key == "quarantined":
+            for reason, files in summary.get("quarantine_reasons", {}).items():
+                tell(f"  {files}: {reason}")
 
 
 if __name__ == "__main__":
