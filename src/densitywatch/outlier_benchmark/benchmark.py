@@ -72,8 +72,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             detector.calibration,
             scores[DETECTOR][NORMAL],
             {kind: scores[DETECTOR][kind] for kind in panel},
-            rate=params.detector.false_discovery_rate,
-            seed=params.seed,
+            params,
         ),
         normal_p=conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL]),
         rates={
