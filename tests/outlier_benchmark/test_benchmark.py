@@ -83,7 +83,7 @@ def test_the_first_table_has_the_power_of_the_deployed_rule_next_to_auroc_the_wo
     assert [figure["file"] for figure in figures[:2]] == ["power.csv", "kinds.png"]
     with (root / "reports" / "outliers" / "power.csv").open() as file:
         rows = list(csv.DictReader(file))
-    shares = [float(row["share found, 5% outliers in the batch"].split()[0]) for row in rows]
+    shares = [float(row["found, 5 % outliers"].split()[0]) for row in rows]
     assert shares == sorted(shares)
     kinds = {words: kind for kind, words in KINDS.items()}
     for row, share in zip(rows, shares, strict=True):
