@@ -39,7 +39,7 @@ def calibrate(params: Params, root: Path) -> Path:
     """Fit the detector of params.yaml and write models/detector, whole or not at all. Returns its folder."""
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
-    members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
+    members = present([find_member(n) for n in detector_members(params.detector.members, params.detector.declared)])
     check_reads(members, params)
     drop_stale_copies(root / WEIGHT_COPIES / "detector", params.detector.reads)
     data, models = fitting_data(params, root)
@@ -49,6 +49,8 @@ def calibrate(params: Params, root: Path) -> Path:
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
     calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
+    if any(member.places for member in members):
+        arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
     for name in sorted(models.used):
         if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
             arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
@@ -113,6 +115,23 @@ def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple
         if find_member(name).needs_declared and not declared:
             raise ParamsError(f"detector.members: '{name}' needs detector.declared to name a transformation")
     return names
+
+
+def present(members: list[Member]) -> list[Member]:
+    """The members that this machine can fit, and a line about each other one.
+
+    Raises ParamsError where none is left.
+    """
+    kept = []
+    for member in members:
+        why = member.missing() if member.missing else None
+        if why is None:
+            kept.append(member)
+        else:
+            say(f"calibrate: goes on without {member.name}: {why}")
+    if not kept:
+        raise ParamsError(f"detector.members: this machine can fit none of them ({why}); name others, as own_place")
+    return kept
 
 
 def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:

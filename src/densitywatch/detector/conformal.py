@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from densitywatch.arrays import Floats
+from densitywatch.errors import ModelError
 
 CONFIDENCE = 0.9
 """The probability with which conditional p-values hold for the calibration set at hand."""
@@ -34,6 +35,33 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
     # searchsorted counts the calibration scores below each value, so the rest are at least as high
     at_least = len(reference) - np.searchsorted(reference, values, side="left")
     return np.asarray((1.0 + at_least) / (len(reference) + 1.0))
+
+
+def place_p_values(maxima: ArrayLike, maps: ArrayLike) -> Floats:
+    """A p-value for every place of maps (B, H, W): the share of calibration images whose *largest* place is as high.
+
+    p(u) = (1 + #{calibration images with max over v of z(v) >= z(u)}) / (n + 1)
+
+    (the max-T construction of Westfall and Young 1993, with ranks among calibration images in place of resampling).
+    The smallest p-value of a map is the conformal p-value of its largest place. So, however places depend on each
+    other, a normal image has any place with p(u) <= a with probability at most a. `maxima` (n,) must be ascending.
+    """
+    values = np.asarray(maps, dtype=np.float64)
+    return p_values(maxima, values.ravel()).reshape(values.shape)
+
+
+def images_for(level: float) -> int:
+    """The least number of calibration images with which a p-value can be at most `level`: 1 / (n + 1) <= level."""
+    return int(np.ceil(1.0 / level - 1.0 - 1e-9))
+
+
+def check_reachable(level: float, calibration_size: int) -> None:
+    """Raises ModelError for a false-alarm rate that so few calibration images cannot show."""
+    if calibration_size < images_for(level):
+        raise ModelError(
+            f"a false-alarm rate of {level:g} takes at least {images_for(level):,} calibration images and there are"
+            f" {calibration_size:,}; ask for {1.0 / (calibration_size + 1):.2g} or more, or add images"
+        )
 
 
 def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = CONFIDENCE) -> Floats:

@@ -112,6 +112,8 @@ class Detector:
         self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
             raise ValueError("calibration.score is not a list of finite numbers")
+        self.place_maxima: Floats | None = arrays.get("calibration.place_maximum")
+        """The most surprising place of each calibration image, ascending; None where no member has a map of places."""
         for tail in self._tails.values():
             tail_surprise(np.zeros(1), tail)  # fails here rather than at the first batch
 
@@ -181,6 +183,33 @@ class Detector:
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
         return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
+
+    def place_surprise(self, features: FeatureCache) -> Floats:
+        """At each place the largest of what the members with a map say, nats, (B, h, w).
+
+        Raises ModelError where no member has one.
+        """
+        maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
+        if not maps:
+            raise ModelError("this detector has no local member, so it has no map of p-values; name one, as own_place")
+        return np.asarray(np.max(maps, axis=0))
+
+    def place_p_values(self, images: Pixels) -> Floats:
+        """A p-value for each place of uint8 images (B, C, H, W), (B, h, w): see conformal.place_p_values."""
+        surprise = self.place_surprise(self.features(images))
+        if self.place_maxima is None:
+            raise ModelError("this detector was calibrated without maps of places; run `dvc repro -f calibrate`")
+        return conformal.place_p_values(self.place_maxima, surprise)
+
+    def outlined(self, images: Pixels, level: float) -> NDArray[np.bool_]:
+        """The places that are marked at a false-alarm rate of `level`, (B, h, w).
+
+        A normal image has any of them with probability at most `level`. Raises ModelError for a level that the
+        calibration images cannot reach.
+        """
+        p = self.place_p_values(images)
+        conformal.check_reachable(level, len(self.calibration))
+        return p <= level
 
     def explain(self, scores: Scores, i: int) -> str:
         """Why image i of the batch scores as it does, in plain words."""
