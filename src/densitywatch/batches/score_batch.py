@@ -136,7 +136,14 @@ def score_source(
             publishing.drop_chunks_from(new.work, len(chunks))
             drift_keys = partial(drift_of_batch, stream, folder.name, work=new.work)
             summary = write_scores(
-                new.work, new.fresh, scorer, rule, identity, results=folder.parent, skipped=skipped, drift_keys=drift_keys
+                new.work,
+                new.fresh,
+                scorer,
+                rule,
+                identity,
+                results=folder.parent,
+                skipped=skipped,
+                drift_keys=drift_keys,
             )
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
