@@ -21,7 +21,7 @@ from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMA
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData, Member, with_prefix, without_prefix
 from densitywatch.detector.member_table import check_reads, find_member
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise, variance_ratio
 from densitywatch.errors import ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
@@ -67,15 +67,15 @@ def calibrate(params: Params, root: Path) -> Path:
 def fit_members(members: list[Member], data: FittingData) -> Arrays:
     """What every member needs to score, their tails, the weight of the transformation judge and the usual texture."""
     arrays: Arrays = {}
-    total = np.zeros(len(data.validation))  # the sum of surprises that the judge's weight is measured on
+    surprises = []  # those of the members that the judge's weight is measured on
     for member in members:
         arrays |= with_prefix(member.name, fit_member(member, data))
         values = np.asarray(member.score(data.validation, without_prefix(member.name, arrays)), dtype=np.float64)
         tail = fit_tail(values)
         arrays |= with_prefix(f"tail.{member.name}", tail)
         if member.name != DECLARED_MEMBER:
-            total += tail_surprise(values, tail)
-    arrays["overlap"] = np.array([variance_ratio(total)])
+            surprises.append(tail_surprise(values, tail))
+    arrays["overlap"] = np.array([variance_ratio(combined(surprises)) if surprises else 1.0])
     return arrays | with_prefix("texture", explain.fit_texture(data.validation))
 
 
