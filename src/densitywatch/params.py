@@ -307,6 +307,8 @@ class InboxParams(Block):
     cron: str
     labels: str | None = Field(default=None, min_length=1)
     """A conditional density whose champion labels every image; null leaves labels out."""
+    label_prior: Literal["training", "uniform"] = "training"
+    """How likely each label is before an image is seen: its share of the training images, or the same for all."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
     control: Control = "stream"

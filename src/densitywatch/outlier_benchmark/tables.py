@@ -13,6 +13,8 @@ import numpy as np
 
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.detector.power import BATCH as POWER_BATCH
+from densitywatch.detector.power import BATCHES as POWER_BATCHES
+from densitywatch.detector.power import STREAM
 from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
@@ -94,7 +96,7 @@ def write_tables(folder: Path, findings: Findings, params: Params, examples: Map
 
 def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     """The tables in the order of the report page; those without rows are left out."""
-    yield power_table(findings, params.detector.false_discovery_rate)
+    yield power_table(findings, params)
     yield auroc_table(findings, params.detector.slow_images)
     yield interval_table(findings)
     if findings.ablation:
@@ -107,29 +109,35 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
         yield no_class_table(findings, params.detector.false_alarm_rate)
 
 
-def power_table(findings: Findings, target: float) -> Table:
+def power_table(findings: Findings, params: Params) -> Table:
     """The first table of the page: kinds of outliers, what is found least first."""
     aurocs = {kind: found["auroc"][0] for kind, found in findings.separations[DETECTOR].items()}
     rows = []
     for kind, found in findings.power.items():
         shares = [*found.by_share.values()]
-        interval = f"{shares[0].found:.2f} ({found.low:.2f} to {found.high:.2f})"
+        interval = f"{shares[0].found:.2f} ({found.low:.2f}–{found.high:.2f})"
         rest = [f"{figure:.2f}" for figure in (shares[1].found, *(one.false_alarms for one in shares))]
         rows.append([in_words(kind), interval, *rest, f"{aurocs[kind]:.3f}"])
-    percents = [f"{share:.0%}" for share in SHARES]
+    percents = [f"{100 * share:.0f} %" for share in SHARES]
+    rule = {
+        "stream": f"as streams of {STREAM}, each with one budget of false alarms (inbox.control: stream)",
+        "batch": "one by one by Benjamini-Hochberg (inbox.control: batch)",
+    }[params.inbox.control]
     return Table(
         "power.csv",
         [
             "outliers",
-            *(f"share found, {percent} outliers in the batch" for percent in percents),
-            *(f"false alarms among the flagged, {percent}" for percent in percents),
+            *(f"found, {percent} outliers" for percent in percents),
+            *(f"false alarms, {percent} outliers" for percent in percents),
             "AUROC",
         ],
         rows,
         "What the deployed rule finds",
-        f"The worst kind first. Benjamini-Hochberg at {target:g} flags {BATCHES} batches of {POWER_BATCH} images, with "
-        "the calibration set as it is. In parentheses: 95 % of resamples of the images. False alarms are counted over "
-        "all batches together. AUROC needs no threshold, so it is no promise of what is flagged.",
+        f"The worst kind first. {POWER_BATCHES} batches of {POWER_BATCH} images are flagged {rule}, at "
+        f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
+        "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
+        "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
+        "is no promise of what is flagged.",
     )
 
 
