@@ -43,7 +43,7 @@ SUMMARY = {
     "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
-    "drift_alarm": "whether the inbox's stream has moved; null where the batch is in no stream, as for all keys below",
+    "drift_alarm": "whether the inbox's stream has moved; this and the next five are there for batches of the inbox alone",
     "drift_evidence": "evidence that it has; an alarm at 1 / `inbox.drift_alarm`",
     "drift_batches": "batches in the stream so far",
     "drift_alarm_batch": "the batch that raised the alarm",
@@ -157,8 +157,8 @@ def page() -> str:
     parts.append(
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
         "By kind of outlier, with the lowest (`min`) or highest (`max`): `power_at_5` and `power_at_1`, the share that"
-        " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`, the"
-        " share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and `tpr_at_1_fpr`;"
+        " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`,"
+        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr`, `tpr_at_1_fpr`;"
         " AUROC with declared transformations. `power_at_5_percent_outliers` and its like are averages over calibration"
         " sets that are drawn anew, with the false-discovery rate realised.\n"
     )

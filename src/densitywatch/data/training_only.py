@@ -18,6 +18,7 @@ MARK = "training-only-"
 class _Row(Protocol):
     image: RawImage
     sha256: str
+    group: str
 
 
 R = TypeVar("R", bound=_Row)
@@ -34,11 +35,6 @@ def set_apart(rows: Sequence[R]) -> tuple[list[R], list[R]]:
     return [row for row in rows if not for_training_only(row.image.path)], marked
 
 
-def group_of(row: _Row) -> str:
-    """The name of the group that the row is in; empty where it is alone."""
-    return str(getattr(row, "group", row.image.group))
-
-
 def add_to_training(marked: Iterable[R], train: list[R], others: Mapping[str, Sequence[R]]) -> list[dict[str, str]]:
     """Append the marked rows to `train`, except what an image of another split repeats or shares a group with.
 
@@ -48,11 +44,11 @@ def add_to_training(marked: Iterable[R], train: list[R], others: Mapping[str, Se
     for name, rows in others.items():
         for row in rows:
             taken[row.sha256] = f"the same pixels as {row.image.path} of the {name} part"
-            if group := group_of(row):
-                taken[f"group {group}"] = f"in one group with {row.image.path} of the {name} part"
+            if row.group:
+                taken[f"group {row.group}"] = f"of one group with {row.image.path} of the {name} part"
     left_out = []
     for row in marked:
-        why = taken.get(row.sha256) or taken.get(f"group {group_of(row)}")
+        why = taken.get(row.sha256) or taken.get(f"group {row.group}")
         if why is None:
             train.append(row)
         else:
