@@ -23,8 +23,10 @@ SCORES = {
     "score": "higher is more outlying",
     "p_value": "small is outlying: the share of calibration images at least as outlying, the image itself counted in",
     "outlier": "whether the batch calls it an outlier",
-    "label": "with `--labels`: the most probable label, or none",
+    "label": "with `--labels`: the most probable label",
     "label_probability": "with `--labels`: of that label, by Bayes' rule",
+    "label_p_value": "with `--labels`: small says that the image belongs to no class; the share of calibration images"
+    " with the same given label that are at least as outlying; null where those images are not here",
 }
 SUMMARY = {
     "batch": "the source as it was given, without secrets",
@@ -37,6 +39,8 @@ SUMMARY = {
     "changed_to_fit": "images that were resized, turned or changed in colour to fit the detector",
     "false_discovery_rate": "the rate that was asked for",
     "false_alarm_rate": "the detector's rate for single images",
+    "no_class": "with `--labels`: images whose `label_p_value` is at most `false_alarm_rate`",
+    "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
     "drift_alarm": "whether the inbox's stream has moved; this and the next five are of batches of the inbox alone",
@@ -96,8 +100,8 @@ METRICS = {
     "more_images": "samples of `fid_of_more`",
     "mlflow_run_id": "the training's run",
     "neighbour_ratio": "distance of samples to training images over that of test images: near 0 is memorised",
-    "no_class_rate": "share of test images that are said to have no class",
-    "no_class_target_rate": "the share that was asked for",
+    "no_class_rate": "until 0.1: share of test images that are said to have no class; now in metrics/outliers.json",
+    "no_class_target_rate": "until 0.1: the share that was asked for",
     "parameters": "number of weights",
     "precision": "share of samples that lie among the test images",
     "precision_of_real": "the same of as many training images",
@@ -140,7 +144,9 @@ def page() -> str:
     parts.append(described(columns, SCORES, "column", "type"))
     parts.append("\n## summary.json\n\nNext to it.\n")
     keys = {name: kinds(field.annotation) for name, field in Summary.model_fields.items()}
-    parts.append(described(keys | {"false_alarm_rate": "number", "median_p_value": "number"}, SUMMARY, "key", "type"))
+    plain = {"false_alarm_rate": "number", "median_p_value": "number"}
+    plain |= {"no_class": "whole number", "labels_too_small": "text or null"}
+    parts.append(described(keys | plain, SUMMARY, "key", "type"))
     parts.append(
         "\n## metrics/MODEL.json\n\nFlat; each key only where it applies. `dvc metrics show` lists all, `dvc metrics"
         " diff` compares.\n"

@@ -263,8 +263,8 @@ def no_class_table(findings: Findings, false_alarm_rate: float) -> Table:
         ["images", "share said to belong to no class"],
         [[kind, f"{share:.3f}"] for kind, share in findings.no_class.items()],
         "Labels with rejection: who belongs to no class?",
-        "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
-        f"{false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
+        "The class-conditional density gives each image a label. The detector's score is ranked among normal images "
+        f"with that label, at a false-alarm rate of {false_alarm_rate:g}: about that share of normal images.",
     )
 
 
