@@ -1,8 +1,8 @@
 """What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
 
 A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `false_discoveries` or
-`real_images` where figures of metrics/ go. What stands between that and `<!-- end -->` is for readers on a git host: the
-figures take its place.
+`real_images` where figures of metrics/ go. What stands between that and `<!-- end -->` is for readers on a git host:
+the figures take its place.
 """
 
 from __future__ import annotations
