@@ -286,6 +286,9 @@ def test_a_detector_whose_p_values_do_not_hold_is_rejected(params: Params, root:
     shutil.copytree(root / "data" / "prepared", prepared)
     passed = gate("detector", folder, None, without_floor(params), tmp_path)
     assert passed.passed, passed
+    assert passed.candidate is not None
+    assert passed.candidate.trivial is not None
+    assert passed.candidate.trivial().value <= 0.5  # a coin, or better
     np.save(prepared / "gate.npy", 255 - np.load(prepared / "gate.npy"))
     decision = gate("detector", folder, None, params, tmp_path)
     assert not decision.passed
