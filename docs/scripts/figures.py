@@ -13,6 +13,7 @@ from densitywatch.outlier_benchmark.kinds import in_words
 from densitywatch.pages.words import DASH
 from docs.scripts.from_code import ROOT, cell
 
+
 def read(name: str) -> dict[str, Any]:
     """metrics/NAME.json."""
     found: dict[str, Any] = json.loads((ROOT / "metrics" / f"{name}.json").read_text(encoding="utf-8"))

@@ -185,7 +185,7 @@ def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:
     (root / "data" / "inbox" / "c").mkdir()
     (root / "data" / "inbox" / "c" / "x.png").write_bytes(b"no image")
     (root / "data" / "inbox" / "c" / "_SUCCESS").touch()
-    with pytest.raises(DataError, match="not as expected: c .*; the stream has moved: alarm at batch b"):
+    with pytest.raises(DataError, match=r"not as expected: c .*; the stream has moved: alarm at batch b"):
         job.detect_outliers(root)
 
 
