@@ -1,7 +1,8 @@
 """What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
 
-A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `controls` or `false_discoveries` where a
-table of metrics/ goes. What stands between that and `<!-- end -->` is for readers on a git host: the table takes its place.
+A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `controls` or `false_discoveries`
+where a table of metrics/ goes. What stands between that and `<!-- end -->` is for readers on a git host: the table
+takes its place.
 """
 
 from __future__ import annotations
