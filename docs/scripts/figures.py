@@ -88,6 +88,21 @@ def of_detector() -> str:
     return "\n".join(lines)
 
 
+def controls() -> str:
+    """AUROC of the detector, with its networks untrained and without any, the lowest and the mean; and the gains."""
+    found = read("outliers")
+    lines = ["| detector | mean AUROC | lowest AUROC | the detector's gain in mean AUROC, 95 % |", "|---|---|---|---|"]
+    for name, words in (("", "as it is"), ("untrained", "networks untrained"), ("no_network", "no network")):
+        row = found.get(f"auroc_{name}" if name else "auroc")
+        if row is None:  # the benchmark ran before there were controls, or no member reads a network
+            continue
+        values = [value for kind, value in row.items() if kind != "min"]
+        ends = [found.get(f"auroc_gain_over_{name}{end}") for end in ("", "_low", "_high")]
+        gain = "" if None in ends else f"{ends[0]:+.4f} ({ends[1]:+.4f} to {ends[2]:+.4f})"
+        lines.append(f"| {words} | {sum(values) / len(values):.4f} | {row['min']:.3f} | {gain} |")
+    return "\n".join(lines)
+
+
 def false_discoveries() -> str:
     """The realised false-discovery rate, and the power, by the share of outliers in a batch."""
     found = read("outliers")

@@ -1,7 +1,7 @@
 """What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
 
-A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `false_discoveries` or
-`real_images` where figures of metrics/ go. What stands between that and `<!-- end -->` is for readers on a git host:
+A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `controls`, `false_discoveries`
+or `real_images` where figures of metrics/ go. What stands between that and `<!-- end -->` is for readers on a git host:
 the figures take its place.
 """
 
@@ -35,6 +35,7 @@ def with_figures(text: str) -> str:
         "detector_figures": figures.of_detector,
         "false_discoveries": figures.false_discoveries,
         "real_images": figures.real_images,
+        "controls": figures.controls,
     }
     return MARK.sub(lambda mark: tables[mark[1]](*([mark[2]] if mark[2] else [])), text)
 

@@ -43,6 +43,8 @@ class Findings:
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
     """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
+    gains: Mapping[str, list[float]]
+    """Control -> [value, low, high] of the detector's mean AUROC minus the control's."""
     normal_p: Floats
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
@@ -169,7 +171,16 @@ def auroc_table(findings: Findings, slow_images: int) -> Table:
         "Every score on every kind of outlier: AUROC",
         "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
         "which transformations count as outliers. "
+        f"{in_words_of_gains(findings.gains)}"
         f"Slow scores are measured on {slow_images} images.{not_measured}",
+    )
+
+
+def in_words_of_gains(gains: Mapping[str, list[float]]) -> str:
+    """What the trained networks are worth, a sentence for each control."""
+    return "".join(
+        f"Mean AUROC is {value:+.4f} ({low:+.4f} to {high:+.4f}) next to '{name}'. "
+        for name, (value, low, high) in gains.items()
     )
 
 
