@@ -126,7 +126,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
 
     with device_slot():
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
-        options = ScoreOptions(strict=params.inbox.strict, label_model=labels)
+        options = ScoreOptions(strict=params.inbox.strict, control=params.inbox.control, label_model=labels)
         summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())

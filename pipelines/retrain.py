@@ -215,7 +215,7 @@ def check_champion(name: str, params: Params, root: Path) -> None:
     import numpy as np
 
     from densitywatch.data.dataset import open_split
-    from densitywatch.registry import gate
+    from densitywatch.registry import measuring
     from densitywatch.registry import versions as registry
 
     folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root, stand_in=False)
@@ -225,5 +225,5 @@ def check_champion(name: str, params: Params, root: Path) -> None:
 
         if not np.isfinite(detector.load(folder).score(images).score).all():
             raise DensitywatchError(f"{name}: the new champion gives no finite score")
-    elif not np.isfinite(gate.measure_model(folder, images, params, root).value):
+    elif not np.isfinite(measuring.measure_model(folder, images, params, root).value):
         raise DensitywatchError(f"{name}: the new champion measures no finite number")
