@@ -143,8 +143,8 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
         best = np.maximum(best, fresh) * factors
         evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
         if evidence >= 1 / a:
-            first = int(np.argmax(best * scale))
-            return Finding(evidence, t, int(began[first]), names[first])
+            most = int(np.argmax(best * scale))
+            return Finding(evidence, t, int(began[most]), names[most])
     return Finding(evidence, None, None)
 
 
