@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.batches.streams import Rule
 from densitywatch.errors import DataError
 from densitywatch.params import Params
+from tests.batches import job
 from tests.detector.standin import Brightness, fill
 
 CALIBRATION = np.linspace(0.0, 1.0, 5999)
@@ -129,20 +129,19 @@ def test_the_batch_rule_and_the_stream_may_take_turns_on_a_batch(params: Params,
 
 
 def add(results: Path, start: int) -> None:
-    for number in range(start, start + 25):
+    for number in range(start, start + 10):
         judged(results, f"batch{number}", number % 7)
 
 
 def test_jobs_at_once_take_turns_and_lose_no_batch(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("forkserver")
-    jobs = [context.Process(target=add, args=(tmp_path, start)) for start in (0, 25, 50, 25)]
+    jobs = [job.context().Process(target=add, args=(tmp_path, start)) for start in (0, 10, 20, 10)]
     for process in jobs:
         process.start()
     for process in jobs:
         process.join()
         assert process.exitcode == 0
     found = places(tmp_path)
-    assert sorted(str(place["batch"]) for place in found) == sorted(f"batch{number}" for number in range(75))
+    assert sorted(str(place["batch"]) for place in found) == sorted(f"batch{number}" for number in range(30))
     flagged, charged = 0, 0.0
     for place in found:  # each was judged with all before it known
         assert place["flagged_before"] == flagged
