@@ -33,7 +33,7 @@ from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_f
 from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
 from densitywatch.outlier_benchmark.no_class import no_class_rates
 from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
-from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, realised_rates
+from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -96,6 +96,16 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
                 seed=params.seed,
             )
             for kind in track(list(panel), "false-discovery rate")
+        },
+        streams={
+            kind: rates_in_streams(
+                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                scores[DETECTOR][kind],
+                calibration_size=len(detector.calibration),
+                target=params.detector.false_discovery_rate,
+                seed=params.seed,
+            )
+            for kind in track(list(panel), "streams of batches")
         },
         folds=held_out_classes(params, root) if info.class_names else {},
         no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
@@ -198,6 +208,10 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
         key = f"{share:.0%}_outliers".replace("%", "_percent")
         for rate in ("false_discovery_rate", "power"):
             metrics[f"{rate}_at_{key}"] = {kind: round(rates[share][rate], 4) for kind, rates in findings.rates.items()}
+    for rate in next(iter(findings.streams.values())):
+        metrics[f"{rate}_where_outliers_are_rare"] = {
+            kind: round(rates[rate], 4) for kind, rates in findings.streams.items()
+        }
     if findings.folds:
         for score in ("detector", "pixel_mixture"):
             mean = float(np.mean([fold[score] for fold in findings.folds.values()]))

@@ -19,7 +19,7 @@ from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
 from densitywatch.outlier_benchmark.kinds import in_words
-from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
+from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES, CLEAN, FEW, STREAM_BATCH, STREAMS
 from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
@@ -49,6 +49,8 @@ class Findings:
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
     """Kind of outlier -> share of outliers in a batch -> rate -> value."""
+    streams: Mapping[str, Mapping[str, float]]
+    """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
     no_class: Mapping[str, float]
@@ -105,6 +107,7 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
         yield ablation_table(findings)
     yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
+    yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
@@ -255,6 +258,18 @@ def false_discovery_table(findings: Findings, target: float) -> Table:
         "calibration set drawn anew each time. The rate is the share of normal images among those called outliers; "
         "power is the share of outliers found. The conditional variant holds for 90 % of single calibration sets, and "
         "finds less.",
+    )
+
+
+def stream_table(findings: Findings, target: float) -> Table:
+    return Table(
+        "streams.csv",
+        ["outliers", *next(iter(findings.streams.values()))],
+        [[kind, *(f"{value:.3f}" for value in rates.values())] for kind, rates in findings.streams.items()],
+        f"Where outliers are rare: the share of false alarms among all flags together, target {target:g}",
+        f"{STREAMS} streams of batches of at most {STREAM_BATCH} images; {CLEAN:.0%} of the batches hold normal images "
+        f"alone, the others 1 to {FEW} outliers. The batch rule keeps its rate on average over batches, and not here. "
+        "The stream's rule judges all batches with one budget; its share is of max(1, flags).",
     )
 
 
