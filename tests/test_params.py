@@ -44,7 +44,7 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
         ("data.size", ..., "data.size: missing"),
         ("data.channels", 2, "data.channels"),
         ("data.source", "folder", "data: address must be given"),
-        ("data.validation", 0.9, "data: validation + calibration + test"),
+        ("data.validation", 0.9, "data: validation + calibration + gate + test"),
         ("device.precision", "float64", "device.precision"),
         ("device.precision", "16-mixed", "device.precision: 16-mixed scales the loss"),
         ("models.vae.training.precision", "16-mixed", "models.vae.training.precision: 16-mixed scales the loss"),

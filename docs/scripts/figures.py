@@ -9,17 +9,9 @@ from typing import Any
 import yaml
 
 from densitywatch.evaluation.report.comparison import ROWS, compare
+from densitywatch.outlier_benchmark.kinds import in_words
+from densitywatch.pages.words import DASH
 from docs.scripts.from_code import ROOT, cell
-
-PANEL = {
-    "mnist": "MNIST digits",
-    "constant": "an image of one shade",
-    "invert": "inversion",
-    "uniform_noise": "uniform noise",
-    "rot90": "rotation by 90°",
-    "vflip": "vertical flip",
-    "hflip": "horizontal flip",
-}
 
 
 def read(name: str) -> dict[str, Any]:
@@ -61,18 +53,26 @@ def rank(name: str) -> tuple[float, float]:
 
 
 def of_detector() -> str:
-    """The detector on the panel: AUROC, and what is found at 1 % false alarms."""
+    """What the deployed rule finds of each kind of outlier, the worst first, next to AUROC."""
     found = read("outliers")
+    columns = ("power_at_5", "power_at_1", "false_alarms_at_5")
     lines = [
-        "| normal images against | AUROC | found at 1 % false alarms | AUROC, all transformations declared |",
-        "|---|---|---|---|",
+        "| outliers | found, 5 % of a batch are outliers | found, 1 % | false alarms among the flagged, 5 % | AUROC |"
+        " AUROC, all transformations declared |",
+        "|---|---|---|---|---|---|",
     ]
-    for kind, words in PANEL.items():
-        lines.append(
-            f"| {words} | {found['auroc'][kind]:.3f} | {100 * found['tpr_at_1_fpr'][kind]:.0f} % |"
-            f" {found['auroc_declared'][kind]:.3f} |"
-        )
-    lines.append(f"| a class never seen, mean of ten folds | {found['held_out_auroc_detector']:.3f} | | |")
+    rows = []
+    for kind, auroc in found["auroc"].items():
+        if kind != "min":
+            # a benchmark that ran before these figures existed has none
+            shares = [found.get(column, {}).get(kind) for column in columns]
+            rows.append((shares, auroc, found["auroc_declared"][kind], in_words(kind)))
+    rows.sort(key=lambda row: (*(0.0 if share is None else share for share in row[0][:2]), row[1]))
+    for shares, auroc, declared, words in rows:
+        shown = [DASH if share is None else f"{100 * share:.0f} %" for share in shares]
+        lines.append(f"| {words} | {' | '.join(shown)} | {auroc:.3f} | {declared:.3f} |")
+    if "held_out_auroc_detector" in found:
+        lines.append(f"| a class never seen, mean of ten folds | | | | {found['held_out_auroc_detector']:.3f} | |")
     return "\n".join(lines)
 
 

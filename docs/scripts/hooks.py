@@ -1,7 +1,7 @@
 """What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
 
-A page says `{{ figures_of pixelcnn }}`, `{{ all_figures }}`, `{{ detector_figures }}` or `{{ false_discoveries }}`
-where a table of metrics/ goes.
+A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures` or `false_discoveries` where a table
+of metrics/ goes. What stands between that and `<!-- end -->` is for readers on a git host: the table takes its place.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from docs.scripts.from_code import ROOT
 
 PLACES = tuple(f"reference/{name}.md" for name in ("cli", "params", "files", "python", "data"))
 """The pages that have no file in docs/."""
-MARK = re.compile(r"\{\{ (\w+)(?: (\w+))? \}\}")
+MARK = re.compile(r"<!-- \{\{ (\w+)(?: (\w+))? \}\} -->\n.*?\n<!-- end -->", re.DOTALL)
 
 
 def generated() -> dict[str, str]:

@@ -48,7 +48,6 @@ KEYS = {
     "inbox.results": "Where each batch's results go.",
     "inbox.cron": "When the inbox is looked at.",
     "mlflow.experiment": "The name under which runs are listed.",
-    "gate.images": "Validation images on which candidate and champion are compared.",
     "models.NAME.kind": "The file of `src/densitywatch/models/` that it is.",
     "models.NAME.settings": "Its settings, by kind below; what is not named has its default.",
     "settings.latent": "Numbers in a latent vector.",

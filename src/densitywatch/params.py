@@ -35,6 +35,7 @@ class DataParams(Block):
     """At most this many images of each part of the source; null takes all."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
+    gate: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
 
@@ -42,8 +43,8 @@ class DataParams(Block):
     def _consistent(self) -> DataParams:
         if (self.source == "folder") != (self.address is not None):
             raise ValueError("address must be given for source: folder, and only for it")
-        if self.validation + self.calibration + self.test >= 1:
-            raise ValueError("validation + calibration + test must leave images to train on (sum below 1)")
+        if self.validation + self.calibration + self.gate + self.test >= 1:
+            raise ValueError("validation + calibration + gate + test must leave images to train on (sum below 1)")
         return self
 
 
@@ -164,9 +165,9 @@ class QualityParams(Block):
     """Sample quality in the feature network's space."""
 
     images: int = Field(default=10000, ge=8)
-    """Number of images that a model draws for the figures."""
+    """Number of images that a model draws: for a second FID, and for figures of labels."""
     slow_images: int = Field(default=1000, ge=8)
-    """The same for models that draw pixel by pixel."""
+    """Number of samples on which all models are compared; models that draw pixel by pixel draw no more."""
     neighbours: int = Field(default=5, ge=1)
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
@@ -228,6 +229,10 @@ class DetectorParams(Block):
     """Training steps of the small networks that some scores train themselves (detector/scores/network_training.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
+    panel: Literal["auto", "foreign", "own"] = "auto"
+    """What the benchmark is measured on: `foreign` images (digits, noise, constants, and test images turned, mirrored
+    and inverted), or your `own` test images with local defects. auto: foreign for fashion_mnist and mnist, own for
+    every other source."""
     panel_images: int = Field(default=1000, ge=2)
     """Number of images of each member of the panel that the benchmark scores."""
     slow_images: int = Field(default=60, ge=2)
@@ -237,6 +242,9 @@ class DetectorParams(Block):
     false_discovery_rate: float = Field(gt=0, lt=1)
     false_alarm_rate: float = Field(gt=0, lt=1)
     batch_size: int = Field(ge=1)
+
+
+Control = Literal["stream", "batch"]
 
 
 class InboxParams(Block):
@@ -251,8 +259,18 @@ class InboxParams(Block):
     """A conditional density whose champion labels every image; null leaves labels out."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
+    control: Control = "stream"
+    """What the false-discovery rate is the rate of, in the scheduled job. stream: of all batches together, which are
+    judged with one budget. batch: of each batch by itself, on average; where most batches hold no outlier, the share of
+    false alarms among all flagged images together is then much higher."""
+    alike: int = Field(default=1, ge=1)
+    """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
+    drift_alarm: float | None = Field(default=0.01, gt=0, lt=1)
+    """At most this share of normal streams, of any length, ever has a drift alarm; null turns the test off."""
+    drift_seen: str | None = Field(default=None, min_length=1)
+    """The last batch of a drift alarm that you have looked at: the test starts anew after it."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
@@ -265,12 +283,33 @@ class MlflowParams(Block):
     experiment: str = Field(min_length=1)
 
 
+class GateMargin(Block):
+    """How much worse than the champion a candidate may be at most, by the measure of its kind."""
+
+    bits: float = Field(default=0.01, ge=0)
+    """Densities and bounds: bits/dim."""
+    error: float = Field(default=0.05, ge=0)
+    """Reconstructions: share of the champion's mean squared error."""
+    samples: float = Field(default=0.1, ge=0)
+    """Models that only draw samples: share of the champion's FID."""
+    detector: float = Field(default=0.01, ge=0)
+    """The detector: AUROC on cut-and-paste images."""
+
+
 class GateParams(Block):
-    """When a candidate is promoted: it is measured on the same validation images as the champion."""
+    """When a candidate is promoted: it is measured on the same images as the champion, and nothing else uses them."""
 
     images: int = Field(ge=1)
+    """At most this many images of the split `gate`; a detector scores half as many, each as it is and altered."""
+    least_images: int = Field(default=50, ge=2)
+    """With fewer images nothing is promoted."""
+    margin: GateMargin = GateMargin()
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """How sure one must be that the candidate is worse by no more than the margin."""
+    floor: bool = True
+    """Whether a candidate must beat a trivial model of its kind as well."""
     tolerance: float = Field(ge=0)
-    """Share by which a candidate may be worse and still pass; with 0 it must be at least as good."""
+    """Widens every margin by this share of the champion's figure."""
 
 
 class Params(Block):
@@ -287,6 +326,13 @@ class Params(Block):
     inbox: InboxParams
     mlflow: MlflowParams
     gate: GateParams
+
+    @property
+    def own_panel(self) -> bool:
+        """Whether the outlier benchmark is measured on the dataset's own images with defects."""
+        if self.detector.panel == "auto":
+            return self.data.source not in ("fashion_mnist", "mnist")
+        return self.detector.panel == "own"
 
     @field_validator("models")
     @classmethod

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from densitywatch.batches.results import fewest_to_flag, histogram
+from densitywatch.batches.flags import fewest_to_flag
+from densitywatch.batches.results import histogram
 from densitywatch.detector import conformal
 
 

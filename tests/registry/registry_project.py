@@ -40,7 +40,7 @@ def images(count: int, seed: int) -> np.ndarray:
 def write_data(root: Path) -> None:
     folder = root / "data" / "prepared"
     folder.mkdir(parents=True)
-    counts = {"train": 64, "validation": 64, "calibration": 99, "test": 16}
+    counts = {"train": 64, "validation": 64, "calibration": 99, "gate": 64, "test": 16}
     for seed, (split, count) in enumerate(counts.items()):
         np.save(folder / f"{split}.npy", images(count, seed))
         np.save(folder / f"{split}_labels.npy", np.full(count, -1, dtype=np.int64))

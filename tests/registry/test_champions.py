@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from densitywatch.errors import RegistryError
 from densitywatch.files import content_digest
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Decision, Measurement, judge
+from densitywatch.registry.gate import Decision, judge
+from densitywatch.registry.resampling import Measurement
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
 
@@ -85,7 +87,7 @@ def shelf(params: Params, root: Path, request: pytest.FixtureRequest, monkeypatc
             None if f is None else Measurement("bits", float((f / "figure").read_text())) for f in (ours, theirs)
         )
         assert new is not None
-        return judge(new, old, 0.0)
+        return judge(new, old, params.gate, None, np.ones((2, 1)), 1)
 
     class Log:
         info = warning = staticmethod(lambda *_: None)

@@ -10,36 +10,104 @@ import numpy as np
 import pytest
 
 from densitywatch.detector.calibrate import calibrate
-from densitywatch.evaluation.measures import sample_quality
-from densitywatch.params import Params
-from densitywatch.registry.gate import Measurement, cut_and_paste, gate, judge
+from densitywatch.errors import DataError
+from densitywatch.evaluation.measures.feature_network import train_classifier
+from densitywatch.params import GateParams, Params
+from densitywatch.registry.gate import Decision, gate, judge
+from densitywatch.registry.measuring import cut_and_paste
+from densitywatch.registry.resampling import Measurement, bootstrap_counts, mean_figures
 from tests.registry.registry_project import write_model
+
+IMAGES = 400
+COUNTS = bootstrap_counts(np.arange(IMAGES), 0)
+
+
+def bits(mean: float, spread: float = 0.0, seed: int = 0) -> Measurement:
+    """A density of which the gate has measured IMAGES values with exactly this mean."""
+    noise = np.random.default_rng(seed).standard_normal(IMAGES)
+    values = mean + spread * (noise - noise.mean())
+    return Measurement("bits/dim", float(values.mean()), "bits", mean_figures(values))
+
+
+def compared(
+    candidate: Measurement, champion: Measurement | None, rules: GateParams, floor: Measurement | None = None
+) -> Decision:
+    return judge(candidate, champion, rules, floor, COUNTS, IMAGES)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_candidate_without_a_finite_figure_is_rejected(value: float) -> None:
-    assert not judge(Measurement("bits/dim", value), None, 0.0).passed
-    assert not judge(Measurement("bits/dim", value), Measurement("bits/dim", 3.0), 1e9).passed
+def test_a_candidate_without_a_finite_figure_is_rejected(value: float, params: Params) -> None:
+    assert not compared(Measurement("bits/dim", value), None, params.gate).passed
+    assert not compared(Measurement("bits/dim", value), Measurement("bits/dim", 3.0), params.gate).passed
 
 
-def test_a_champion_without_a_finite_figure_rejects_every_candidate() -> None:
-    decision = judge(Measurement("bits/dim", 2.0), Measurement("bits/dim", math.nan), 0.0)
+def test_a_champion_without_a_finite_figure_rejects_every_candidate(params: Params) -> None:
+    decision = compared(Measurement("bits/dim", 2.0), Measurement("bits/dim", math.nan), params.gate)
     assert not decision.passed
     assert "promote --afresh" in decision.reason
 
 
-def test_as_good_passes_and_worse_passes_within_the_tolerance_only() -> None:
-    champion = Measurement("bits/dim", 3.0)
-    assert judge(Measurement("bits/dim", 3.0), champion, 0.0).passed
-    assert not judge(Measurement("bits/dim", 3.0001), champion, 0.0).passed
-    assert judge(Measurement("bits/dim", 3.02), champion, 0.01).passed
-    assert not judge(Measurement("bits/dim", 3.04), champion, 0.01).passed
-    # the tolerance of a negative figure lies above it as well
-    assert judge(Measurement("kid", -0.09), Measurement("kid", -0.1), 0.2).passed
+def test_where_chance_explains_nothing_the_margin_alone_decides(params: Params) -> None:
+    champion, rules = bits(3.0), params.gate
+    assert compared(bits(3.0), champion, rules).passed
+    assert compared(bits(3.009), champion, rules).passed
+    assert not compared(bits(3.011), champion, rules).passed
 
 
-def test_figures_of_different_measures_are_not_compared() -> None:
-    assert not judge(Measurement("ELBO bits/dim", 2.0), Measurement("bits/dim", 3.0), 0.0).passed
+def test_the_tolerance_widens_the_margin_by_a_share_of_the_champions_figure(params: Params) -> None:
+    wider = params.gate.model_copy(update={"tolerance": 0.01})
+    assert compared(bits(3.039), bits(3.0), wider).passed
+    assert not compared(bits(3.041), bits(3.0), wider).passed
+
+
+def test_what_the_images_cannot_show_is_rejected_and_said(params: Params) -> None:
+    # the difference has a standard error of 0.3 * sqrt(2) / sqrt(400) = 0.021, twice the margin of 0.01
+    unsure = compared(bits(3.0, 0.3, seed=1), bits(3.0, 0.3, seed=2), params.gate)
+    assert not unsure.passed
+    assert "too uncertain" in unsure.reason
+    better = compared(bits(2.9, 0.3, seed=1), bits(3.0, 0.3, seed=2), params.gate)
+    assert better.passed
+    assert "better than the champion's 3.0000" in better.reason
+    equal = compared(bits(3.0, 0.02, seed=1), bits(3.0, 0.02, seed=2), params.gate)
+    assert equal.passed
+    assert "no evidence of a difference from the champion's" in equal.reason
+
+
+def test_a_higher_confidence_asks_for_more(params: Params) -> None:
+    new, old = bits(3.007, 0.02, seed=1), bits(3.0, 0.02, seed=2)
+    assert compared(new, old, params.gate).passed
+    assert not compared(new, old, params.gate.model_copy(update={"confidence": 0.999})).passed
+
+
+def test_the_interval_is_the_t_interval_of_the_paired_differences(params: Params) -> None:
+    new, old = bits(3.0, 0.3, seed=1), bits(3.1, 0.3, seed=2)
+    figures = compared(new, old, params.gate).figures
+    assert new.figures is not None
+    assert old.figures is not None
+    each = np.eye(IMAGES)
+    error = (new.figures(each) - old.figures(each)).std(ddof=1) / math.sqrt(IMAGES)
+    assert float(figures["at_most"]) == pytest.approx(-0.1 + 1.6487 * error, abs=0.15 * error)
+
+
+def test_images_of_one_group_are_taken_or_left_together() -> None:
+    counts = bootstrap_counts(np.array([0, 0, 7, 7, 7, 3]), 0, 200)
+    assert (counts[:, 0] == counts[:, 1]).all()
+    assert (counts[:, 2] == counts[:, 4]).all()
+    assert (counts[:, 0] + counts[:, 2] + counts[:, 5] == 3).all()
+
+
+def test_a_first_candidate_must_beat_the_floor(params: Params) -> None:
+    floor = bits(4.0, 0.3, seed=3)
+    assert not compared(bits(4.1, 0.3), None, params.gate, floor).passed
+    assert "does not beat the floor" in compared(bits(3.999, 0.3), None, params.gate, floor).reason
+    passed = compared(bits(3.0, 0.3), None, params.gate, floor)
+    assert passed.passed
+    assert "a trivial model has 4.0000" in passed.reason
+    assert passed.figures["floor"] == pytest.approx(4.0)
+
+
+def test_figures_of_different_measures_are_not_compared(params: Params) -> None:
+    assert not compared(Measurement("ELBO bits/dim", 2.0), Measurement("bits/dim", 3.0), params.gate).passed
 
 
 def test_the_gate_measures_both_now_and_rejects_what_cannot_be_measured(params: Params, root: Path) -> None:
@@ -52,7 +120,7 @@ def test_the_gate_measures_both_now_and_rejects_what_cannot_be_measured(params: 
     assert better.candidate is not None
     assert better.champion is not None
     assert better.candidate.value < better.champion.value
-    worse = gate("x", raw, good, params, root)
+    worse = gate("x", raw, good, without_floor(params), root)
     assert not worse.passed
     assert "worse than the champion's" in worse.reason
     assert "no finite number" in gate("x", broken, good, params, root).reason
@@ -60,7 +128,37 @@ def test_the_gate_measures_both_now_and_rejects_what_cannot_be_measured(params: 
     assert not gate("x", good, gone, params, root).passed
 
 
+def without_floor(params: Params) -> Params:
+    return params.model_copy(update={"gate": params.gate.model_copy(update={"floor": False})})
+
+
+def test_a_density_that_has_learned_nothing_is_below_the_floor_of_independent_pixels(
+    params: Params, root: Path
+) -> None:
+    raw = write_model(root, "gate_raw")
+    decision = gate("x", raw, None, params, root)
+    assert not decision.passed
+    assert "does not beat the floor" in decision.reason
+    assert gate("x", raw, None, without_floor(params), root).passed
+    assert gate("x", write_model(root, "gate_good", steps=40), None, params, root).passed
+
+
+def test_too_few_images_promote_nothing(params: Params, root: Path) -> None:
+    few = params.model_copy(update={"gate": params.gate.model_copy(update={"least_images": 65})})
+    reason = gate("x", write_model(root, "gate_good", steps=40), None, few, root).reason
+    assert reason.startswith("rejected: there are 64 images to compare on and gate.least_images asks for 65")
+
+
+def test_without_the_gates_images_the_error_says_what_to_run(params: Params, root: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "data" / "prepared"
+    shutil.copytree(root / "data" / "prepared", prepared)
+    (prepared / "gate.npy").unlink()
+    with pytest.raises(DataError, match=r"gate\.npy: no prepared images here; run `dvc repro prepare`"):
+        gate("x", write_model(root, "gate_good", steps=40), None, params, tmp_path)
+
+
 def test_each_kind_of_model_has_its_measure(params: Params, root: Path) -> None:
+    params = without_floor(params)
     vae = gate("x", write_model(root, "gate_vae", kind="vae"), None, params, root)
     autoencoder = gate("x", write_model(root, "gate_ae", kind="autoencoder"), None, params, root)
     assert vae.candidate is not None
@@ -70,6 +168,12 @@ def test_each_kind_of_model_has_its_measure(params: Params, root: Path) -> None:
     assert 0 < autoencoder.candidate.value < 1
 
 
+def test_a_reconstructor_must_beat_the_mean_image(params: Params, root: Path) -> None:
+    decision = gate("x", write_model(root, "gate_ae", kind="autoencoder"), None, params, root)
+    assert not decision.passed
+    assert "its reconstruction error of" in decision.reason
+
+
 def test_a_model_that_only_draws_samples_needs_the_feature_network_to_be_judged(params: Params, root: Path) -> None:
     decision = gate("x", write_model(root, "gate_gan", kind="gan"), None, params, root)
     assert not decision.passed
@@ -77,16 +181,25 @@ def test_a_model_that_only_draws_samples_needs_the_feature_network_to_be_judged(
 
 
 def test_a_model_that_only_draws_samples_is_judged_by_their_distance(
-    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+    params: Params, root: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(sample_quality, "quality_figure", lambda model, params, root: 12.5)
-    decision = gate("x", write_model(root, "gate_gan", kind="gan"), None, params, root)
-    assert decision.candidate == Measurement("FID of samples", 12.5)
+    shutil.copytree(root / "data" / "prepared", tmp_path / "data" / "prepared")
+    training = params.classifier.training.model_copy(update={"steps": 20, "batch_size": 16, "warmup_steps": 2})
+    params = params.model_copy(update={"classifier": params.classifier.model_copy(update={"training": training})})
+    train_classifier(params, tmp_path)
+    raw, good = write_model(tmp_path, "gate_gan", kind="gan"), write_model(tmp_path, "density", steps=40)
+    decision = gate("x", raw, raw, without_floor(params), tmp_path)
+    assert decision.passed
+    assert decision.candidate is not None
+    assert decision.candidate.measure == "FID of samples"
+    assert decision.candidate == decision.champion
+    assert decision.figures["at_most"] == 0.0  # the same samples: resampling them together changes nothing
+    assert good.is_dir()
 
 
 def test_a_bound_is_measured_with_the_same_draws_each_time(params: Params, root: Path) -> None:
     folder = write_model(root, "gate_vae", kind="vae")
-    decision = gate("x", folder, folder, params, root)
+    decision = gate("x", folder, folder, without_floor(params), root)
     assert decision.passed
     assert decision.candidate == decision.champion
 
@@ -95,7 +208,7 @@ def test_a_model_of_another_image_size_is_rejected_with_both_sizes(params: Param
     folder = write_model(root, "gate_size")
     prepared = tmp_path / "data" / "prepared"
     shutil.copytree(root / "data" / "prepared", prepared)
-    np.save(prepared / "validation.npy", np.zeros((64, 1, 16, 16), dtype=np.uint8))
+    np.save(prepared / "gate.npy", np.zeros((64, 1, 16, 16), dtype=np.uint8))
     reason = gate("x", folder, None, params, tmp_path).reason
     assert "8 x 8 pixels in grey and the prepared dataset has 16 x 16" in reason
 
@@ -105,11 +218,12 @@ def test_a_detector_whose_p_values_do_not_hold_is_rejected(params: Params, root:
     folder = calibrate(params, root)
     prepared = tmp_path / "data" / "prepared"
     shutil.copytree(root / "data" / "prepared", prepared)
-    assert gate("detector", folder, None, params, tmp_path).passed
-    np.save(prepared / "validation.npy", 255 - np.load(prepared / "validation.npy"))
+    passed = gate("detector", folder, None, without_floor(params), tmp_path)
+    assert passed.passed, passed
+    np.save(prepared / "gate.npy", 255 - np.load(prepared / "gate.npy"))
     decision = gate("detector", folder, None, params, tmp_path)
     assert not decision.passed
-    assert "p-values do not hold on today's validation images" in decision.reason
+    assert "p-values do not hold on the gate's images" in decision.reason
 
 
 def test_cut_and_paste_takes_a_rectangle_of_the_next_image() -> None:

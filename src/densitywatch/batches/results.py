@@ -5,11 +5,10 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import json
-import math
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,11 @@ import pyarrow.parquet as pq
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.chunks import RESULTS, is_whole
+from densitywatch.batches.flags import flag
 from densitywatch.batches.gallery import SCHEMA
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, SUMMARY
 from densitywatch.batches.scorer import Scorer
+from densitywatch.batches.streams import Rule
 from densitywatch.detector import conformal
 from densitywatch.files import write_whole
 
@@ -38,15 +39,18 @@ def write_scores(
     work: Path,
     fresh: Path,
     scorer: Scorer,
-    rate: float,
+    rule: Rule,
     identity: dict[str, Any],
     *,
+    results: Path,
     skipped: Counter[str] | None = None,
+    drift_keys: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
-    `rate`: the false-discovery rate. `skipped`: files of the source that are no images by their names, and so have no
-    rows.
+    `rule`: how images are flagged. `results`: the folder that the stream is kept in. `skipped`: files of the source
+    that are no images by their names, and so have no rows. `drift_keys`: what the summary says of drift over the
+    stream, given the digest of the batch's names and contents.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
@@ -54,31 +58,28 @@ def write_scores(
     scored = np.isfinite(p)
     p = p[scored]  # of the scored images alone; a batch may have millions, so there is one copy
     outlier = np.zeros(len(scored), dtype=bool)
-    strict = bool(identity["strict"])
-    decisive = conformal.conditional_p_values(p, len(scorer.calibration)) if strict else p
-    outlier[scored] = conformal.benjamini_hochberg(decisive, rate)
+    content = _content(parts)
+    flags = flag(p, scorer.calibration, rule, results=results, batch=identity["source"], content=content)
+    outlier[scored] = flags.outlier
 
     names = [name for name in RESULTS.names if name not in LABELS]
     schema = pa.schema(
         [*(RESULTS.field(name) for name in names), OUTLIER, *(RESULTS.field(n) for n in LABELS if labelled)]
     )
-    content, reasons, changed, start = hashlib.sha256(), dict[str, int](), 0, 0
+    reasons, changed, start = dict[str, int](), 0, 0
     with pq.ParquetWriter(fresh / SCORES, schema) as writer:
         for group in _groups(parts, identity["chunk"]):
             table = pa.concat_tables([pq.read_table(part, columns=RESULTS.names) for part in group])
-            flags = pa.array(outlier[start : start + table.num_rows])
+            called = pa.array(outlier[start : start + table.num_rows])
             start += table.num_rows
-            for path, digest, status, reason in zip(
-                *(table.column(name).to_pylist() for name in ("path", "sha256", "status", "reason")), strict=True
-            ):
-                content.update(json.dumps([path, digest]).encode())
+            for status, reason in zip(*(table.column(name).to_pylist() for name in ("status", "reason")), strict=True):
                 if status == "quarantined":
                     kind = re.sub(r"\d[\d,.]*", "N", str(reason))
                     kind = kind if kind in reasons or len(reasons) < REASONS else "other reasons"
                     reasons[kind] = reasons.get(kind, 0) + 1
                 elif reason is not None:
                     changed += 1
-            writer.write_table(table.append_column(OUTLIER, flags).select(schema.names), row_group_size=table.num_rows)
+            writer.write_table(table.append_column(OUTLIER, called).select(schema.names), row_group_size=table.num_rows)
 
     drift = conformal.drift(p, calibration_size=len(scorer.calibration))
     summary = {
@@ -89,13 +90,13 @@ def write_scores(
         "skipped": skipped.total(),
         "outliers": int(outlier.sum()),
         "changed_to_fit": changed,
-        "false_discovery_rate": rate,
+        "false_discovery_rate": rule.rate,
         "false_alarm_rate": scorer.false_alarm_rate,
         "drift_p_value": float(drift.p_value),
+        **(drift_keys(content) if drift_keys is not None else {}),
         "median_p_value": float(np.median(p)) if len(p) else None,
-        "promise": promise(rate, strict=strict),
-        "fewest_to_flag": fewest_to_flag(int(scored.sum()), rate, scorer.calibration, strict=strict),
-        "content": content.hexdigest(),
+        **flags.facts,
+        "content": content,
         "identity": identity,
         "quarantine_reasons": dict(sorted(reasons.items(), key=lambda item: (-item[1], item[0]))),
         "skipped_kinds": dict(sorted(skipped.items(), key=lambda item: (-item[1], item[0]))),
@@ -116,6 +117,16 @@ def _read(parts: list[Path], calibration: Floats) -> tuple[Floats, dict[str, Any
         labelled = labelled or table.column("label").null_count < table.num_rows
     values, scores = np.asarray(p), np.asarray(score)
     return values, histogram(scores[np.isfinite(values)], calibration), labelled
+
+
+def _content(parts: list[Path]) -> str:
+    """A digest of names and contents, in the batch's order."""
+    content = hashlib.sha256()
+    for part in parts:
+        table = pq.read_table(part, columns=["path", "sha256"])
+        for path, digest in zip(table.column("path").to_pylist(), table.column("sha256").to_pylist(), strict=True):
+            content.update(json.dumps([path, digest]).encode())
+    return content.hexdigest()
 
 
 class PublishedChunks:
@@ -160,31 +171,6 @@ def _groups(parts: list[Path], chunk: int) -> Iterator[list[Path]]:
 
 def _floats(table: pa.Table, name: str) -> Floats:
     return np.asarray(table.column(name).to_numpy(zero_copy_only=False), dtype=np.float64)
-
-
-def promise(rate: float, *, strict: bool = False) -> str:
-    """What the flags promise, and when, in words for someone who knows no statistics."""
-    share = f"at most {100 * rate:.3g} in 100 of a batch's flagged images are false alarms (none where none is flagged)"
-    if strict:
-        return (
-            f"On average over many batches that this detector scores, {share}; that is {conformal.CONFIDENCE:.0%} "
-            "sure, as long as the normal images that arrive are like the ones it was calibrated on."
-        )
-    return (
-        f"On average over many batches, {share}, as long as the normal images that arrive are like the ones the "
-        "detector was calibrated on."
-    )
-
-
-def fewest_to_flag(images: int, rate: float, calibration: Floats, *, strict: bool = False) -> int:
-    """How many of `images` must have the smallest possible p-value before Benjamini-Hochberg flags any.
-
-    No p-value is below 1 / (calibration images + 1), so a few outliers in a large batch cannot be told from chance.
-    """
-    n = len(calibration)
-    # k images with the smallest p-value are flagged when smallest <= rate * k / images
-    smallest = float(conformal.conditional_p_values(1 / (n + 1), n)) if strict else 1 / (n + 1)
-    return max(1, math.ceil(images * smallest / rate - 1e-9))
 
 
 def histogram(scores: Floats, calibration: Floats) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from densitywatch.data.inputs.archives import ARCHIVE
 from densitywatch.data.inputs.source import is_local, local_path, without_secrets
 from densitywatch.errors import DataError
 from densitywatch.files import read_back, read_json, write_whole
-from densitywatch.params import Params
+from densitywatch.params import Control, Params
 from densitywatch.progress import say
 from densitywatch.text import as_text
 
@@ -68,6 +68,13 @@ class Histogram(BaseModel):
         return self
 
 
+class Take(BaseModel):
+    """One way to be flagged: this many images of the batch, or of a block of it, at or below this p-value."""
+
+    p_value: Share
+    images: Count
+
+
 class Summary(BaseModel):
     """The part of summary.json that is read back."""
 
@@ -83,8 +90,20 @@ class Summary(BaseModel):
     changed_to_fit: Count
     false_discovery_rate: Share
     drift_p_value: Share
+    drift_alarm: bool | None = None
+    drift_evidence: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    drift_batches: Count | None = None
+    drift_alarm_batch: str | None = None
+    drift_since: str | None = None
+    drift_moved: str | None = None
     promise: str
+    control: Control = "batch"
+    level: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    stream_batch: Count | None = None
+    stream_flagged_before: Count | None = None
     fewest_to_flag: Count | None = None
+    takes: list[Take] = []
+    to_be_flagged: str = ""
     content: str
     identity: Identity
     quarantine_reasons: dict[str, Count] = {}

@@ -1,6 +1,7 @@
 """`densitywatch score SOURCE`: every file of a batch gets a row, and the results appear whole or not at all.
 
-The result depends on the files, the detector and the rates alone. So the same batch twice, two jobs at once, or a job
+The result depends on the files, the detector and the rates alone, and, where a stream is judged with one budget, on the
+batch's place in it, which it keeps (streams.py). So the same batch twice, two jobs at once, or a job
 killed at any point and started again all end in the same bytes. What differs from run to run is in run.json.
 
 The way of a batch: list the source's files (data/inputs), load the detector (scorer.py), read, decode and score in
@@ -15,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,18 @@ import pyarrow as pa
 from densitywatch.batches import publishing
 from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.chunks import score_in_chunks
+from densitywatch.batches.drift_state import alarm_in_words, drift_of_batch, stream_of
 from densitywatch.batches.gallery import write_gallery
 from densitywatch.batches.past_batches import drift_from_past
 from densitywatch.batches.results import PublishedChunks, are_same, write_scores
 from densitywatch.batches.results_folder import behind_link, note_run, read_summary, results_folder, shown_source
 from densitywatch.batches.scorer import Scorer, load_scorer
+from densitywatch.batches.streams import Rule, check_stream, stream_file
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError, OutliersFound, ParamsError
-from densitywatch.params import Params
+from densitywatch.params import Control, Params
 from densitywatch.progress import say, track
 from densitywatch.text import as_text
 
@@ -48,6 +52,9 @@ class ScoreOptions:
     """Overrides the detector's own."""
     strict: bool = False
     """Hold the rate for this calibration set, not only on average over such sets (conformal.conditional_p_values)."""
+    control: Control = "batch"
+    """What the rate is the rate of: of each batch by itself, or of all batches of a stream together (batches/flags.py).
+    """
     limit: int | None = None
     """Look at the first `limit` files only."""
     fail_on: int | None = None
@@ -92,6 +99,7 @@ def score_source(
     found = entries(where, follow_links=follow, skipped=skipped)
     scorer, digest = load_scorer(detector, options.label_model, params, root)
     rate = scorer.false_discovery_rate if options.false_discovery_rate is None else options.false_discovery_rate
+    rule = Rule(rate, options.control, options.strict, params.inbox.alike)
     chunk = params.detector.batch_size
     identity = {
         "format": FORMAT,
@@ -103,11 +111,15 @@ def score_source(
         "chunk": chunk,
         "limit": options.limit,
         "strict": options.strict,
+        **({"control": "stream", "alike": rule.alike} if rule.control == "stream" else {}),
         **({"follow_links": True} if follow else {}),
     }
     folder = _target(source, params, root, out)
+    stream = stream_of(source, params, root, digest, scorer.calibration, whole=options.limit is None)
     with publishing.held(folder):
         read_verdicts(folder)  # a person's work that cannot be read stops the job before hours of scoring, not after
+        if rule.control == "stream":
+            check_stream(stream_file(folder.parent, scorer.calibration, rule))
         before = read_summary(folder)
         started = time.monotonic()
         same = before is not None and before["identity"] == identity
@@ -122,7 +134,17 @@ def score_source(
             )
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
-            summary = write_scores(new.work, new.fresh, scorer, rate, identity, skipped=skipped)
+            drift_keys = partial(drift_of_batch, stream, folder.name, work=new.work)
+            summary = write_scores(
+                new.work,
+                new.fresh,
+                scorer,
+                rule,
+                identity,
+                results=folder.parent,
+                skipped=skipped,
+                drift_keys=drift_keys,
+            )
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
             if before == summary and are_same(folder, new.fresh):
@@ -139,6 +161,8 @@ def score_source(
                 write_batch_report(new.fresh)
         past = drift_from_past(folder, digest)
         note_run(folder, **past)
+    if (alarm := alarm_in_words(summary)) is not None:
+        say(f"score: drift alarm: {alarm}")
     flagged, fail_on = int(summary["outliers"]), options.fail_on
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")

@@ -15,8 +15,10 @@ from densitywatch.data.reading import Images, at_size
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_back
 
-SplitName = Literal["train", "validation", "calibration", "test"]
+SplitName = Literal["train", "validation", "calibration", "gate", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+LATER_SPLITS = ("gate",)
+"""Splits that datasets of earlier versions lack; such a dataset can still be read."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def read_facts(folder: Path) -> Facts:
     """The whole `folder/dataset.json`. Raises DataError when it is missing or damaged."""
     try:
         facts = Facts.model_validate(read_back(folder / "dataset.json", Facts, MOST_LISTS))
-        if missing := [name for name in SPLITS if name not in facts.counts]:
+        if missing := [name for name in SPLITS if name not in facts.counts and name not in LATER_SPLITS]:
             raise DataError(f"no count of {missing[0]}")
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared dataset here; run `dvc repro prepare`") from None
@@ -93,7 +95,7 @@ def read_info(folder: Path) -> DatasetInfo:
         channels=facts.channels,
         class_names=tuple(facts.class_names),
         digest=facts.digest,
-        counts={name: facts.counts[name] for name in SPLITS},
+        counts={name: facts.counts.get(name, 0) for name in SPLITS},
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from densitywatch.data.fetch import RAW
 from densitywatch.data.inputs.source import without_secrets
 from densitywatch.data.raw import Raw, RawImage, open_raw
 from densitywatch.data.reading import PART, images_within
+from densitywatch.data.training_only import add_to_training, set_apart
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params
@@ -53,7 +54,7 @@ class Row:
 def prepare(params: Params, root: Path) -> None:
     """Write `root`/data/prepared, whole or not at all. The memory used does not grow with the number of images.
 
-    Raises DataError when nothing was fetched, or too little of it is usable to fill the four splits.
+    Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """
     raw = open_raw(params.data, root / RAW)
     chosen = choose(raw.images, params.data.limit, params.seed)
@@ -114,8 +115,10 @@ def choose(images: Sequence[RawImage], limit: int | None, seed: int) -> list[int
 def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
     """Every row in one split, or among the dropped (path, reason).
 
-    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole.
+    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole. Images that are for
+    training alone (training_only.py) count in no share.
     """
+    rows, marked = set_apart(rows)
     own: dict[SplitName, list[Row]] = {"test": [], "validation": []}
     kept: dict[str, str] = {}
     dropped: list[dict[str, str]] = []
@@ -128,7 +131,7 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
     dropped += [_dropped(row, kept) for row in others if row.sha256 in kept]
     rest = _mixed(_together([row for row in others if row.sha256 not in kept]), seed)
     shares: dict[SplitName, float] = {
-        "test": data.test, "validation": data.validation, "calibration": data.calibration
+        "test": data.test, "validation": data.validation, "calibration": data.calibration, "gate": data.gate
     }  # fmt: skip
     wanted = [(name, share) for name, share in shares.items() if not own.get(name)]
     splits: dict[SplitName, list[Row]] = {name: list(own.get(name, ())) for name in SPLITS}
@@ -139,6 +142,7 @@ def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[Split
             splits[name] += rest[position]
             position += 1
     splits["train"] = [row for group in rest[position:] for row in group]
+    dropped += add_to_training(marked, splits["train"], {name: splits[name] for name in SPLITS if name != "train"})
     empty = [name for name in SPLITS if not splits[name]]
     if empty:
         raise DataError(
@@ -153,10 +157,9 @@ def _dropped(row: Row, kept: dict[str, str]) -> dict[str, str]:
 
 
 def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
-    """One clause: how many images the test and the validation part have too."""
-    of_test = sum(item["reason"].endswith("of the test part") for item in dropped)
-    kinds = [("test", of_test), ("validation", len(dropped) - of_test)]
-    return " and ".join(f"{count} images are also in the {name} part" for name, count in kinds if count)
+    """One clause: how many images are also in the test part, and in any other."""
+    parts = Counter(item["reason"].rpartition(" of the ")[2] for item in dropped)
+    return " and ".join(f"{count} images are also in the {part}" for part, count in parts.items())
 
 
 def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:

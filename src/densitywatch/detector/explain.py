@@ -76,7 +76,7 @@ def in_words(
 def _share(p_value: float) -> str:
     """The p-value as a share of normal images."""
     if p_value >= 0.1:
-        return f"Of 100 normal images, {100 * p_value:.0f} score as high."
+        return f"Of 100 normal images, about {100 * p_value:.0f} score as high."
     if p_value >= 0.001:
-        return f"Of 1,000 normal images, {1000 * p_value:.0f} score as high."
+        return f"Of 1,000 normal images, at most about {max(1, round(1000 * p_value))} score as high."
     return "Hardly any normal image scores as high."

@@ -26,16 +26,17 @@ from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.outlier_benchmark.auroc import MEASURES, auroc, separation
+from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_figures
 from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
 from densitywatch.outlier_benchmark.no_class import no_class_rates
-from densitywatch.outlier_benchmark.panel import foreign_digits, panel_sets
+from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
 from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, realised_rates
-from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, Findings, write_tables
+from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
 
-KINDS = 8
-"""Kinds of images that are in memory at once: the normal ones and seven on the panel."""
+KINDS = 1 + MOST_KINDS
+"""Kinds of images that are in memory at once: the normal ones and those of the panel."""
 NORMAL = "normal"
 
 
@@ -51,7 +52,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     # where there are enough test images, the ones that are transformed are not among the normal ones
     start = n if len(test) >= 2 * n else 0
     normal = FeatureCache(np.array(test[:n]), detector.models, size=detector.reading_size)
-    panel = panel_sets(np.array(test[start : start + n]), foreign_digits(root, info, n), params.seed)
+    panel = make_panel(params, root, info, np.array(test[start : start + n]))
     features = {
         kind: FeatureCache(images, detector.models, size=detector.reading_size) for kind, images in panel.items()
     }
@@ -67,6 +68,13 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     findings = Findings(
         separations=separations,
         ablation=one_left_out(detector, scores, list(panel)),
+        power=power_by_kind(
+            detector.calibration,
+            scores[DETECTOR][NORMAL],
+            {kind: scores[DETECTOR][kind] for kind in panel},
+            rate=params.detector.false_discovery_rate,
+            seed=params.seed,
+        ),
         normal_p=conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL]),
         rates={
             kind: realised_rates(
@@ -85,7 +93,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     metrics = summary(findings, params)
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
     with whole_folder(root / "reports" / "outliers") as folder:
-        write_tables(folder, findings, params)
+        write_tables(folder, findings, params, {NORMAL: np.array(test[start : start + SHOWN]), **panel})
     return metrics
 
 
@@ -154,7 +162,7 @@ def first(features: FeatureCache, limit: int | None) -> FeatureCache:
 
 def summary(findings: Findings, params: Params) -> dict[str, Any]:
     """What metrics/outliers.json holds: the detector's measures by kind of outlier, and single figures after them."""
-    metrics: dict[str, Any] = {}
+    metrics = power_figures(findings.power)
     separations = findings.separations
     for measure in MEASURES:
         values = {kind: round(found[measure][0], 4) for kind, found in separations[DETECTOR].items()}

@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from densitywatch.arrays import Floats
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.detector.power import BATCH as POWER_BATCH
 from densitywatch.outlier_benchmark.auroc import MEASURES
+from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
+from densitywatch.outlier_benchmark.kinds import in_words
 from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
-from densitywatch.pages import charts
+from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
 DETECTOR, DECLARED = "detector", "detector, transformations declared"
@@ -23,10 +26,16 @@ RESAMPLES = 100
 """Bootstrap resamples for the intervals."""
 
 
+SHOWN = 8
+"""Example pictures of each kind on the report page."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the benchmark measured."""
 
+    power: Mapping[str, Found]
+    """Kind of outlier -> what the deployed rule finds, the worst first."""
     separations: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
@@ -54,13 +63,17 @@ class Table:
     caption: str
 
 
-def write_tables(folder: Path, findings: Findings, params: Params) -> None:
-    """Write every table, the chart and figures.json into `folder`."""
-    figures: list[dict[str, str]] = []
+def write_tables(folder: Path, findings: Findings, params: Params, examples: Mapping[str, Pixels]) -> None:
+    """Write every table, example pictures, the chart and figures.json into `folder`.
+
+    `examples`: kind of image -> images (N, C, H, W), of which the first SHOWN are shown; normal ones come first.
+    """
+    figures: list[dict[str, Any]] = []
     for table in all_tables(findings, params):
         with (folder / table.file).open("w", newline="", encoding="utf-8") as out:
             csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
         figures.append({"file": table.file, "title": table.title, "caption": table.caption})
+    figures.insert(1, write_examples(folder, examples))
     write_every_score(folder / "every_score.csv", findings)
     (folder / "calibration.svg").write_text(calibration_chart(findings.normal_p), encoding="utf-8")
     figures.append(
@@ -76,6 +89,7 @@ def write_tables(folder: Path, findings: Findings, params: Params) -> None:
 
 def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     """The tables in the order of the report page; those without rows are left out."""
+    yield power_table(findings, params.detector.false_discovery_rate)
     yield auroc_table(findings, params.detector.slow_images)
     yield interval_table(findings)
     if findings.ablation:
@@ -85,6 +99,49 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
         yield held_out_table(findings)
     if findings.no_class:
         yield no_class_table(findings, params.detector.false_alarm_rate)
+
+
+def power_table(findings: Findings, target: float) -> Table:
+    """The first table of the page: kinds of outliers, what is found least first."""
+    aurocs = {kind: found["auroc"][0] for kind, found in findings.separations[DETECTOR].items()}
+    rows = []
+    for kind, found in findings.power.items():
+        shares = [*found.by_share.values()]
+        interval = f"{shares[0].found:.2f} ({found.low:.2f} to {found.high:.2f})"
+        rest = [f"{figure:.2f}" for figure in (shares[1].found, *(one.false_alarms for one in shares))]
+        rows.append([in_words(kind), interval, *rest, f"{aurocs[kind]:.3f}"])
+    percents = [f"{share:.0%}" for share in SHARES]
+    return Table(
+        "power.csv",
+        [
+            "outliers",
+            *(f"share found, {percent} outliers in the batch" for percent in percents),
+            *(f"false alarms among the flagged, {percent}" for percent in percents),
+            "AUROC",
+        ],
+        rows,
+        "What the deployed rule finds",
+        f"The worst kind first. Benjamini-Hochberg at {target:g} flags {BATCHES} batches of {POWER_BATCH} images, with "
+        "the calibration set as it is. In parentheses: 95 % of resamples of the images. False alarms are counted over "
+        "all batches together. AUROC needs no threshold, so it is no promise of what is flagged.",
+    )
+
+
+def write_examples(folder: Path, examples: Mapping[str, Pixels]) -> dict[str, Any]:
+    """kinds.png: a row of pictures a kind; returns its entry of figures.json. A row that is short is filled up grey."""
+    rows = []
+    for images in examples.values():
+        blank = np.full((SHOWN - len(images[:SHOWN]), *images.shape[1:]), 128, np.uint8)
+        rows.append(np.concatenate([images[:SHOWN], blank]))
+    (folder / "kinds.png").write_bytes(pictures.grid(np.concatenate(rows), SHOWN))
+    names = ["as they are", *(in_words(kind) for kind in list(examples)[1:])]
+    return {
+        "file": "kinds.png",
+        "title": "What the outliers look like",
+        "caption": "Look whether they are what you want found. The first row is normal test images.",
+        "alt": f"Rows of example pictures: {', '.join(names)}",
+        "rows": names,
+    }
 
 
 def auroc_table(findings: Findings, slow_images: int) -> Table:

@@ -13,6 +13,7 @@ import numpy as np
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.gaussian_mixture import fit_mixture, mixture_nll
+from densitywatch.detector.image_statistics import cell_sums
 from densitywatch.detector.member import FittingData, member, with_prefix, without_prefix
 from densitywatch.detector.score_regression import fit_score_regression, standardised_residual
 from densitywatch.detector.scores.pixels import fit_pixel_mixture
@@ -97,12 +98,9 @@ def gradient_arrangement(features: FeatureCache, fitted: Arrays) -> Floats:
 
 
 def _surprise_blocks(features: FeatureCache) -> Floats:
-    """Square roots of the surprise in each block of a 7 x 7 grid, (B, 49); what does not fill a block is left out."""
+    """Square roots of the surprise in each cell of a 7 x 7 grid, (B, 49); fewer cells for images of fewer pixels."""
     maps = features.surprise("pixelcnn")
-    b, h, w = maps.shape
-    rows, columns = max(1, h // 7), max(1, w // 7)
-    cut = maps[:, : h // rows * rows, : w // columns * columns]
-    blocks = cut.reshape(b, h // rows, rows, w // columns, columns).sum((2, 4)).reshape(b, -1)
+    blocks = cell_sums(maps, min(7, *maps.shape[1:])).reshape(len(maps), -1)
     return np.asarray(np.sqrt(np.maximum(blocks, 0.0)))
 
 
