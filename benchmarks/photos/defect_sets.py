@@ -3,6 +3,7 @@
     python benchmarks/photos/defect_sets.py FOLDER...            each with train/good, test/good and test/KIND
     python benchmarks/photos/defect_sets.py FOLDER... cells      and the package elpv-dataset, where it is installed
     python benchmarks/photos/defect_sets.py --members own_place --size 256 FOLDER
+    python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good
 
 Every set is treated alike. `train/good` is split at random into train, validation and calibration images; the detector
 is fitted on the first two as `calibrate` does it and ranks among the third. Test images are scored once, at the end:
@@ -22,6 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from scipy import stats
+from synthetic_defects import synthetic_defects
 
 from densitywatch.arrays import Arrays, Floats, Pixels
 from densitywatch.data.decoding.images import fit_image
@@ -46,9 +48,12 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--splits", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
     asked = parser.parse_args()
     for name in asked.sets:
         kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size)
+        if asked.synthetic:
+            kinds = made_of_training_images(kinds["train"], asked.seed)
         measure(Path(name).name, kinds, asked.members, asked.splits, asked.seed)
 
 
@@ -63,6 +68,13 @@ def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
     channels = 1 if Image.open(first).mode in ("L", "I", "I;16") else 3
     kinds = sorted(part for part in (folder / "test").iterdir() if part.is_dir())
     return {"train": read(folder / "train/good"), **{part.name: read(part) for part in kinds}}
+
+
+def made_of_training_images(train: Pixels, seed: int) -> dict[str, Pixels]:
+    """A quarter of the training images, and defects made of them, in place of a test part."""
+    order = np.random.default_rng(seed + 1).permutation(len(train))
+    held, rest = order[: len(train) // 4], order[len(train) // 4 :]
+    return {"train": train[rest], "good": train[held], **synthetic_defects(train[held], seed)}
 
 
 def cells(size: int) -> dict[str, Pixels]:

@@ -39,7 +39,7 @@ SUMMARY = {
     "false_alarm_rate": "the detector's rate for single images",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
-    "drift_alarm": "whether the inbox's stream has moved; null where the batch is in no stream, as for all keys below",
+    "drift_alarm": "whether the inbox's stream has moved; this and the next five are of batches of the inbox alone",
     "drift_evidence": "evidence that it has; an alarm at 1 / `inbox.drift_alarm`",
     "drift_batches": "batches in the stream so far",
     "drift_alarm_batch": "the batch that raised the alarm",

@@ -15,6 +15,7 @@ from densitywatch.arrays import Floats, Pixels
 from densitywatch.detector.power import BATCH as POWER_BATCH
 from densitywatch.detector.power import BATCHES as POWER_BATCHES
 from densitywatch.detector.power import STREAM
+from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
 from densitywatch.outlier_benchmark.kinds import in_words
@@ -52,6 +53,10 @@ class Findings:
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
     """Scores that were not measured, each with the reason."""
+    alarms: list[Realised]
+    """What the promised rates came to on normal test images."""
+    grouped: bool
+    """Whether the images have groups: then one image of each counts."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +101,7 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     yield interval_table(findings)
     if findings.ablation:
         yield ablation_table(findings)
+    yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
@@ -194,6 +200,31 @@ def ablation_table(findings: Findings) -> Table:
         ],
         "The detector without one of its members: AUROC",
         "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
+    )
+
+
+def alarm_table(findings: Findings) -> Table:
+    alarms = findings.alarms
+    unit = "groups" if findings.grouped else "images"
+    return Table(
+        "false_alarms.csv",
+        ["promised", f"share of new {unit}", "low", "high", "holds", "all images"],
+        [
+            [
+                f"{alarm.promised:g}",
+                *(f"{value:.3f}" for value in (alarm.share, alarm.low, alarm.high)),
+                "yes" if alarm.holds else "no",
+                f"{alarm.every_image:.3f}",
+            ]
+            for alarm in alarms
+        ],
+        f"Do the promised rates hold on {unit} that were never seen?",
+        f"The share of {alarms[0].groups:,} normal test {unit} with a p-value up to the promised rate"
+        + (", by one image of each" if findings.grouped else "")
+        + f". Low and high bound {INSIDE:.0%} of such shares when the promise holds for this number of {unit} and of"
+        " calibration scores. The last column has all test images"
+        + (", every group counted the same." if findings.grouped else ".")
+        + " With data.calibration_time: later the test images are the latest ones.",
     )
 
 

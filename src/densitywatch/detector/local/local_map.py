@@ -22,10 +22,9 @@ from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.reading import Images, at_size, images_at_once
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local import densities
-from densitywatch.detector.local.sources import SMALLEST, Source
+from densitywatch.detector.local.sources import Source
 from densitywatch.detector.member import FittingData, with_prefix, without_prefix
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
-from densitywatch.errors import ModelError
 
 Density = Literal["place", "anywhere"]
 DIMENSIONS = 100
@@ -45,10 +44,8 @@ BATCH, AT_ONCE = 16, 4
 
 
 def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
-    """Fit everything that `local_map` and `local_score` need. Raises ModelError where images are too small."""
+    """Fit everything that `local_map` and `local_score` need."""
     size = data.train.size
-    if size < SMALLEST:
-        raise ModelError(f"local features want images of at least {SMALLEST} pixels a side; detector.size gives {size}")
     weights = source.weights()
     training = [at_size(cache.source, size) for cache in (data.train, data.sample)]
     rows = _some_rows(training, source, weights, data.seed)
@@ -131,7 +128,7 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
 
 def _grid(images: Tensor, source: Source, weights: Arrays) -> Tensor:
     """Local features, (B, g, g, D). A few images at a time are read fastest: their maps stay in a core's cache."""
-    return torch.cat([source.read(part, weights) for part in images.split(AT_ONCE)]).permute(0, 2, 3, 1)
+    return torch.cat([source.read(part, weights) for part in torch.split(images, AT_ONCE)]).permute(0, 2, 3, 1)
 
 
 def _batches(images: Images, most: int | None = None) -> Iterator[Tensor]:

@@ -59,7 +59,7 @@ def _lite0_weights() -> Arrays:
 def _lite0(images: Tensor, weights: Arrays) -> Tensor:
     """Features of three depths on the grid of the middle one: finer ones averaged, coarser ones interpolated."""
     fine, middle, coarse = lite0_maps(images, weights)
-    size = middle.shape[-2:]
+    size = (middle.shape[2], middle.shape[3])
     fine = F.adaptive_avg_pool2d(fine, size)
     coarse = F.interpolate(coarse, size=size, mode="bilinear")
     return torch.cat([fine, middle, coarse], 1)
