@@ -164,11 +164,11 @@ def page() -> str:
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
         "By kind of outlier, with the lowest (`min`) or highest (`max`): `power_at_5` and `power_at_1`, the share that"
         " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`,"
-        " the share of normal images among what it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and `tpr_at_1_fpr`;"
-        " AUROC with declared transformations, with untrained networks and without any; `auroc_gain_over_untrained`"
-        " and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its interval of 95 %."
-        " `power_at_5_percent_outliers` and its like are averages over calibration sets that are drawn anew, with the"
-        " false-discovery rate realised.\n"
+        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
+        " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
+        " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
+        " drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 

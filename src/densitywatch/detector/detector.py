@@ -154,7 +154,7 @@ class Detector:
 
         The transformation judge is added with `judge_weight`. A member without scores is left out.
         """
-        surprises = {name: self.surprise(name, values) for name, values in members.items()}
+        surprises = {m.name: self.surprise(m.name, members[m.name]) for m in self.members if m.name in members}
         judge = surprises.pop(DECLARED_MEMBER, None)
         if judge is None:
             return combined(list(surprises.values()))
