@@ -51,6 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=["alarms", "delay"])
     parser.add_argument("--streams", type=int, default=100, help="normal streams of a row")
+    parser.add_argument("--frames", type=int, help="this row of normal streams alone; 0 for the mixed one")
     parser.add_argument("--batches", type=int, default=2880)
     parser.add_argument("--images", type=int, default=250)
     parser.add_argument("--changed", type=int, default=20, help="changed streams of a row")
@@ -69,7 +70,7 @@ def main() -> None:
 def alarms(asked: argparse.Namespace) -> None:
     print(f"{asked.streams} normal streams a row, {asked.batches} batches of {asked.images} images", flush=True)
     print(f"{'frames a scene':16}{'promised':>10}{'streams with an alarm':>24}{'95 % interval':>18}{'seconds':>9}")
-    for scene in SCENES:
+    for scene in SCENES if asked.frames is None else (asked.frames or None,):
         rng, started, seen = np.random.default_rng([asked.seed, scene or 0]), time.monotonic(), {0.01: 0, 0.1: 0}
         for _ in range(asked.streams):
             looks = normal_stream(rng, asked.batches, asked.images, scene)
