@@ -23,7 +23,7 @@ from densitywatch.detector.calibrate import fit_member, fitting_data
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member_table import MEMBERS
 from densitywatch.detector.scores.arrangement import fit_gradient_arrangement, gradient_arrangement
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import load_params
@@ -178,8 +178,8 @@ def main(count: int) -> None:
 
 
 def summed(tails: dict[str, dict[str, Floats]], names: list[str]) -> dict[str, Floats]:
-    """Kind of image -> the sum of the named members' surprises."""
-    return {key: np.sum([tails[name][key] for name in names], axis=0) for key in next(iter(tails.values()))}
+    """Kind of image -> one score of the named members' surprises."""
+    return {key: combined([tails[name][key] for name in names]) for key in next(iter(tails.values()))}
 
 
 def row(name: str, values: dict[str, Floats]) -> None:

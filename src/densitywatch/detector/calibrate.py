@@ -1,6 +1,7 @@
 """The stage `calibrate`: fit the detector's members and their tails, then score the calibration images.
 
-Members and tails are fitted on training and validation images. Calibration images are only scored.
+Members and tails are fitted on training and validation images. Calibration images are only scored. Where the images
+have groups (data.group), one calibration image of each group is scored (detector/conformal.py says why).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMA
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData, Member, with_prefix, without_prefix
 from densitywatch.detector.member_table import check_reads, find_member
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise, variance_ratio
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
@@ -45,9 +46,11 @@ def calibrate(params: Params, root: Path) -> Path:
     data, models = fitting_data(params, root)
     arrays = fit_members(members, data)
     facts = _facts(params, root, info, members, models)
-    say("calibrate: scoring the calibration images")
+    split = open_split(prepared, "calibration").one_of_each_group(params.seed)
+    unit = "the calibration images" if split.groups is None else f"one image of each of {len(split):,} groups"
+    say(f"calibrate: scoring {unit}")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
+    calibration = FeatureCache(split.images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     if detector.has_places:
         arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
@@ -70,15 +73,15 @@ def calibrate(params: Params, root: Path) -> Path:
 def fit_members(members: list[Member], data: FittingData) -> Arrays:
     """What every member needs to score, their tails, the weight of the transformation judge and the usual texture."""
     arrays: Arrays = {}
-    total = np.zeros(len(data.validation))  # the sum of surprises that the judge's weight is measured on
+    surprises = []  # those of the members that the judge's weight is measured on
     for member in members:
         arrays |= with_prefix(member.name, fit_member(member, data))
         values = np.asarray(member.score(data.validation, without_prefix(member.name, arrays)), dtype=np.float64)
         tail = fit_tail(values)
         arrays |= with_prefix(f"tail.{member.name}", tail)
         if member.name != DECLARED_MEMBER:
-            total += tail_surprise(values, tail)
-    arrays["overlap"] = np.array([variance_ratio(total)])
+            surprises.append(tail_surprise(values, tail))
+    arrays["overlap"] = np.array([variance_ratio(combined(surprises)) if surprises else 1.0])
     return arrays | with_prefix("texture", explain.fit_texture(data.validation))
 
 
@@ -109,7 +112,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "channels": info.channels,
         "resize": params.data.resize,
         "class_names": list(info.class_names),
-        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
+        "data": {"name": info.name, "digest": info.digest, "counts": info.counts, "groups": info.groups},
         "false_discovery_rate": params.detector.false_discovery_rate,
         "false_alarm_rate": params.detector.false_alarm_rate,
     }

@@ -27,11 +27,11 @@ from densitywatch.detector import conformal, explain
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import Member, without_prefix
 from densitywatch.detector.member_table import find_member
-from densitywatch.detector.tail_combination import tail_surprise
+from densitywatch.detector.tail_combination import combined, tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models.header import check, shown
 
-FORMAT = "1"
+FORMAT = "2"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
 DECLARED_MEMBER = "transformation_judge"
 """Joins the members when params declare transformations."""
@@ -55,6 +55,8 @@ class Scores:
     """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
     label_probability: Floats | None = None
+    label_p_value: Floats | None = None
+    """Small says that the image belongs to no class (detector/label_ranks.py)."""
 
     def __len__(self) -> int:
         return len(self.score)
@@ -105,7 +107,7 @@ class Detector:
         self._fitted = {name: without_prefix(name, arrays) for name in facts["members"]}
         self._tails = {name: without_prefix(f"tail.{name}", arrays) for name in facts["members"]}
         self.judge_weight = float(arrays["overlap"][0])
-        """Weight of the transformation judge: variance of the summed member scores over its value for independent
+        """Weight of the transformation judge: variance of the combined member scores over its value for independent
         members (Brown 1975). The members count the evidence that they share this many times over. The judge reads the
         images by itself, so its evidence is multiplied by as much."""
         self._texture = without_prefix("texture", arrays)
@@ -143,18 +145,21 @@ class Detector:
                 raise ModelError(f"the detector's member {m.name} cannot score ({why}); calibrate it again") from error
         return scores
 
-    def combine(self, members: Mapping[str, Floats]) -> Floats:
-        """One score: the weighted sum over members of -log P(a normal image scores as high), nats, (B,).
+    def surprise(self, name: str, score: Floats) -> Floats:
+        """-log P(a normal image scores as high) of scores of the member `name`, nats, (B,)."""
+        return tail_surprise(score, self._tails[name])
 
-        The weight is 1, and `judge_weight` for the transformation judge. A member without scores is left out.
+    def combine(self, members: Mapping[str, Floats]) -> Floats:
+        """One score of the members' -log P(a normal image scores as high), nats, (B,): see tail_combination.combined.
+
+        The transformation judge is added with `judge_weight`. A member without scores is left out.
         """
-        weights = {DECLARED_MEMBER: self.judge_weight}
-        surprises = [
-            weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name])
-            for m in self.members
-            if m.name in members
-        ]
-        return np.asarray(np.sum(surprises, axis=0))
+        surprises = {name: self.surprise(name, values) for name, values in members.items()}
+        judge = surprises.pop(DECLARED_MEMBER, None)
+        if judge is None:
+            return combined(list(surprises.values()))
+        weighted = self.judge_weight * judge
+        return combined(list(surprises.values())) + weighted if surprises else weighted
 
     def score(self, images: Pixels) -> Scores:
         """Score a batch of uint8 images (B, C, H, W)."""
