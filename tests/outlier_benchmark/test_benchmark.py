@@ -115,7 +115,7 @@ def test_the_first_table_has_the_power_of_the_deployed_rule_next_to_auroc_the_wo
         assert float(row["AUROC"]) == pytest.approx(metrics["auroc"][kind], abs=6e-4)
     assert {kinds[row["outliers"]] for row in rows} == PANEL
     assert set(shares) == {0.0}
-    assert "with 150 calibration images no p-value is below 0.0066" in figures[0]["caption"], "and says why"
+    assert "With 150 calibration images no p-value is below 0.0066" in figures[0]["caption"], "and says why"
 
 
 def test_a_panel_of_the_datasets_own_images_has_defects_and_shows_them(tmp_path: Path) -> None:

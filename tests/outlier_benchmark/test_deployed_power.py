@@ -87,6 +87,6 @@ def test_the_rule_is_the_one_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_table_of_zeros_says_why_and_another_one_does_not() -> None:
     nothing = {"a": Found({0.05: Power(0.0, 0.0, 0.0), 0.01: Power(0.0, 0.0, 0.0)}, 0.0, 0.0)}
-    assert "with 99 calibration images no p-value is below 0.01" in nothing_found(nothing, 99)
+    assert "With 99 calibration images no p-value is below 0.01" in nothing_found(nothing, 99)
     something = nothing | {"b": Found({0.05: Power(0.2, 0.0, 0.0), 0.01: Power(0.0, 0.0, 0.0)}, 0.1, 0.3)}
     assert nothing_found(something, 99) == ""

@@ -153,9 +153,9 @@ def nothing_found(power: Mapping[str, Found], calibration_images: int) -> str:
     if any(one.found for found in power.values() for one in found.by_share.values()):
         return ""
     return (
-        f" Nothing is found: with {calibration_images:,} calibration images no p-value is below "
-        f"{1 / (calibration_images + 1):.2g}, too high for batches of {POWER_BATCH}. Score smaller batches, "
-        "or raise data.calibration."
+        f" Nothing is found. With {calibration_images:,} calibration images no p-value is below "
+        f"{1 / (calibration_images + 1):.2g}. Where that is too high for batches of {POWER_BATCH}, score smaller ones, or "
+        "raise data.calibration."
     )
 
 
