@@ -154,8 +154,8 @@ def nothing_found(power: Mapping[str, Found], calibration_images: int) -> str:
         return ""
     return (
         f" Nothing is found. With {calibration_images:,} calibration images no p-value is below "
-        f"{1 / (calibration_images + 1):.2g}. Where that is too high for batches of {POWER_BATCH}, score smaller ones, or "
-        "raise data.calibration."
+        f"{1 / (calibration_images + 1):.2g}. Where that is too high for batches of {POWER_BATCH}, score smaller ones, "
+        "or raise data.calibration."
     )
 
 
