@@ -157,8 +157,12 @@ def gallery_text(folder: Path) -> str:
 
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
     """One row of a table about batches; names from outside are text, never markup."""
-    figures = ("files", "scored", "quarantined", "outliers", "false_discovery_rate", "drift_p_value", "drift_alarm")
-    return {"batch": _text(str(summary["batch"]))} | {key: summary[key] for key in figures}
+    figures = ("files", "scored", "quarantined", "outliers", "false_discovery_rate", "drift_p_value")
+    return (
+        {"batch": _text(str(summary["batch"]))}
+        | {key: summary[key] for key in figures}
+        | {"drift_alarm": summary.get("drift_alarm")}
+    )
 
 
 def _text(name: str) -> str:

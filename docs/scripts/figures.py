@@ -52,6 +52,18 @@ def rank(name: str) -> tuple[float, float]:
     return found.get("bits_per_dim", found.get("iwae_bits_per_dim", math.inf)), found.get("fid", math.inf)
 
 
+def real_images() -> str:
+    """What training images have as samples: the ceiling of every model's FID, precision and recall."""
+    found = next((m for m in map(read, models()) if "precision_of_real" in m), None)
+    if found is None:
+        return ""
+    return (
+        f"As many training images, measured in the same way, have an FID of {found['fid_floor']:.2f}, a precision of"
+        f" {found['precision_of_real']:.3f} and a recall of {found['recall_of_real']:.3f}: what a perfect sampler gets,"
+        " up to chance."
+    )
+
+
 def of_detector() -> str:
     """What the deployed rule finds of each kind of outlier, the worst first, next to AUROC."""
     found = read("outliers")

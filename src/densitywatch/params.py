@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,9 @@ class DataParams(Block):
     """What to fetch and how to prepare it."""
 
     source: Literal["fashion_mnist", "mnist", "photos", "folder"]
-    address: str | None = None
-    """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these."""
+    address: str | tuple[str, ...] | None = None
+    """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these. A list
+    joins several."""
     follow_links: bool = False
     """Read what symbolic links lead to, also outside of the folder."""
     size: int = Field(ge=4, le=1024)
@@ -31,6 +33,13 @@ class DataParams(Block):
     resize: Literal["crop", "pad", "stretch"] = "crop"
     max_pixels: int = Field(default=150_000_000, ge=1)
     """An image file with more pixels is not usable; decoding takes up to 8 bytes of memory for each."""
+    group: str | None = None
+    """Images that belong together, such as frames of one scene; no group spans two splits. null: none. auto: look at
+    images and names. folder: the innermost folder, which then is no label. exif:MINUTES: blocks of EXIF time.
+    near_duplicates: what looks alike. Anything else is a regular expression with one capture, which is searched in the
+    path without its extension."""
+    calibration_time: Literal["random", "later"] = "random"
+    """later: calibration and test images come from the end of the time or name order, test last."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of each part of the source; null takes all."""
     validation: float = Field(gt=0, lt=1)
@@ -39,13 +48,54 @@ class DataParams(Block):
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
 
+    @field_validator("group")
+    @classmethod
+    def _is_a_rule(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_group(value)
+        return value
+
     @model_validator(mode="after")
     def _consistent(self) -> DataParams:
         if (self.source == "folder") != (self.address is not None):
             raise ValueError("address must be given for source: folder, and only for it")
+        if isinstance(self.address, tuple) and len(set(self.address)) < max(1, len(self.address)):
+            raise ValueError("address must name at least one source, and none twice")
+        if self.group not in (None, "auto") and self.source != "folder":
+            raise ValueError(f"group must be null or auto for source: {self.source}, which has no groups")
         if self.validation + self.calibration + self.gate + self.test >= 1:
             raise ValueError("validation + calibration + gate + test must leave images to train on (sum below 1)")
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of `source: folder`; empty for other sources."""
+        return (self.address,) if isinstance(self.address, str) else self.address or ()
+
+
+def _check_group(value: str) -> None:
+    """Raise ValueError where data.group is no rule."""
+    if value in ("auto", "folder", "near_duplicates"):
+        return
+    if value.startswith("exif:"):
+        try:
+            if float(value.removeprefix("exif:")) > 0:
+                return
+        except ValueError:
+            pass
+        raise ValueError(f"{value!r} is no block of EXIF time; write exif:MINUTES, such as exif:10")
+    try:
+        captures = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(
+            f"{value!r} is no rule and no regular expression ({error}); take auto, folder, exif:MINUTES,"
+            " near_duplicates or a pattern with one capture"
+        ) from None
+    if captures != 1:
+        raise ValueError(
+            f"{value!r} is no rule, and as a pattern it has {captures} captures; mark the group's name by one, such as"
+            r" scene_(\d+)"
+        )
 
 
 class ExpectationParams(Block):
@@ -257,6 +307,8 @@ class InboxParams(Block):
     cron: str
     labels: str | None = Field(default=None, min_length=1)
     """A conditional density whose champion labels every image; null leaves labels out."""
+    label_prior: Literal["training", "uniform"] = "training"
+    """How likely each label is before an image is seen: its share of the training images, or the same for all."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
     control: Control = "stream"

@@ -268,7 +268,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_dataset_whole(
     prepare(make_params(limit=100), root)
     before = digests(root / "data/prepared")
 
-    def full(*args: object) -> str:
+    def full(*args: object, **named: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_write_splits", full)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from scipy import stats
 
-from densitywatch.detector.power import power
+from densitywatch.detector.power import STREAM, power
+from densitywatch.params import Control
 
 
 def test_outliers_of_two_kinds_are_found_as_often_as_the_binomial_says() -> None:
@@ -65,3 +68,28 @@ def test_the_same_seed_draws_the_same_batches() -> None:
         power(calibration, normal, outlying, rate=0.1, share=0.05, batches=50, seed=seed) for seed in (1, 1, 2)
     )
     assert one == again != other
+
+
+def test_over_a_stream_the_pooled_share_of_false_alarms_is_kept_on_average_over_calibration_sets() -> None:
+    """Perfect outliers, 1 % of each batch: each batch by itself exceeds what the stream's rule keeps."""
+    rng = np.random.default_rng(0)
+    wrong: dict[Control, Any] = {"stream": np.zeros(2), "batch": np.zeros(2)}
+    for seed in range(40):
+        scores = rng.normal(size=6000)
+        for control, total in wrong.items():
+            found = power(
+                np.sort(scores[:2000]),
+                scores[2000:],
+                np.full(20, 9.0),
+                rate=0.1,
+                share=0.01,
+                control=control,
+                batches=STREAM,
+                seed=seed,
+            )
+            flagged = found.found * 5 * STREAM / (1 - found.false_alarms) if found.found else 0.0
+            total += found.false_alarms * flagged, flagged
+    # the promise is of expected numbers: false alarms over flags, both summed over streams
+    assert wrong["stream"][0] / wrong["stream"][1] <= 0.1
+    assert wrong["stream"][1] > 0
+    assert wrong["batch"][0] / wrong["batch"][1] > wrong["stream"][0] / wrong["stream"][1]

@@ -44,6 +44,7 @@ RESULTS = pa.schema(
         ("p_value", pa.float64()),
         ("label", pa.string()),
         ("label_probability", pa.float64()),
+        ("label_p_value", pa.float64()),
     ]
 )
 PICTURE = pa.field("pixels", pa.binary())
@@ -140,6 +141,8 @@ def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
                 known = 0 <= number < len(detector.class_names)
                 rows[i]["label"] = detector.class_names[number] if known else None
                 rows[i]["label_probability"] = _finite(scores.label_probability[k])
+                if scores.label_p_value is not None:
+                    rows[i]["label_p_value"] = _finite(scores.label_p_value[k])
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 

@@ -99,12 +99,6 @@ class Stream:
         return self.results / f"drift-{hashlib.sha256(self.detector.encode()).hexdigest()[:12]}.json"
 
 
-NO_STREAM: dict[str, Any] = dict.fromkeys(
-    ("drift_alarm", "drift_evidence", "drift_batches", "drift_alarm_batch", "drift_since", "drift_moved")
-)
-"""What a summary says of a batch that belongs to no stream."""
-
-
 def stream_of(
     source: str, params: Params, root: Path, detector: str, calibration: Floats, *, whole: bool
 ) -> Stream | None:
@@ -127,11 +121,11 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
     """What the summary of a batch says of the stream; counts the batch where it is new.
 
     `name`: of its results folder. `content`: a digest of its files. `work`: the folder of its scored chunks. A batch
-    is known by its name or its content, and says again what it said at first. One without a single scored image says
-    nothing and does not count.
+    is known by its name or its content, and says again what it said at first. One in no stream, or without a single
+    scored image, says nothing and does not count.
     """
     if stream is None:
-        return dict(NO_STREAM)
+        return {}
     stream.results.mkdir(parents=True, exist_ok=True)
     with (stream.results / ".drift.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -141,7 +135,7 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
         if place is None:
             new = _looked_at(stream, state.batches, name, content, work)
             if new is None:
-                return dict(NO_STREAM)
+                return {}
             place = len(state.batches)
             state.batches.append(new)
             write_whole(stream.file, json.dumps(state.model_dump(), separators=(",", ":"), ensure_ascii=False) + "\n")

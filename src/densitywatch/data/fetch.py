@@ -65,7 +65,13 @@ def fetch(params: Params, root: Path) -> None:
         elif params.data.source == "photos":
             fetch_photos(folder)
         else:
-            fetch_folder(str(params.data.address), folder, root, follow_links=params.data.follow_links)
+            fetch_folder(
+                params.data.addresses,
+                folder,
+                root,
+                follow_links=params.data.follow_links,
+                by_folder=params.data.group == "folder",
+            )
     say(f"{params.data.source}: fetched into {RAW}")
 
 

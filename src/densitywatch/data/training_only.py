@@ -18,6 +18,7 @@ MARK = "training-only-"
 class _Row(Protocol):
     image: RawImage
     sha256: str
+    group: str
 
 
 R = TypeVar("R", bound=_Row)
@@ -43,11 +44,11 @@ def add_to_training(marked: Iterable[R], train: list[R], others: Mapping[str, Se
     for name, rows in others.items():
         for row in rows:
             taken[row.sha256] = f"the same pixels as {row.image.path} of the {name} part"
-            if row.image.group:
-                taken[f"group {row.image.group}"] = f"of one group with {row.image.path} of the {name} part"
+            if row.group:
+                taken[f"group {row.group}"] = f"of one group with {row.image.path} of the {name} part"
     left_out = []
     for row in marked:
-        why = taken.get(row.sha256) or taken.get(f"group {row.image.group}")
+        why = taken.get(row.sha256) or taken.get(f"group {row.group}")
         if why is None:
             train.append(row)
         else:

@@ -1,6 +1,7 @@
 """The stage `calibrate`: fit the detector's members and their tails, then score the calibration images.
 
-Members and tails are fitted on training and validation images. Calibration images are only scored.
+Members and tails are fitted on training and validation images. Calibration images are only scored. Where the images
+have groups (data.group), one calibration image of each group is scored (detector/conformal.py says why).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import safetensors.numpy
 from densitywatch.arrays import Arrays
 from densitywatch.data.dataset import DatasetInfo, open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size
-from densitywatch.detector import explain
+from densitywatch.detector import conformal, explain
 from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMAT, Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData, Member, with_prefix, without_prefix
 from densitywatch.detector.member_table import check_reads, find_member
 from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise, variance_ratio
-from densitywatch.errors import ParamsError
+from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS
@@ -45,12 +46,20 @@ def calibrate(params: Params, root: Path) -> Path:
     data, models = fitting_data(params, root)
     arrays = fit_members(members, data)
     facts = _facts(params, root, info, members, models)
-    say("calibrate: scoring the calibration images")
+    split = open_split(prepared, "calibration").one_of_each_group(params.seed)
+    unit = "the calibration images" if split.groups is None else f"one image of each of {len(split):,} groups"
+    say(f"calibrate: scoring {unit}")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
+    calibration = FeatureCache(split.images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
-    if any(member.places for member in members):
+    if detector.has_places:
         arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
+    wanted = conformal.images_for(params.detector.false_alarm_rate)
+    if len(calibration) < wanted:
+        say(
+            f"calibrate: a false-alarm rate of {params.detector.false_alarm_rate:g} takes {wanted:,} calibration images"
+            f" and there are {len(calibration):,}, so no p-value is as small; raise data.calibration or the rate"
+        )
     for name in sorted(models.used):
         if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
             arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
@@ -77,7 +86,12 @@ def fit_members(members: list[Member], data: FittingData) -> Arrays:
 
 
 def fit_member(member: Member, data: FittingData) -> Arrays:
-    """What `member` needs to score, fitted."""
+    """What `member` needs to score, fitted. Raises ModelError where images are read at too small a size for it."""
+    if data.train.size < member.smallest:
+        raise ModelError(
+            f"{member.name} wants images of at least {member.smallest} pixels a side and detector.size is"
+            f" {data.train.size}; raise it, or name another member"
+        )
     if member.fit is None:
         return {}
     say(f"calibrate: fitting {member.name}")
@@ -98,7 +112,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "channels": info.channels,
         "resize": params.data.resize,
         "class_names": list(info.class_names),
-        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
+        "data": {"name": info.name, "digest": info.digest, "counts": info.counts, "groups": info.groups},
         "false_discovery_rate": params.detector.false_discovery_rate,
         "false_alarm_rate": params.detector.false_alarm_rate,
     }

@@ -2,6 +2,17 @@
 
 Everything here rests on one assumption: a normal image of the future is exchangeable with the calibration images, which
 took no part in fitting anything. Nothing is assumed about the score itself; a poor score loses power, never validity.
+
+Frames of one scene are not exchangeable with a frame of another scene: ten alike frames are one piece of evidence and
+not ten. Where the images have groups (data.group), the calibration scores are those of one image of each calibration
+group, drawn at random (data/groups/draw.py). Then n is the number of groups K. Assume that groups are exchangeable, a
+new one included, whatever happens inside of them. Then the K scores and the score of an image drawn from a new group
+are exchangeable, and everything below holds for that image exactly as with K independent images. This is the
+"subsampling once" of Dunn, Wasserman and Ramdas (2022, "Distribution-free prediction sets for two-layer hierarchical
+models"). Lee, Barber and Willett (2023, "Distribution-free inference with hierarchical data") give every image of
+group k the weight 1 / ((K + 1) N_k) instead, with the same promise. Their p-value is an average of ranks and no rank
+among exchangeable scores, which the bounds for one calibration set, the drift test and Benjamini-Hochberg's proof
+(PRDS) need. The smallest p-value, 1 / (K + 1), is the same. Every group counts the same, however many images it has.
 """
 
 from __future__ import annotations
@@ -103,8 +114,10 @@ def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
     """Which of a batch's p-values are called outliers at a false-discovery rate of q (Benjamini, Hochberg 1995).
 
     Split-conformal p-values share their calibration set, so they are not independent but positively dependent (PRDS),
-    under which the procedure keeps its promise (Bates et al. 2023, theorem 2): over many batches, the share of normal
-    images among the flagged ones is at most q on average.
+    under which the procedure keeps its promise (Bates et al. 2023, theorem 2): the share of normal images among a
+    batch's flagged ones, 0 where none is flagged, is at most q on average over batches and calibration sets. Among the
+    flagged images of many batches together it may be far higher: a batch without outliers that flags one image counts
+    as much as one that flags fifty. The rule for all flags together is in stream.py.
     """
     if not 0 < q < 1:
         raise ValueError("q: expected a false-discovery rate between 0 and 1")

@@ -55,6 +55,8 @@ class Scores:
     """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
     label_probability: Floats | None = None
+    label_p_value: Floats | None = None
+    """Small says that the image belongs to no class (detector/label_ranks.py)."""
 
     def __len__(self) -> int:
         return len(self.score)
@@ -112,6 +114,8 @@ class Detector:
         self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
             raise ValueError("calibration.score is not a list of finite numbers")
+        self.has_places = any(member.places is not None for member in self.members)
+        """Whether a member says where in an image it is unusual."""
         self.place_maxima: Floats | None = arrays.get("calibration.place_maximum")
         """The most surprising place of each calibration image, ascending; None where no member has a map of places."""
         for tail in self._tails.values():
@@ -170,7 +174,7 @@ class Detector:
             p_value=conformal.p_values(self.calibration, score),
             bits_per_dim=self._bits_per_dim(features),
             members=members,
-            places=None if self.density is None else explain.unusual_places(features, self.density),
+            places=self._unusual_places(features),
             texture=explain.texture_rank(features, self._texture),
         )
 
@@ -181,8 +185,20 @@ class Detector:
         dimensions = self.channels * size_of(self.models[self.density], self.reading_size) ** 2
         return np.asarray(features.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
 
+    def _unusual_places(self, features: FeatureCache) -> Floats | None:
+        """The share of what is unexpected in each half of the image, (B, 4); None without a map to take it from."""
+        if self.has_places:
+            return explain.share_in_halves(self.place_surprise(features))
+        return None if self.density is None else explain.unusual_places(features, self.density)
+
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
-        """Where the surprise is: nats of every pixel given those before it, (B, H, W) at the density model's size."""
+        """Where the surprise is, (B, H, W), nats: of the local members where there are some, or else of every pixel
+        given those before it, at the density model's size.
+
+        Raises ModelError for a detector with neither.
+        """
+        if self.has_places:
+            return np.asarray(self.place_surprise(self.features(images)), dtype=np.float32)
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
         return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
@@ -192,9 +208,9 @@ class Detector:
 
         Raises ModelError where no member has one.
         """
-        maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
-        if not maps:
+        if not self.has_places:
             raise ModelError("this detector has no local member, so it has no map of p-values; name one, as own_place")
+        maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
         return np.asarray(np.max(maps, axis=0))
 
     def place_p_values(self, images: Pixels) -> Floats:

@@ -25,7 +25,12 @@ def unusual_places(features: FeatureCache, density: str) -> Floats:
     The surplus of a pixel is the surprise beyond its expectation and one standard deviation, or 0.
     """
     surprise, expected, variance = features.surprise_statistics(density)
-    surplus = np.maximum(surprise - expected - np.sqrt(variance), 0.0).astype(np.float64)
+    return share_in_halves(np.maximum(surprise - expected - np.sqrt(variance), 0.0))
+
+
+def share_in_halves(surplus: Floats) -> Floats:
+    """The share of maps (B, H, W), none of them negative, that lies in each of HALVES, (B, 4)."""
+    surplus = surplus.astype(np.float64)
     h, w = surplus.shape[1:]
     parts = (surplus[:, : h // 2], surplus[:, (h + 1) // 2 :], surplus[:, :, : w // 2], surplus[:, :, (w + 1) // 2 :])
     total = np.maximum(surplus.sum((1, 2)), 1e-9)

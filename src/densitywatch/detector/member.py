@@ -61,6 +61,8 @@ class Member:
     """Whether it takes many times the PixelCNN's own time; the benchmark measures it on fewer images."""
     places: PlaceScore | None = None
     """(features, fitted arrays) -> (B, h, w): -log P(a normal image has a place as unusual), for a map of the image."""
+    smallest: int = 1
+    """Pixels a side that the detector has to read images at."""
     missing: Callable[[], str | None] | None = None
     """Why this machine cannot fit it, in one line, where that may be; calibrate then goes on without it."""
 
@@ -73,12 +75,13 @@ def member(
     needs_declared: bool = False,
     slow: bool = False,
     places: PlaceScore | None = None,
+    smallest: int = 1,
     missing: Callable[[], str | None] | None = None,
 ) -> Callable[[Score], Member]:
     """Make a member of a score function; member_table.py lists it under the function's name."""
 
     def make(score: Score) -> Member:
-        return Member(score.__name__, score, fit, says, needs_declared, reads, slow, places, missing)
+        return Member(score.__name__, score, fit, says, needs_declared, reads, slow, places, smallest, missing)
 
     return make
 

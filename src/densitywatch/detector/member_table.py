@@ -33,6 +33,7 @@ MEMBERS: dict[str, Member] = {
         transformations.transformation_judge,
         local.own_place,
         local.own_anywhere,
+        local.own_whole,
         local.lite0_place,
         local.lite0_anywhere,
     )

@@ -49,7 +49,8 @@ MEASURES = ("surprise", "spread", "bits_per_dim", "brightness", "sharpness")
 HORIZON = 2880
 """Batches that a change is equally likely to begin with: a month of one every 15 minutes. Later ones get less."""
 FIRST = 0.25
-"""The part of the capital that is bet on a stream that was not normal from its first batch on."""
+"""Question 1: the part of the capital that is bet on a stream that was not normal from its first batch on. Question 2
+cannot see such a change."""
 CALIBRATION_SHARE = 0.5
 """The part of the promised share of false alarms that question 1 may use up. Half of it is for the bounds."""
 
@@ -129,31 +130,33 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
     # that look at different things need not be one
     scale = np.concatenate([np.full(width, share / width) for (share, _), width in zip(tests, widths, strict=True)])
     starts = np.cumsum([0, *widths[:-1]])
+    first = np.zeros(bets.shape[1])
+    first[: widths[0]] = FIRST
     capital = np.zeros(bets.shape[1])  # what the parts that have begun have grown to
     best = np.zeros(bets.shape[1])  # the largest of these parts, and where it began
     began = np.zeros(bets.shape[1], dtype=np.int64)
     evidence = 0.0
     for t, factors in enumerate(bets):
-        fresh, waiting = _weights(t)
+        fresh, waiting = _weights(t, first)
         capital = (capital + fresh) * factors
-        began[best < fresh] = t
+        began = np.where(best < fresh, t, began)
         best = np.maximum(best, fresh) * factors
         evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
         if evidence >= 1 / a:
-            first = int(np.argmax(best * scale))
-            return Finding(evidence, t, int(began[first]), names[first])
+            most = int(np.argmax(best * scale))
+            return Finding(evidence, t, int(began[most]), names[most])
     return Finding(evidence, None, None)
 
 
-def _weights(t: int) -> tuple[float, float]:
-    """The part of the capital that begins to bet with batch t, counted from 0, and what still waits after it.
+def _weights(t: int, first: Floats) -> tuple[Floats, Floats]:
+    """The part of each bet's capital that begins to bet with batch t, counted from 0, and what still waits after it.
 
-    FIRST with batch 0, half of the rest in equal parts with the HORIZON batches after it, and the other half after
+    `first` with batch 0, half of the rest in equal parts with the HORIZON batches after it, and the other half after
     those, HORIZON / (t (t - 1)) of it with batch t: 1 in all, however long the stream is.
     """
+    half = (1 - first) / 2
     if t == 0:
-        return FIRST, 1 - FIRST
-    half = (1 - FIRST) / 2
+        return first, 1 - first
     if t <= HORIZON:
         return half / HORIZON, half * (2 - t / HORIZON)
     return half * HORIZON / (t * (t - 1)), half * HORIZON / t

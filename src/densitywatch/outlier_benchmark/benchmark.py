@@ -15,12 +15,14 @@ import numpy as np
 
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.reading import images_within
 from densitywatch.detector import conformal
 from densitywatch.detector.calibrate import WEIGHT_COPIES, drop_stale_copies, fit_member, fitting_data
 from densitywatch.detector.detector import DECLARED_MEMBER, Detector, load
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member_table import MEMBERS
+from densitywatch.detector.realised_alarms import realised_alarms
 from densitywatch.detector.scores.transformations import TRANSFORMATIONS
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
@@ -31,7 +33,7 @@ from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_f
 from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
 from densitywatch.outlier_benchmark.no_class import no_class_rates
 from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
-from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, realised_rates
+from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -47,7 +49,8 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     info = read_info(prepared)
     drop_stale_copies(root / WEIGHT_COPIES / "rivals", params.detector.rivals_read)
     detector = load(root / "models" / "detector")
-    test = open_split(prepared, "test").images
+    tested = open_split(prepared, "test")
+    test = tested.images
     # every kind of image is held at the data's size
     n = images_within(min(params.detector.panel_images, len(test)), KINDS * info.channels * info.size**2)
     # where there are enough test images, the ones that are transformed are not among the normal ones
@@ -66,21 +69,27 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         }
         for name, values in scores.items()
     }
+    normal_p = conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL])
+    groups = None if tested.groups is None else tested.groups[:n]
+    # frames of one scene are not exchangeable with the calibration scores, one of each scene is
+    exchangeable = scores[DETECTOR][NORMAL]
+    if groups is not None:
+        exchangeable = exchangeable[one_of_each_group(groups, params.seed)]
     findings = Findings(
         separations=separations,
         ablation=one_left_out(detector, scores, list(panel)),
         power=power_by_kind(
             detector.calibration,
-            scores[DETECTOR][NORMAL],
+            exchangeable,
             {kind: scores[DETECTOR][kind] for kind in panel},
-            rate=params.detector.false_discovery_rate,
-            seed=params.seed,
+            params,
         ),
         gains=gains(scores, DETECTOR, NORMAL, seed=params.seed),
-        normal_p=conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL]),
+        normal_p=normal_p,
+        alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
         rates={
             kind: realised_rates(
-                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                np.concatenate([detector.calibration, exchangeable]),
                 scores[DETECTOR][kind],
                 calibration_size=len(detector.calibration),
                 target=params.detector.false_discovery_rate,
@@ -88,9 +97,20 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             )
             for kind in track(list(panel), "false-discovery rate")
         },
+        streams={
+            kind: rates_in_streams(
+                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                scores[DETECTOR][kind],
+                calibration_size=len(detector.calibration),
+                target=params.detector.false_discovery_rate,
+                seed=params.seed,
+            )
+            for kind in track(list(panel), "streams of batches")
+        },
         folds=held_out_classes(params, root) if info.class_names else {},
         no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
         left_out=left_out,
+        grouped=groups is not None,
     )
     metrics = summary(findings, params)
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
@@ -188,12 +208,19 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
         key = f"{share:.0%}_outliers".replace("%", "_percent")
         for rate in ("false_discovery_rate", "power"):
             metrics[f"{rate}_at_{key}"] = {kind: round(rates[share][rate], 4) for kind, rates in findings.rates.items()}
+    for rate in next(iter(findings.streams.values())):
+        metrics[f"{rate}_where_outliers_are_rare"] = {
+            kind: round(rates[rate], 4) for kind, rates in findings.streams.items()
+        }
     if findings.folds:
         for score in ("detector", "pixel_mixture"):
             mean = float(np.mean([fold[score] for fold in findings.folds.values()]))
             metrics[f"held_out_auroc_{score}"] = round(mean, 4)
     alarm = params.detector.false_alarm_rate
     metrics["false_alarm_rate_on_test_images"] = round(float((findings.normal_p <= alarm).mean()), 4)
+    for found in findings.alarms:
+        key = f"realised_at_{100 * found.promised:g}_percent"
+        metrics |= {key: round(found.share, 4), f"{key}_low": round(found.low, 4), f"{key}_high": round(found.high, 4)}
     if findings.no_class:
         shares = {kind: round(share, 4) for kind, share in findings.no_class.items()}
         on_test_images = shares.pop(NORMAL)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from densitywatch.arrays import Floats
 from densitywatch.detector.power import Power, power
+from densitywatch.params import Params
 
 SHARES = (0.05, 0.01)
 """Shares of outliers in a batch; the first is the headline."""
-RESAMPLES, RESAMPLED_BATCHES = 100, 100
+RESAMPLES, RESAMPLED_BATCHES = 100, 50
 """Bootstrap resamples of the images for the interval of the headline, and the batches of each."""
 
 
@@ -28,22 +30,28 @@ class Found:
 
 
 def power_by_kind(
-    calibration: Floats, normal: Floats, outlying: Mapping[str, Floats], *, rate: float, seed: int
+    calibration: Floats, normal: Floats, outlying: Mapping[str, Floats], params: Params
 ) -> dict[str, Found]:
-    """Kind of outlier -> what is found of it at a false-discovery rate of `rate`, the worst first.
+    """Kind of outlier -> what is found of it by the rule of params.inbox at detector.false_discovery_rate, worst first.
 
     Takes the detector's scores of the calibration images (sorted), of normal test images, and of each kind.
     """
-    result = {}
+    rule = partial(
+        power,
+        calibration,
+        rate=params.detector.false_discovery_rate,
+        control=params.inbox.control,
+        alike=params.inbox.alike,
+        strict=params.inbox.strict,
+    )
+    seed, result = params.seed, {}
     for kind, scores in outlying.items():
-        by_share = {share: power(calibration, normal, scores, rate=rate, share=share, seed=seed) for share in SHARES}
+        by_share = {share: rule(normal, scores, share=share, seed=seed) for share in SHARES}
         rng = np.random.default_rng(seed)
         resampled = [
-            power(
-                calibration,
+            rule(
                 rng.choice(normal, len(normal)),
                 rng.choice(scores, len(scores)),
-                rate=rate,
                 share=SHARES[0],
                 batches=RESAMPLED_BATCHES,
                 seed=seed + 1 + i,

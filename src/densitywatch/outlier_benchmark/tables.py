@@ -13,10 +13,13 @@ import numpy as np
 
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.detector.power import BATCH as POWER_BATCH
+from densitywatch.detector.power import BATCHES as POWER_BATCHES
+from densitywatch.detector.power import STREAM
+from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
 from densitywatch.outlier_benchmark.kinds import in_words
-from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
+from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES, CLEAN, FEW, STREAM_BATCH, STREAMS
 from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
@@ -46,12 +49,18 @@ class Findings:
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
     """Kind of outlier -> share of outliers in a batch -> rate -> value."""
+    streams: Mapping[str, Mapping[str, float]]
+    """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
     no_class: Mapping[str, float]
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
     """Scores that were not measured, each with the reason."""
+    alarms: list[Realised]
+    """What the promised rates came to on normal test images."""
+    grouped: bool
+    """Whether the images have groups: then one image of each counts."""
 
 
 @dataclass(frozen=True)
@@ -91,41 +100,49 @@ def write_tables(folder: Path, findings: Findings, params: Params, examples: Map
 
 def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     """The tables in the order of the report page; those without rows are left out."""
-    yield power_table(findings, params.detector.false_discovery_rate)
+    yield power_table(findings, params)
     yield auroc_table(findings, params.detector.slow_images)
     yield interval_table(findings)
     if findings.ablation:
         yield ablation_table(findings)
+    yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
+    yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
         yield no_class_table(findings, params.detector.false_alarm_rate)
 
 
-def power_table(findings: Findings, target: float) -> Table:
+def power_table(findings: Findings, params: Params) -> Table:
     """The first table of the page: kinds of outliers, what is found least first."""
     aurocs = {kind: found["auroc"][0] for kind, found in findings.separations[DETECTOR].items()}
     rows = []
     for kind, found in findings.power.items():
         shares = [*found.by_share.values()]
-        interval = f"{shares[0].found:.2f} ({found.low:.2f} to {found.high:.2f})"
+        interval = f"{shares[0].found:.2f} ({found.low:.2f}–{found.high:.2f})"
         rest = [f"{figure:.2f}" for figure in (shares[1].found, *(one.false_alarms for one in shares))]
         rows.append([in_words(kind), interval, *rest, f"{aurocs[kind]:.3f}"])
-    percents = [f"{share:.0%}" for share in SHARES]
+    percents = [f"{100 * share:.0f} %" for share in SHARES]
+    rule = {
+        "stream": f"as streams of {STREAM}, each with one budget of false alarms (inbox.control: stream)",
+        "batch": "one by one by Benjamini-Hochberg (inbox.control: batch)",
+    }[params.inbox.control]
     return Table(
         "power.csv",
         [
             "outliers",
-            *(f"share found, {percent} outliers in the batch" for percent in percents),
-            *(f"false alarms among the flagged, {percent}" for percent in percents),
+            *(f"found, {percent} outliers" for percent in percents),
+            *(f"false alarms, {percent} outliers" for percent in percents),
             "AUROC",
         ],
         rows,
         "What the deployed rule finds",
-        f"The worst kind first. Benjamini-Hochberg at {target:g} flags {BATCHES} batches of {POWER_BATCH} images, with "
-        "the calibration set as it is. In parentheses: 95 % of resamples of the images. False alarms are counted over "
-        "all batches together. AUROC needs no threshold, so it is no promise of what is flagged.",
+        f"The worst kind first. {POWER_BATCHES} batches of {POWER_BATCH} images are flagged {rule}, at "
+        f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
+        "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
+        "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
+        "is no promise of what is flagged.",
     )
 
 
@@ -200,6 +217,31 @@ def ablation_table(findings: Findings) -> Table:
     )
 
 
+def alarm_table(findings: Findings) -> Table:
+    alarms = findings.alarms
+    unit = "groups" if findings.grouped else "images"
+    return Table(
+        "false_alarms.csv",
+        ["promised", f"share of new {unit}", "low", "high", "holds", "all images"],
+        [
+            [
+                f"{alarm.promised:g}",
+                *(f"{value:.3f}" for value in (alarm.share, alarm.low, alarm.high)),
+                "yes" if alarm.holds else "no",
+                f"{alarm.every_image:.3f}",
+            ]
+            for alarm in alarms
+        ],
+        f"Do the promised rates hold on {unit} that were never seen?",
+        f"The share of {alarms[0].groups:,} normal test {unit} with a p-value up to the promised rate"
+        + (", by one image of each" if findings.grouped else "")
+        + f". Low and high bound {INSIDE:.0%} of such shares when the promise holds for this number of {unit} and of"
+        " calibration scores. The last column has all test images"
+        + (", every group counted the same." if findings.grouped else ".")
+        + " With data.calibration_time: later the test images are the latest ones.",
+    )
+
+
 def false_discovery_table(findings: Findings, target: float) -> Table:
     rows = [
         [kind, share, *(f"{value:.3f}" for value in rates.values())]
@@ -219,6 +261,18 @@ def false_discovery_table(findings: Findings, target: float) -> Table:
     )
 
 
+def stream_table(findings: Findings, target: float) -> Table:
+    return Table(
+        "streams.csv",
+        ["outliers", *next(iter(findings.streams.values()))],
+        [[kind, *(f"{value:.3f}" for value in rates.values())] for kind, rates in findings.streams.items()],
+        f"Where outliers are rare: the share of false alarms among all flags together, target {target:g}",
+        f"{STREAMS} streams of batches of at most {STREAM_BATCH} images; {CLEAN:.0%} of the batches hold normal images "
+        f"alone, the others 1 to {FEW} outliers. The batch rule keeps its rate on average over batches, and not here. "
+        "The stream's rule judges all batches with one budget; its share is of max(1, flags).",
+    )
+
+
 def held_out_table(findings: Findings) -> Table:
     return Table(
         "held_out.csv",
@@ -235,8 +289,8 @@ def no_class_table(findings: Findings, false_alarm_rate: float) -> Table:
         ["images", "share said to belong to no class"],
         [[kind, f"{share:.3f}"] for kind, share in findings.no_class.items()],
         "Labels with rejection: who belongs to no class?",
-        "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
-        f"{false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
+        "The class-conditional density gives each image a label. The detector's score is ranked among normal images "
+        f"with that label, at a false-alarm rate of {false_alarm_rate:g}: about that share of normal images.",
     )
 
 

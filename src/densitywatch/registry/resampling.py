@@ -94,12 +94,14 @@ def wrong_pairs(normal: Floats, outlying: Floats) -> Figures:
     order = np.argsort(normal, kind="stable")
     ranked = normal[order]
     below, not_above = np.searchsorted(ranked, outlying, "left"), np.searchsorted(ranked, outlying, "right")
+    ties = bool((below != not_above).any())
 
     def figures(counts: Floats) -> Floats:
-        taken = np.zeros((len(counts), len(normal) + 1))
-        np.cumsum(counts[:, order], axis=1, out=taken[:, 1:])  # normal images with a score below the k-th smallest
-        right = (counts * (taken[:, below] + taken[:, not_above]) / 2).sum(1)
-        return 1.0 - right / counts.sum(1) ** 2
+        taken = np.zeros((len(counts), len(normal) + 1))  # normal images with one of the k lowest scores
+        np.cumsum(counts[:, order], axis=1, out=taken[:, 1:])
+        lower = (taken[:, below] + taken[:, not_above]) / 2 if ties else taken[:, below]
+        # the mean over outlying images of how many normal ones lie below, over all pairs
+        return np.asarray(1.0 - np.einsum("bn,bn->b", counts, lower) / counts.sum(1) ** 2)
 
     return figures
 

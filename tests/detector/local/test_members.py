@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from densitywatch.arrays import Arrays, Pixels
-from densitywatch.detector.calibrate import fit_members
+from densitywatch.detector.calibrate import calibrate, fit_member, fit_members
 from densitywatch.detector.conformal import check_reachable, images_for, place_p_values
-from densitywatch.detector.detector import Detector
+from densitywatch.detector.detector import Detector, load
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.local import local_map
-from densitywatch.detector.local.sources import OWN
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import MEMBERS, find_member
 from densitywatch.errors import ModelError
+from densitywatch.params import load_params
+from tests.small_project import with_detector
 
 SIZE = 64
 LOCAL = sorted(name for name, member in MEMBERS.items() if member.places is not None)
@@ -168,6 +171,23 @@ def test_a_whole_detector_keeps_its_rates_on_images_it_has_not_seen(detector: De
         assert 0.03 <= np.mean(rates) <= 0.07
 
 
+@pytest.mark.slow
+def test_the_rates_hold_over_whole_fits_on_few_images() -> None:
+    """30 detectors, each of 80 training, 40 validation and 39 calibration images of its own, on 40 fresh images each.
+
+    Spreads that came from the calibration images would make far more false alarms than were asked for.
+    """
+    flagged, outlined = [], []
+    for seed in range(30):
+        detector = made(fitting_data(seed=10 + seed), ("own_place",), plates(39, seed=5000 + seed))
+        fresh = plates(40, seed=6000 + seed)
+        flagged.append(float((detector.score(fresh).p_value <= 0.1).mean()))
+        outlined.append(float(detector.outlined(fresh, 0.1).any((1, 2)).mean()))
+    for rates in (flagged, outlined):
+        error = 3 * np.std(rates) / np.sqrt(len(rates))
+        assert 0.1 - error <= np.mean(rates) <= 0.1 + error
+
+
 def test_what_is_fitted_does_not_depend_on_calibration_images() -> None:
     data = fitting_data()
     one, other = (made(data, ("own_place",), plates(30, seed=seed)).arrays for seed in (1, 2))
@@ -190,8 +210,22 @@ def test_black_images_score_finitely_and_a_spot_on_one_is_found() -> None:
 def test_images_too_small_for_places_are_refused() -> None:
     small = FeatureCache(np.zeros((9, 1, 28, 28), np.uint8), Models(), size=28)
     data = replace(fitting_data(), train=small, sample=small, validation=small)
-    with pytest.raises(ModelError, match=r"at least 64 pixels a side; detector\.size gives 28"):
-        local_map.fit_local(data, OWN, "place")
+    with pytest.raises(
+        ModelError, match=r"own_place wants images of at least 64 pixels a side and detector\.size is 28"
+    ):
+        fit_member(find_member("own_place"), data)
+
+
+def test_an_image_that_is_darker_everywhere_is_found_as_a_whole() -> None:
+    data = fitting_data()
+    fitted = fit_member(find_member("own_whole"), data)
+    images = plates(20, seed=65)
+    plain, dark, rough = (
+        find_member("own_whole").score(FeatureCache(x, Models(), size=SIZE), fitted)
+        for x in (images, (images * 0.8).astype(np.uint8), images ^ 4)
+    )
+    assert np.median(dark) > plain.max()
+    assert np.median(rough) > plain.max()
 
 
 def test_neighbours_share_a_gaussian_on_a_fine_grid_and_nothing_moves() -> None:
@@ -209,3 +243,37 @@ def test_the_mean_of_the_top_is_over_one_place_in_a_hundred() -> None:
     largest, top = local_map.statistics(maps)
     assert largest[0] == 1023
     assert top[0] == np.arange(1014, 1024).mean()
+
+
+def test_the_map_of_a_report_is_that_of_the_local_members_and_words_name_the_half(detector: Detector) -> None:
+    images = scratched(plates(6, seed=64))  # the scratch is in the upper half, to the right
+    np.testing.assert_array_equal(
+        detector.surprise_map(images), detector.place_surprise(detector.features(images)).astype(np.float32)
+    )
+    scores = detector.score(images)
+    assert scores.places is not None
+    assert (scores.places[:, 0] > scores.places[:, 1]).all()
+    assert "a small part of it is not as it is at that place in normal images" in detector.explain(scores, 0).lower()
+
+
+def test_calibrate_makes_a_detector_of_photographs_and_says_which_rate_is_out_of_reach(
+    project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data" / "prepared"
+    data.mkdir(parents=True)
+    counts = {"train": 60, "validation": 30, "calibration": 39, "test": 4}
+    for seed, (split, count) in enumerate(counts.items()):
+        np.save(data / f"{split}.npy", plates(count, 80 + seed))
+        np.save(data / f"{split}_labels.npy", np.full(count, -1))
+    facts = {"name": "plates", "size": SIZE, "channels": 1, "class_names": [], "digest": "0" * 64, "counts": counts}
+    (data / "dataset.json").write_text(json.dumps(facts))
+    params = with_detector(load_params(project_root / "params.yaml"), members=("own_place",), size=SIZE)
+    calibrate(params, tmp_path)
+    assert "a false-alarm rate of 0.01 takes 99 calibration images and there are 39" in capsys.readouterr().err
+    loaded = load(tmp_path / "models" / "detector")
+    assert loaded.place_maxima is not None
+    assert len(loaded.place_maxima) == 39
+    images = np.load(data / "calibration.npy")
+    largest = np.sort(loaded.surprise_map(images).max((1, 2)))
+    np.testing.assert_allclose(largest, loaded.place_maxima, rtol=1e-4, atol=1e-4)
+    assert loaded.outlined(scratched(plates(3, seed=90)), 0.05).any((1, 2)).all()

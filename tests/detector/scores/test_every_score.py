@@ -19,7 +19,7 @@ from densitywatch.models.storage import load_model_folder
 from densitywatch.params import Params
 from tests.small_project import bars
 
-SMALL = sorted(name for name, member in MEMBERS.items() if member.places is None)
+SMALL = sorted(name for name, member in MEMBERS.items() if member.smallest == 1)
 """Those that read images as small as bars; the others have demands of their own in tests/detector/local."""
 
 

@@ -55,7 +55,8 @@ def test_models_that_draw_many_and_few_samples_are_compared_on_the_same_number(
         changed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
         result = sample_quality(context_of(Shows(real), params=changed, classifier=folder))
         assert result is not None
-        found[drawn] = dict(result.metrics)
+        # the median distance to training images does not depend on how many samples there are
+        found[drawn] = {key: value for key, value in result.metrics.items() if key != "neighbour_ratio"}
     few, many = found[30], found[100]
     assert many.pop("more_images") == 100
     # the samples are training images: they have the floor's figures at either number, and more of them a lower FID

@@ -59,8 +59,8 @@ def test_linear_probes_are_compared_at_the_number_of_labels_that_all_were_given(
     fast = {"linear_probe_accuracy": 0.86, "linear_probe_labels": 51000, "linear_probe_accuracy_10000": 0.84}
     cells = dict((line.title, cells) for line, cells in compare({"slow": slow, "fast": fast}))["Linear probe"]
     assert [(cells[name].text, cells[name].note, cells[name].best) for name in ("slow", "fast")] == [
-        ("0.850", "10,000 labels", True),
-        ("0.840", "10,000 labels", False),
+        ("85.0 %", "10,000 labels", True),
+        ("84.0 %", "10,000 labels", False),
     ]
     other = fast | {"linear_probe_labels": 500}
     assert best_of(row("Linear probe"), [slow, other]) is None

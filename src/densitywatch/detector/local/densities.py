@@ -70,7 +70,9 @@ def place_gaussian(moments: PlaceMoments, strength: float) -> Arrays:
 def place_distance(features: Tensor, fitted: Arrays) -> Tensor:
     """Mahalanobis distance of features (B, P, D) from the mean of their place: |L^-1 (x - m)|, (B, P)."""
     mean, whitening = torch.as_tensor(fitted["mean"]), torch.as_tensor(fitted["whitening"])
-    return torch.bmm((features - mean).transpose(0, 1), whitening.transpose(1, 2)).norm(dim=2).T
+    white = torch.bmm((features - mean).transpose(0, 1), whitening.transpose(1, 2))
+    distance: Tensor = torch.linalg.vector_norm(white, dim=2)
+    return distance.T
 
 
 def place_nll(features: Tensor, fitted: Arrays) -> Tensor:
