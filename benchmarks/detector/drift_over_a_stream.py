@@ -33,7 +33,7 @@ from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import find_member
 from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
-from densitywatch.detector.stream_drift import Finding, Look, follow, look
+from densitywatch.detector.stream_drift import HIGH, LOW, Finding, Look, follow, look
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.params import load_params
 
@@ -50,12 +50,13 @@ OF_IMAGES = ("bits_per_dim", "brightness", "sharpness")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="?", choices=["alarms", "delay"])
-    parser.add_argument("--streams", type=int, default=200, help="normal streams of a row")
+    parser.add_argument("--streams", type=int, default=100, help="normal streams of a row")
+    parser.add_argument("--frames", type=int, help="this row of normal streams alone; 0 for the mixed one")
     parser.add_argument("--batches", type=int, default=2880)
     parser.add_argument("--images", type=int, default=250)
-    parser.add_argument("--changed", type=int, default=25, help="changed streams of a row")
+    parser.add_argument("--changed", type=int, default=20, help="changed streams of a row")
     parser.add_argument("--before", type=int, default=300)
-    parser.add_argument("--within", type=int, default=500)
+    parser.add_argument("--within", type=int, default=300)
     parser.add_argument("--split", choices=["validation", "test"], default="test")
     parser.add_argument("--root", type=Path, default=Path(), help="the project with models/ and data/prepared/")
     parser.add_argument("--seed", type=int, default=1)
@@ -69,7 +70,7 @@ def main() -> None:
 def alarms(asked: argparse.Namespace) -> None:
     print(f"{asked.streams} normal streams a row, {asked.batches} batches of {asked.images} images", flush=True)
     print(f"{'frames a scene':16}{'promised':>10}{'streams with an alarm':>24}{'95 % interval':>18}{'seconds':>9}")
-    for scene in SCENES:
+    for scene in SCENES if asked.frames is None else (asked.frames or None,):
         rng, started, seen = np.random.default_rng([asked.seed, scene or 0]), time.monotonic(), {0.01: 0, 0.1: 0}
         for _ in range(asked.streams):
             looks = normal_stream(rng, asked.batches, asked.images, scene)
@@ -91,14 +92,32 @@ def alarms(asked: argparse.Namespace) -> None:
 def normal_stream(rng: np.random.Generator, batches: int, images: int, scene: int | None) -> list[Look]:
     """Looks at normal batches whose scores, and numbers of every image, are normal variables; frames are alike."""
     calibration = np.sort(rng.normal(size=CALIBRATION))
-    looks = []
-    for _ in range(batches):
-        which = frames(rng, images, scene)
-        drawn = ALIKE * rng.normal(size=(2, images))[:, which] + np.sqrt(1 - ALIKE**2) * rng.normal(size=(2, images))
-        scores = drawn[0]
-        numbers = {"bits_per_dim": -scores, "brightness": drawn[1], "sharpness": drawn[0] + drawn[1]}
-        looks.append(look(scores, p_values(calibration, scores), numbers, calibration, tie=rng.uniform()))
+    which = np.stack([frames(rng, images, scene) for _ in range(batches)])
+    scores, other = (
+        ALIKE * np.take_along_axis(rng.standard_normal((batches, images)), which, axis=1)
+        + np.sqrt(1 - ALIKE**2) * rng.standard_normal((batches, images))
+        for _ in range(2)
+    )
+    numbers = dict(zip(OF_IMAGES, (-scores, other, scores + other), strict=True))
+    ties = rng.uniform(size=batches)
+    p = p_values(calibration, scores.ravel()).reshape(scores.shape)
+    looks = all_looks(scores, p, numbers, calibration, ties)
+    one = {name: values[0] for name, values in numbers.items()}
+    assert looks[0] == look(scores[0], p[0], one, calibration, tie=float(ties[0]))
     return looks
+
+
+def all_looks(scores: Floats, p: Floats, numbers: dict[str, Floats], calibration: Floats, ties: Floats) -> list[Look]:
+    """`look` at many batches of one size at once, which takes a fifth of the time; every array is (batches, images)."""
+    n, images = len(calibration), scores.shape[1]
+    places = [(scores > calibration[n - max(1, round(share * n))]) for share in HIGH]
+    places += [(scores < calibration[max(1, round(share * n)) - 1]) for share in LOW]
+    shares = np.stack([place.sum(axis=1) / images for place in places], axis=1)
+    measures = [-np.log(p).mean(axis=1), np.abs(2 * p - 1).mean(axis=1), *(x.mean(axis=1) for x in numbers.values())]
+    return [
+        Look(images, tuple(row), tuple(values), tie)
+        for row, values, tie in zip(shares.tolist(), np.stack(measures, axis=1).tolist(), ties.tolist(), strict=True)
+    ]
 
 
 def frames(rng: np.random.Generator, images: int, scene: int | None) -> NDArray[np.intp]:
@@ -150,7 +169,7 @@ def one_delay(
         rows = rows[which]
         numbers = {name: rows[:, 1 + k] for k, name in enumerate(OF_IMAGES)}
         looks.append(look(rows[:, 0], p_values(calibration, rows[:, 0]), numbers, calibration, tie=rng.uniform()))
-        if number >= before and number % 10 == 9:  # looking less often loses nothing: an alarm names its batch
+        if number >= before and number % 50 == 49:  # looking less often loses nothing: an alarm names its batch
             found = follow(looks, CALIBRATION, 0.01)
             if found.alarm is not None:
                 return after_the_change(found, before)

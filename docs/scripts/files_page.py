@@ -43,14 +43,20 @@ SUMMARY = {
     "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
-    "drift_alarm": "whether the inbox's stream has moved; this and the next five are there for batches of the inbox alone",
+    "drift_alarm": "whether the inbox's stream has moved; this key and the five below are for the inbox alone",
     "drift_evidence": "evidence that it has; an alarm at 1 / `inbox.drift_alarm`",
     "drift_batches": "batches in the stream so far",
     "drift_alarm_batch": "the batch that raised the alarm",
     "drift_since": "the batch that the change most likely began with",
     "drift_moved": "what moved most: `calibration`, or a measure and its direction",
-    "promise": "what the flags promise, in a sentence",
-    "fewest_to_flag": "clear outliers that a batch of this size needs before it can flag any; null where one is enough",
+    "promise": "what the flags promise, in words",
+    "control": "the rule in force: `batch` or `stream`",
+    "level": "by the batch rule, the rate; in a stream, the budget before this batch, in false alarms",
+    "stream_batch": "the batch's number in its stream, from 1",
+    "stream_flagged_before": "images that the stream had flagged before it",
+    "fewest_to_flag": "how many images less usual than every calibration image it takes to flag any; null: no number",
+    "takes": "ways to be flagged: this many images of the batch, or of a part of it, at or below this p-value",
+    "to_be_flagged": "what it takes, in words",
     "content": "a digest of names and contents",
     "identity": "what decides the results: source, detector, rates",
     "quarantine_reasons": "how many files for each reason",
@@ -158,9 +164,11 @@ def page() -> str:
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
         "By kind of outlier, with the lowest (`min`) or highest (`max`): `power_at_5` and `power_at_1`, the share that"
         " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`,"
-        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr`, `tpr_at_1_fpr`;"
-        " AUROC with declared transformations. `power_at_5_percent_outliers` and its like are averages over calibration"
-        " sets that are drawn anew, with the false-discovery rate realised.\n"
+        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
+        " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
+        " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
+        " drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 

@@ -161,12 +161,13 @@ def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdi
 
 
 def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand(root: Path) -> None:
-    set_inbox(root, "drift_alarm", "0.9")  # so that one batch of outliers alone is enough
-    fill(root / "data" / "inbox" / "b", 0, bright=40)
+    set_inbox(root, "drift_alarm", "0.9")  # so that two batches of outliers are enough
+    for name in ("a", "b"):
+        fill(root / "data" / "inbox" / name, 0, bright=40)
     state = job.detect_outliers(root, return_state=True)
     assert state.is_failed()
     assert state.name == job.ALARM == "Drift alarm"
-    assert "alarm at batch b" in str(state.message)
+    assert "alarm at batch b, most likely since batch a" in str(state.message)
     assert "inbox.drift_seen" in str(state.message)
     assert len(scored(root, "b")) == 45
     assert states(root) == {"a": "done", "b": "done"}, "no batch is scored again"
@@ -181,7 +182,8 @@ def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand
 
 def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:
     set_inbox(root, "drift_alarm", "0.9")
-    fill(root / "data" / "inbox" / "b", 0, bright=40)
+    for name in ("a", "b"):
+        fill(root / "data" / "inbox" / name, 0, bright=40)
     (root / "data" / "inbox" / "c").mkdir()
     (root / "data" / "inbox" / "c" / "x.png").write_bytes(b"no image")
     (root / "data" / "inbox" / "c" / "_SUCCESS").touch()

@@ -139,12 +139,12 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
     for t, factors in enumerate(bets):
         fresh, waiting = _weights(t, first)
         capital = (capital + fresh) * factors
-        began[best < fresh] = t
+        began = np.where(best < fresh, t, began)
         best = np.maximum(best, fresh) * factors
         evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
         if evidence >= 1 / a:
-            first = int(np.argmax(best * scale))
-            return Finding(evidence, t, int(began[first]), names[first])
+            most = int(np.argmax(best * scale))
+            return Finding(evidence, t, int(began[most]), names[most])
     return Finding(evidence, None, None)
 
 

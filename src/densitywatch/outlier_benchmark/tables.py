@@ -19,7 +19,7 @@ from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
 from densitywatch.outlier_benchmark.kinds import in_words
-from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
+from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES, CLEAN, FEW, STREAM_BATCH, STREAMS
 from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
@@ -43,10 +43,14 @@ class Findings:
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
     """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
+    gains: Mapping[str, list[float]]
+    """Control -> [value, low, high] of the detector's mean AUROC minus the control's."""
     normal_p: Floats
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
     """Kind of outlier -> share of outliers in a batch -> rate -> value."""
+    streams: Mapping[str, Mapping[str, float]]
+    """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
     no_class: Mapping[str, float]
@@ -103,6 +107,7 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
         yield ablation_table(findings)
     yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
+    yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
@@ -169,7 +174,16 @@ def auroc_table(findings: Findings, slow_images: int) -> Table:
         "Every score on every kind of outlier: AUROC",
         "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
         "which transformations count as outliers. "
+        f"{in_words_of_gains(findings.gains)}"
         f"Slow scores are measured on {slow_images} images.{not_measured}",
+    )
+
+
+def in_words_of_gains(gains: Mapping[str, list[float]]) -> str:
+    """What the trained networks are worth, a sentence for each control."""
+    return "".join(
+        f"Mean AUROC is {value:+.4f} ({low:+.4f} to {high:+.4f}) next to '{name}'. "
+        for name, (value, low, high) in gains.items()
     )
 
 
@@ -244,6 +258,18 @@ def false_discovery_table(findings: Findings, target: float) -> Table:
         "calibration set drawn anew each time. The rate is the share of normal images among those called outliers; "
         "power is the share of outliers found. The conditional variant holds for 90 % of single calibration sets, and "
         "finds less.",
+    )
+
+
+def stream_table(findings: Findings, target: float) -> Table:
+    return Table(
+        "streams.csv",
+        ["outliers", *next(iter(findings.streams.values()))],
+        [[kind, *(f"{value:.3f}" for value in rates.values())] for kind, rates in findings.streams.items()],
+        f"Where outliers are rare: the share of false alarms among all flags together, target {target:g}",
+        f"{STREAMS} streams of batches of at most {STREAM_BATCH} images; {CLEAN:.0%} of the batches hold normal images "
+        f"alone, the others 1 to {FEW} outliers. The batch rule keeps its rate on average over batches, and not here. "
+        "The stream's rule judges all batches with one budget; its share is of max(1, flags).",
     )
 
 
