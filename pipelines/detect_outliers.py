@@ -17,16 +17,19 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
 
 from densitywatch import environment
 from densitywatch.batches.inbox import Batch, find_batches
-from densitywatch.errors import DataError, DensitywatchError
+from densitywatch.errors import DataError, DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
 from pipelines import stoppable_runs
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
 
+ALARM = "Drift alarm"
+"""The name of the state that a run ends in when the stream has moved; its type is Failed."""
 CHAMPION: Any = "models:/densitywatch-detector@champion"
 
 
@@ -38,11 +41,19 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 
     It may run while `retrain` runs: it changes nothing that DVC tracks.
 
-    Raises DataError naming the batches that failed, or those asked for that are not there.
+    A drift alarm ends the run in the state ALARM, after every batch is scored and done: each run that scores a batch
+    ends so until a person has seen the alarm (inbox.drift_seen) or the detector has another version.
+
+    Raises DataError naming the batches that failed, or those asked for that are not there; DriftAlarm as above.
     """
     root = root.resolve()
     with stoppable_runs.stoppable(root):
-        return _detect_outliers(root, batches)
+        try:
+            return _detect_outliers(root, batches)
+        except DriftAlarm as alarm:
+            get_run_logger().error("%s", visible(str(alarm)))
+            ended: Any = Failed(name=ALARM, message=str(alarm), data=alarm)
+            return ended  # type: ignore[no-any-return]  # Prefect takes a returned state for the run's
 
 
 def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, Any]]:
@@ -59,6 +70,8 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if not wanted:
         get_run_logger().info("no new batch in %s", params.inbox.address)
         return []
+    from densitywatch.batches.drift_state import alarm_in_words
+
     ensure_device_limit(params.device.slots)
     for note in stand_ins(params, root):
         get_run_logger().warning("%s", note)
@@ -75,8 +88,12 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if summaries:
         rows = [_row(summary) for summary in summaries]
         leave_artifact(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
+    alarm = next((text for summary in reversed(summaries) if (text := alarm_in_words(summary)) is not None), None)
     if failures:
-        raise DataError(f"not scored, or not as expected: {'; '.join(failures)}")
+        moved = f"; {alarm}" if alarm is not None else ""
+        raise DataError(f"not scored, or not as expected: {'; '.join(failures)}{moved}")
+    if alarm is not None:
+        raise DriftAlarm(alarm)
     return summaries
 
 
@@ -141,7 +158,11 @@ def gallery_text(folder: Path) -> str:
 def _row(summary: dict[str, Any]) -> dict[str, Any]:
     """One row of a table about batches; names from outside are text, never markup."""
     figures = ("files", "scored", "quarantined", "outliers", "false_discovery_rate", "drift_p_value")
-    return {"batch": _text(str(summary["batch"]))} | {key: summary[key] for key in figures}
+    return (
+        {"batch": _text(str(summary["batch"]))}
+        | {key: summary[key] for key in figures}
+        | {"drift_alarm": summary.get("drift_alarm")}
+    )
 
 
 def _text(name: str) -> str:

@@ -16,8 +16,9 @@ from prefect.transactions import Transaction, transaction
 
 from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
-from densitywatch.errors import DensitywatchError
+from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
+from densitywatch.text import visible
 from pipelines import dvc_commands, dvc_graph, stoppable_runs
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
@@ -124,7 +125,11 @@ def _detect(params: Params, root: Path, *, demo: bool) -> Step:
             for batch in present
             if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
         ]
-        step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
+        try:
+            step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
+        except DriftAlarm as alarm:  # to retrain is what the alarm asks for
+            get_run_logger().warning("%s", visible(str(alarm)))
+            step.outcome = "drift alarm"
     return step
 
 
@@ -210,7 +215,7 @@ def check_champion(name: str, params: Params, root: Path) -> None:
     import numpy as np
 
     from densitywatch.data.dataset import open_split
-    from densitywatch.registry import gate
+    from densitywatch.registry import measuring
     from densitywatch.registry import versions as registry
 
     folder = registry.download_model(f"models:/densitywatch-{name}@champion", params, root, stand_in=False)
@@ -220,5 +225,5 @@ def check_champion(name: str, params: Params, root: Path) -> None:
 
         if not np.isfinite(detector.load(folder).score(images).score).all():
             raise DensitywatchError(f"{name}: the new champion gives no finite score")
-    elif not np.isfinite(gate.measure_model(folder, images, params, root).value):
+    elif not np.isfinite(measuring.measure_model(folder, images, params, root).value):
         raise DensitywatchError(f"{name}: the new champion measures no finite number")

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
@@ -59,9 +60,12 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
     _current = os.environ[run_processes.MARK] = run_processes.new_mark(root)
     watch = run_processes.start_watch(_current)
     unwound = threading.Event()
-    end = partial(_end_command if command else _end_flow, mark=_current, unwound=unwound)
+    if command:
+        end, first = partial(_end_command, mark=_current, unwound=unwound, stderr=sys.stderr), _be_quiet
+    else:
+        end, first = partial(_end_flow, mark=_current, unwound=unwound), None
     try:
-        with stopping.listening(end):
+        with stopping.listening(end, first=first):
             try:
                 yield
             finally:
@@ -79,11 +83,16 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
         _current = None
 
 
-def _end_command(number: int, mark: str, unwound: threading.Event) -> None:
-    """End all that the run has started, print one line, and end this process."""
-    since, stderr = time.monotonic(), sys.stderr
-    logging.disable()  # what Prefect logs about its own end is not shown
+def _be_quiet() -> None:
+    """Show nothing of what libraries say about the stop: Prefect's log, an exception that Python had to ignore."""
+    logging.disable()
     sys.stderr = io.StringIO()
+
+
+def _end_command(number: int, mark: str, unwound: threading.Event, stderr: TextIO) -> None:
+    """End all that the run has started, print one line, and end this process."""
+    since = time.monotonic()
+    _be_quiet()
     dvc_commands.interrupt_waiting()
     gone = run_processes.end(partial(run_processes.of_run, mark))
     if (

@@ -18,7 +18,7 @@ from densitywatch.models.vae import Settings as VAESettings
 from densitywatch.params import Params, load_params
 
 SIZE = 14
-COUNTS = {"train": 400, "validation": 120, "calibration": 150, "test": 120}
+COUNTS = {"train": 400, "validation": 120, "calibration": 150, "gate": 60, "test": 120}
 
 
 def bars(count: int, seed: int, channels: int = 1) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

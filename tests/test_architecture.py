@@ -63,6 +63,7 @@ PLUMBING = {
 MODEL_KINDS = ("autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelrnn", "vae")
 IMPORTLIB_HOMES = ("data/decoding/sandbox_child.py", "models/storage.py")
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
+UNSAFE_YAML = ("yaml.load", "yaml.unsafe_load")
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
 
 
@@ -153,7 +154,9 @@ def test_nothing_loads_a_pickle_or_runs_text_as_code() -> None:
                 continue
             name = ast.unparse(node.func)
             said = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
-            if name in FORBIDDEN_CALLS or name in ("torch.load", "yaml.load", "yaml.unsafe_load"):
+            # published weights come as a pickle: one file reads them after their digest is checked, tensors alone
+            checked = path == PACKAGE / "detector/local/lite0.py" and said.get("weights_only") == "True"
+            if name in FORBIDDEN_CALLS or (name == "torch.load" and not checked) or name in UNSAFE_YAML:
                 guilty.append(f"{path.name}:{node.lineno}: {name}")
             if name in ("np.load", "numpy.load") and said.get("allow_pickle") != "False":
                 guilty.append(f"{path.name}:{node.lineno}: {name} without allow_pickle=False")

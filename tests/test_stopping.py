@@ -99,3 +99,14 @@ def test_in_another_thread_nothing_is_changed() -> None:
     thread.start()
     thread.join(60)
     assert seen == [{number: signal.getsignal(number) for number in stopping.SIGNALS}]
+
+
+def test_what_comes_first_is_called_in_the_main_thread_and_has_been_when_the_exception_is_seen() -> None:
+    threads: list[threading.Thread] = []
+
+    def first() -> None:
+        threads.append(threading.current_thread())
+
+    with pytest.raises(stopping.Stopped), stopping.listening(lambda number: None, first=first):
+        stopped_by(signal.SIGTERM)
+    assert threads == [threading.main_thread()]

@@ -23,7 +23,7 @@ from densitywatch.detector.calibrate import fit_member, fitting_data
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member_table import MEMBERS
 from densitywatch.detector.scores.arrangement import fit_gradient_arrangement, gradient_arrangement
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import load_params
@@ -74,7 +74,42 @@ def spoiled(images: Pixels, seed: int = 0) -> dict[str, Pixels]:
     drawn = quarters[np.arange(n)[:, None], np.argsort(rng.random((n, 4)), 1)]
     rows = [np.concatenate([drawn[:, 0], drawn[:, 1]], -1), np.concatenate([drawn[:, 2], drawn[:, 3]], -1)]
     result |= {"patch erased": erased, "patch of another": foreign, "quarters shuffled": np.concatenate(rows, -2)}
-    return {name: np.clip(np.rint(values), 0, 255).astype(np.uint8) for name, values in result.items()}
+    return {name: as_pixels(values) for name, values in (result | extreme(images, seed)).items()}
+
+
+def extreme(images: Pixels, seed: int = 0) -> dict[str, NDArray[np.generic]]:
+    """Outliers far outside of what normal images are made of, by name; none of them is on the panel."""
+    rng = np.random.default_rng(seed + 1)
+    n, _, height, width = images.shape
+    floats = images.astype(np.float32)
+    rows, columns = np.mgrid[:height, :width]
+    noisy, shuffled = floats.copy(), images.reshape(n, -1).copy()
+    side = max(2, height * 2 // 5)
+    for image, pixels in zip(noisy, shuffled, strict=True):
+        y, x = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+        image[:, y : y + side, x : x + side] = rng.integers(0, 256, (len(image), side, side))
+        rng.shuffle(pixels)
+    angle, period = rng.uniform(0, np.pi, (n, 1, 1, 1)), rng.uniform(3, 12, (n, 1, 1, 1))
+    smooth = ndimage.gaussian_filter(rng.normal(size=images.shape), (0, 0, 1, 1))
+    amplitude = rng.integers(40, 256, (n, 1, 1, 1))
+    return {
+        "patch of strong noise": noisy,
+        "strong noise over it": floats + rng.normal(0, 60, floats.shape),
+        "black and white": np.where(images > 64, 255, 0),
+        "four times as bright": floats * 4,
+        "pixels shuffled": shuffled.reshape(images.shape),
+        "chequers": np.broadcast_to((rows + columns) % 2, images.shape) * amplitude,
+        "stripes": 127.5 + 127.5 * np.sin(2 * np.pi * (columns * np.cos(angle) + rows * np.sin(angle)) / period),
+        "smooth texture": 127.5 + 60 * smooth / smooth.std(),
+        "coarse noise": np.kron(
+            rng.integers(0, 256, (n, images.shape[1], -(-height // 4), -(-width // 4))), np.ones((4, 4))
+        )[..., :height, :width],
+    }
+
+
+def as_pixels(values: NDArray[np.generic]) -> Pixels:
+    """Rounded and cut to 0..255."""
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
 def shifted(images: Pixels, down: int, right: int) -> Pixels:
@@ -143,8 +178,8 @@ def main(count: int) -> None:
 
 
 def summed(tails: dict[str, dict[str, Floats]], names: list[str]) -> dict[str, Floats]:
-    """Kind of image -> the sum of the named members' surprises."""
-    return {key: np.sum([tails[name][key] for name in names], axis=0) for key in next(iter(tails.values()))}
+    """Kind of image -> one score of the named members' surprises."""
+    return {key: combined([tails[name][key] for name in names]) for key in next(iter(tails.values()))}
 
 
 def row(name: str, values: dict[str, Floats]) -> None:

@@ -75,7 +75,7 @@ def keep_first_photograph(root: Path) -> NDArray[np.uint8]:
     """Keep only the first photograph's patches in data/prepared; return the other's test patches."""
     folder = root / "data" / "prepared"
     foreign = np.zeros(0, dtype=np.uint8)
-    for split in ("train", "validation", "calibration", "test"):
+    for split in ("train", "validation", "calibration", "gate", "test"):
         images, labels = np.load(folder / f"{split}.npy"), np.load(folder / f"{split}_labels.npy")
         foreign = images[labels == 1]  # the last split is the test one
         np.save(folder / f"{split}.npy", images[labels == 0])

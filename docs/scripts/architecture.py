@@ -36,7 +36,7 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (3, LEARN, "detector", "calibrate", ["fits the scores; ranks", "the calibration images"], "detector/calibrate.py"),
     (4, LEARN, "registry", "register, gate", ["candidate and champion,", "same images, now"], "registry/gate.py"),
     (5, LEARN, "registry", "champion", ["the detector on watch;", "a person may choose it"], "registry/versions.py"),
-    (1, SIDE, "data", "four splits", ["train · validation", "calibration · test"], "data/dataset.py"),
+    (1, SIDE, "data", "five splits", ["train · validation", "calibration · gate · test"], "data/dataset.py"),
     (2, SIDE, "evaluation", "evaluate", ["bits/dim, samples, FID,", "labels, latent space"], "evaluation/evaluate.py"),
     (3, SIDE, "evaluation", "benchmark", ["against foreign images", "that nothing else reads"], "outlier_benchmark/"),
     (4, SIDE, "evaluation", "report", ["reports/index.html and", "metrics/*.json, in git"], "evaluation/report/"),

@@ -23,8 +23,10 @@ SCORES = {
     "score": "higher is more outlying",
     "p_value": "small is outlying: the share of calibration images at least as outlying, the image itself counted in",
     "outlier": "whether the batch calls it an outlier",
-    "label": "with `--labels`: the most probable label, or none",
+    "label": "with `--labels`: the most probable label",
     "label_probability": "with `--labels`: of that label, by Bayes' rule",
+    "label_p_value": "with `--labels`: small says that the image belongs to no class; the share of calibration images"
+    " with the same given label that are at least as outlying; null where those images are not here",
 }
 SUMMARY = {
     "batch": "the source as it was given, without secrets",
@@ -37,8 +39,16 @@ SUMMARY = {
     "changed_to_fit": "images that were resized, turned or changed in colour to fit the detector",
     "false_discovery_rate": "the rate that was asked for",
     "false_alarm_rate": "the detector's rate for single images",
+    "no_class": "with `--labels`: images whose `label_p_value` is at most `false_alarm_rate`",
+    "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
+    "drift_alarm": "whether the inbox's stream has moved; this key and the five below are for the inbox alone",
+    "drift_evidence": "evidence that it has; an alarm at 1 / `inbox.drift_alarm`",
+    "drift_batches": "batches in the stream so far",
+    "drift_alarm_batch": "the batch that raised the alarm",
+    "drift_since": "the batch that the change most likely began with",
+    "drift_moved": "what moved most: `calibration`, or a measure and its direction",
     "promise": "what the flags promise, in words",
     "control": "the rule in force: `batch` or `stream`",
     "level": "by the batch rule, the rate; in a stream, the budget before this batch, in false alarms",
@@ -65,35 +75,45 @@ METRICS = {
     "code_webp_bits_per_dim": "the same images as lossless WebP",
     "code_xz_bits_per_dim": "the same images under xz",
     "coverage": "share of test images with a sample near them",
+    "coverage_of_real": "the same of as many training images",
     "density": "samples near each test image, over what test images themselves would give",
+    "density_of_real": "the same of as many training images",
     "elbo_bits_per_dim": "an upper bound on bits/dim (minus the ELBO)",
     "elbo_bits_per_dim_stderr": "standard error over the test images",
     "elbo_kl_bits_per_dim": "the KL term of the ELBO",
     "elbo_reconstruction_bits_per_dim": "the reconstruction term of the ELBO",
     "fid": "Fréchet distance in this project's own feature space; compares with nothing published",
-    "fid_floor": "the same between training and test images: what a perfect model would get",
+    "fid_floor": "the same of as many training images: what a perfect sampler gets, up to chance",
+    "fid_floor_of_more": "the same of `more_images` training images",
+    "fid_of_more": "`fid` of all samples, for a model that draws more than `quality_images`",
     "gan_test_accuracy": "share of samples in which the classifier sees the label that was asked for",
     "gan_train_accuracy": "test accuracy of a classifier that is trained on samples alone",
+    "gan_train_images": "samples that this classifier learned from",
     "gradient_ratio": "gradient of the non-saturating loss over that of minimax while the discriminator wins",
     "images_per_second": "training speed on the machine that trained",
     "inception_fid": "the published FID, with `evaluate.quality.inception_weights`",
+    "inception_images": "samples of that figure",
     "interpolation_accuracy": "share of half-way images between two of one class that are of that class",
     "iwae_bits_per_dim": "an upper bound on bits/dim, tighter than the ELBO's (importance-weighted)",
     "iwae_bits_per_dim_stderr": "standard error over the test images",
     "iwae_images": "images that this bound was taken on",
     "iwae_samples": "samples of the bound",
     "kid": "kernel distance in the same feature space",
-    "latent_arithmetic_accuracy": "share of latent sums that reach the intended class",
+    "latent_arithmetic_accuracy": "share of latent sums that reach the intended class, for models without labels",
+    "latent_brightness_accuracy": "share of latent sums under one label that are brighter than the label's median",
     "linear_probe_accuracy": "of a linear classifier on the model's features, all labels",
     "linear_probe_labels": "how many labels that was",
+    "more_images": "samples of `fid_of_more`",
     "mlflow_run_id": "the training's run",
     "neighbour_ratio": "distance of samples to training images over that of test images: near 0 is memorised",
-    "no_class_rate": "share of test images that are said to have no class",
-    "no_class_target_rate": "the share that was asked for",
+    "no_class_rate": "until 0.1: share of test images that are said to have no class; now in metrics/outliers.json",
+    "no_class_target_rate": "until 0.1: the share that was asked for",
     "parameters": "number of weights",
     "precision": "share of samples that lie among the test images",
-    "quality_images": "samples of the sample-quality figures",
+    "precision_of_real": "the same of as many training images",
+    "quality_images": "samples of the sample-quality figures, the same number for every model",
     "recall": "share of test images that lie among the samples",
+    "recall_of_real": "the same of as many training images",
     "reconstruction_mse": "mean squared error of reconstructions, pixels from 0 to 1",
     "sample_images_per_second": "drawing speed, many at once",
     "sample_seconds": "time for a batch of samples",
@@ -130,7 +150,9 @@ def page() -> str:
     parts.append(described(columns, SCORES, "column", "type"))
     parts.append("\n## summary.json\n\nNext to it.\n")
     keys = {name: kinds(field.annotation) for name, field in Summary.model_fields.items()}
-    parts.append(described(keys | {"false_alarm_rate": "number", "median_p_value": "number"}, SUMMARY, "key", "type"))
+    plain = {"false_alarm_rate": "number", "median_p_value": "number"}
+    plain |= {"no_class": "whole number", "labels_too_small": "text or null"}
+    parts.append(described(keys | plain, SUMMARY, "key", "type"))
     parts.append(
         "\n## metrics/MODEL.json\n\nFlat; each key only where it applies. `dvc metrics show` lists all, `dvc metrics"
         " diff` compares.\n"
@@ -140,9 +162,13 @@ def page() -> str:
         parts.append(f"| `{key}` | {METRICS[base_key(key)]} | {', '.join(models)} |")
     parts.append(
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
-        "It has `auroc`, `aupr`, `fpr_at_95_tpr` and `tpr_at_1_fpr` for each kind of outlier of the panel,"
-        " the lowest (`min`) or highest (`max`), the same with declared transformations, and realised"
-        " false-discovery rates with the power.\n"
+        "By kind of outlier, with the lowest (`min`) or highest (`max`): `power_at_5` and `power_at_1`, the share that"
+        " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`,"
+        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
+        " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
+        " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
+        " drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 

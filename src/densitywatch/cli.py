@@ -343,29 +343,35 @@ def score(
 @app.command(
     epilog="Examples:\n\n\b\n  densitywatch review demo\n  densitywatch review demo --to-csv verdicts.csv\n"
     "  densitywatch review demo --from-csv verdicts.csv\n"
+    "  densitywatch review demo --at-random 50                # images drawn at random are asked about too\n"
     "  densitywatch review demo --collect data/reviewed      # originals, into fine/ and outlier/"
 )
 def review(
     context: typer.Context,
     batch: Annotated[str, typer.Argument(help="A scored batch: its name under data/outliers, or its results' folder.")],
     port: Annotated[int, typer.Option(help="The page's port on 127.0.0.1.", min=1, max=65535)] = 8765,
-    to_csv: Annotated[Path | None, typer.Option(help="Write the flagged images as a table to fill in.")] = None,
+    at_random: Annotated[
+        int | None, typer.Option(help="Draw this many scored images at random, to be judged next to the flagged ones.")
+    ] = None,
+    to_csv: Annotated[Path | None, typer.Option(help="Write the images to judge as a table to fill in.")] = None,
     from_csv: Annotated[Path | None, typer.Option(help="Read the verdicts from such a table.")] = None,
     collect: Annotated[Path | None, typer.Option(help="Copy the reviewed originals there, by verdict.")] = None,
 ) -> None:
-    """Judge a batch's flagged images.
+    """Judge a batch's flagged images, and others that are drawn at random.
 
     Opens a local page, or writes and reads a table. Verdicts (outlier, fine) are kept with the batch; the report shows
     the precision that follows.
     """
     params, root = _load(context)
-    from densitywatch.batches.review import judging, originals, verdict_table
+    from densitywatch.batches.review import judging, originals, random_draw, verdict_table
 
     folder = judging.batch_folder(batch, params, root)
+    if at_random is not None:
+        tell(f"drawn at random: {len(random_draw.draw(folder, at_random, root, params.seed))}")
     if from_csv is not None:
         tell(f"verdicts taken: {verdict_table.read_csv(folder, from_csv)}")
     if to_csv is not None:
-        tell(f"{to_csv}: {verdict_table.write_csv(folder, to_csv)} flagged images")
+        tell(f"{to_csv}: {verdict_table.write_csv(folder, to_csv)} images to judge")
     if collect is not None:
         for verdict, count in originals.collect(folder, collect, root).items():
             tell(f"{collect / verdict}: {count}")
@@ -373,7 +379,7 @@ def review(
         from densitywatch.batches.review.server import serve
 
         console.ends_by_itself()
-        serve(folder, port)
+        serve(folder, port, root=root, seed=params.seed)
 
 
 @app.command(epilog="Example: make run PROFILE=gpu   (is `densitywatch profile gpu`, then `make run`)")
@@ -412,6 +418,9 @@ def _show(summary: dict[str, Any]) -> None:
     for key, value in summary.items():
         if isinstance(value, str | int | float | bool):
             tell(f"{key}: {value:.4g}" if isinstance(value, float) else f"{key}: {value}")
+        if key == "quarantined":
+            for reason, files in summary.get("quarantine_reasons", {}).items():
+                tell(f"  {files}: {reason}")
 
 
 if __name__ == "__main__":

@@ -51,5 +51,9 @@ class GateRejected(DensitywatchError):
     """A candidate did not pass the promotion gate."""
 
 
+class DriftAlarm(DensitywatchError):
+    """The stream of batches has moved away from what the detector knows, or from what it was."""
+
+
 class OutliersFound(DensitywatchError):
     """A batch has at least N outliers (`densitywatch score --fail-on N`)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,8 +23,9 @@ class DataParams(Block):
     """What to fetch and how to prepare it."""
 
     source: Literal["fashion_mnist", "mnist", "photos", "folder"]
-    address: str | None = None
-    """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these."""
+    address: str | tuple[str, ...] | None = None
+    """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these. A list
+    joins several."""
     follow_links: bool = False
     """Read what symbolic links lead to, also outside of the folder."""
     size: int = Field(ge=4, le=1024)
@@ -31,20 +33,69 @@ class DataParams(Block):
     resize: Literal["crop", "pad", "stretch"] = "crop"
     max_pixels: int = Field(default=150_000_000, ge=1)
     """An image file with more pixels is not usable; decoding takes up to 8 bytes of memory for each."""
+    group: str | None = None
+    """Images that belong together, such as frames of one scene; no group spans two splits. null: none. auto: look at
+    images and names. folder: the innermost folder, which then is no label. exif:MINUTES: blocks of EXIF time.
+    near_duplicates: what looks alike. Anything else is a regular expression with one capture, which is searched in the
+    path without its extension."""
+    calibration_time: Literal["random", "later"] = "random"
+    """later: calibration and test images come from the end of the time or name order, test last."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of each part of the source; null takes all."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
+    gate: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
+
+    @field_validator("group")
+    @classmethod
+    def _is_a_rule(cls, value: str | None) -> str | None:
+        if value is not None:
+            _check_group(value)
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> DataParams:
         if (self.source == "folder") != (self.address is not None):
             raise ValueError("address must be given for source: folder, and only for it")
-        if self.validation + self.calibration + self.test >= 1:
-            raise ValueError("validation + calibration + test must leave images to train on (sum below 1)")
+        if isinstance(self.address, tuple) and len(set(self.address)) < max(1, len(self.address)):
+            raise ValueError("address must name at least one source, and none twice")
+        if self.group not in (None, "auto") and self.source != "folder":
+            raise ValueError(f"group must be null or auto for source: {self.source}, which has no groups")
+        if self.validation + self.calibration + self.gate + self.test >= 1:
+            raise ValueError("validation + calibration + gate + test must leave images to train on (sum below 1)")
         return self
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The addresses of `source: folder`; empty for other sources."""
+        return (self.address,) if isinstance(self.address, str) else self.address or ()
+
+
+def _check_group(value: str) -> None:
+    """Raise ValueError where data.group is no rule."""
+    if value in ("auto", "folder", "near_duplicates"):
+        return
+    if value.startswith("exif:"):
+        try:
+            if float(value.removeprefix("exif:")) > 0:
+                return
+        except ValueError:
+            pass
+        raise ValueError(f"{value!r} is no block of EXIF time; write exif:MINUTES, such as exif:10")
+    try:
+        captures = re.compile(value).groups
+    except re.error as error:
+        raise ValueError(
+            f"{value!r} is no rule and no regular expression ({error}); take auto, folder, exif:MINUTES,"
+            " near_duplicates or a pattern with one capture"
+        ) from None
+    if captures != 1:
+        raise ValueError(
+            f"{value!r} is no rule, and as a pattern it has {captures} captures; mark the group's name by one, such as"
+            r" scene_(\d+)"
+        )
 
 
 class ExpectationParams(Block):
@@ -164,9 +215,9 @@ class QualityParams(Block):
     """Sample quality in the feature network's space."""
 
     images: int = Field(default=10000, ge=8)
-    """Number of images that a model draws for the figures."""
+    """Number of images that a model draws: for a second FID, and for figures of labels."""
     slow_images: int = Field(default=1000, ge=8)
-    """The same for models that draw pixel by pixel."""
+    """Number of samples on which all models are compared; models that draw pixel by pixel draw no more."""
     neighbours: int = Field(default=5, ge=1)
     """k of precision, recall, density and coverage."""
     neighbour_images: int = Field(default=5000, ge=8)
@@ -228,6 +279,10 @@ class DetectorParams(Block):
     """Training steps of the small networks that some scores train themselves (detector/scores/network_training.py)."""
     declared_steps: int = Field(default=1000, ge=1)
     """Training steps of the judge of declared transformations, each of 64 images and 64 transformed ones."""
+    panel: Literal["auto", "foreign", "own"] = "auto"
+    """What the benchmark is measured on: `foreign` images (digits, noise, constants, and test images turned, mirrored
+    and inverted), or your `own` test images with local defects. auto: foreign for fashion_mnist and mnist, own for
+    every other source."""
     panel_images: int = Field(default=1000, ge=2)
     """Number of images of each member of the panel that the benchmark scores."""
     slow_images: int = Field(default=60, ge=2)
@@ -252,6 +307,8 @@ class InboxParams(Block):
     cron: str
     labels: str | None = Field(default=None, min_length=1)
     """A conditional density whose champion labels every image; null leaves labels out."""
+    label_prior: Literal["training", "uniform"] = "training"
+    """How likely each label is before an image is seen: its share of the training images, or the same for all."""
     strict: bool = False
     """Hold the false-discovery rate for this calibration set, not only on average over such sets."""
     control: Control = "stream"
@@ -262,6 +319,10 @@ class InboxParams(Block):
     """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
+    drift_alarm: float | None = Field(default=0.01, gt=0, lt=1)
+    """At most this share of normal streams, of any length, ever has a drift alarm; null turns the test off."""
+    drift_seen: str | None = Field(default=None, min_length=1)
+    """The last batch of a drift alarm that you have looked at: the test starts anew after it."""
     max_quarantined_share: float = Field(default=0.2, ge=0, lt=1)
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
@@ -274,12 +335,33 @@ class MlflowParams(Block):
     experiment: str = Field(min_length=1)
 
 
+class GateMargin(Block):
+    """How much worse than the champion a candidate may be at most, by the measure of its kind."""
+
+    bits: float = Field(default=0.01, ge=0)
+    """Densities and bounds: bits/dim."""
+    error: float = Field(default=0.05, ge=0)
+    """Reconstructions: share of the champion's mean squared error."""
+    samples: float = Field(default=0.1, ge=0)
+    """Models that only draw samples: share of the champion's FID."""
+    detector: float = Field(default=0.01, ge=0)
+    """The detector: AUROC on cut-and-paste images."""
+
+
 class GateParams(Block):
-    """When a candidate is promoted: it is measured on the same validation images as the champion."""
+    """When a candidate is promoted: it is measured on the same images as the champion, and nothing else uses them."""
 
     images: int = Field(ge=1)
+    """At most this many images of the split `gate`; a detector scores half as many, each as it is and altered."""
+    least_images: int = Field(default=50, ge=2)
+    """With fewer images nothing is promoted."""
+    margin: GateMargin = GateMargin()
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    """How sure one must be that the candidate is worse by no more than the margin."""
+    floor: bool = True
+    """Whether a candidate must beat a trivial model of its kind as well."""
     tolerance: float = Field(ge=0)
-    """Share by which a candidate may be worse and still pass; with 0 it must be at least as good."""
+    """Widens every margin by this share of the champion's figure."""
 
 
 class Params(Block):
@@ -296,6 +378,13 @@ class Params(Block):
     inbox: InboxParams
     mlflow: MlflowParams
     gate: GateParams
+
+    @property
+    def own_panel(self) -> bool:
+        """Whether the outlier benchmark is measured on the dataset's own images with defects."""
+        if self.detector.panel == "auto":
+            return self.data.source not in ("fashion_mnist", "mnist")
+        return self.detector.panel == "own"
 
     @field_validator("models")
     @classmethod

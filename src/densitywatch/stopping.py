@@ -23,6 +23,7 @@ GRACE = 3.5
 _asked: int | None = None
 _raised = False
 _deferring = False
+_first: Callable[[], None] | None = None
 
 
 class Stopped(KeyboardInterrupt):
@@ -62,18 +63,20 @@ def between(items: Iterable[Item]) -> Iterator[Item]:
 
 
 @contextmanager
-def listening(at_once: Callable[[int], None]) -> Iterator[None]:
+def listening(at_once: Callable[[int], None], *, first: Callable[[], None] | None = None) -> Iterator[None]:
     """Inside the block the first of the three signals raises Stopped and runs `at_once(signal)` in a thread.
+
+    `first` is called in the main thread before Stopped is raised there, so before anything can be said about it.
 
     The thread runs even while the main thread is inside a library call that takes long. An ignored signal stays ignored
     (nohup). A signal that has another handler keeps it; `at_once` runs for it too. Outside of the main thread, which
     alone may handle signals, this does nothing.
     """
-    global _asked, _raised
+    global _asked, _raised, _first
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked, _raised = None, False
+    _asked, _raised, _first = None, False, first
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ours = {
@@ -110,4 +113,6 @@ def _raise(number: int, _frame: FrameType | None) -> None:
     _asked = number
     if not _deferring and not _raised:
         _raised = True
+        if _first is not None:
+            _first()
         raise Stopped(number)

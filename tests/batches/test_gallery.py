@@ -22,7 +22,7 @@ def test_the_nearest_training_images_are_the_nearest(tmp_path: Path) -> None:
     data.mkdir()
     np.save(data / "train.npy", train)
     np.save(data / "train_labels.npy", np.zeros(50, np.int64))
-    counts = {"train": 50, "validation": 0, "calibration": 0, "test": 0}
+    counts = {"train": 50, "validation": 0, "calibration": 0, "gate": 0, "test": 0}
     info = {"name": "x", "size": 6, "channels": 1, "class_names": [], "digest": "d", "counts": counts}
     (data / "dataset.json").write_text(json.dumps(info))
     images = np.concatenate([train[[7, 30]], rng.integers(0, 256, (5, 1, 6, 6), dtype=np.uint8)])

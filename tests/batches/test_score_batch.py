@@ -98,11 +98,12 @@ def test_labels_stand_in_the_table_where_the_detector_gives_them(params: Params,
         def score(self, images: Any) -> Any:
             scores = super().score(images)
             scores.label, scores.label_probability = np.ones(len(images), int), np.full(len(images), 0.75)
+            scores.label_p_value = None
             return scores
 
     score_source(str(source), params, tmp_path, tmp_path / "out", Labels())
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
-    assert list(table) == [*COLUMNS, "label", "label_probability"]
+    assert list(table) == [*COLUMNS, "label", "label_probability", "label_p_value"]
     assert set(table[table.status == "scored"].label) == {"bag"}
     assert table[table.status == "quarantined"].label.isna().all()
 

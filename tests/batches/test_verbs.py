@@ -80,7 +80,7 @@ def test_a_lower_rate_a_strict_one_or_fewer_files_flag_fewer(
 def test_verdicts_go_out_as_a_table_come_back_and_sort_the_originals(project: Path, typed: Any) -> None:
     assert typed("score", "batch", "--out", "data/outliers/batch")[0] == 0
     code, out, _ = typed("review", "batch", "--to-csv", "verdicts.csv")
-    assert (code, out) == (0, "verdicts.csv: 3 flagged images\n")
+    assert (code, out) == (0, "verdicts.csv: 3 images to judge\n")
     with (project / "verdicts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for row, verdict in zip(rows, ("outlier", "fine", "outlier"), strict=True):
@@ -95,3 +95,8 @@ def test_verdicts_go_out_as_a_table_come_back_and_sort_the_originals(project: Pa
     assert set(copied) == {"outlier", "fine"}
     assert copied["fine"].read_bytes() in [(project / "batch" / f"{i}.png").read_bytes() for i in (5, 6, 7)]
     assert len(list((project / "reviewed" / "outlier").iterdir())) == 2
+    code, out, _ = typed("review", "batch", "--at-random", "5", "--to-csv", "verdicts.csv")
+    assert (code, out.splitlines()[0]) == (0, "drawn at random: 5")
+    with (project / "verdicts.csv").open(newline="") as file:
+        assert sum("at random" in row["chosen"] for row in csv.DictReader(file)) == 5
+    assert typed("review", "batch", "--at-random", "0")[0] == 1

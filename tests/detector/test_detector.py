@@ -97,7 +97,7 @@ def test_a_missing_a_truncated_and_a_foreign_detector_are_each_one_sentence(
     (broken / detector.FACTS).write_text("[]")
     with pytest.raises(ModelError, match="format"):
         detector.load(broken)
-    (broken / detector.FACTS).write_text('{"format": "1"}')
+    (broken / detector.FACTS).write_text(f'{{"format": "{detector.FORMAT}"}}')
     with pytest.raises(ModelError, match="not a whole detector"):
         detector.load(broken)
 

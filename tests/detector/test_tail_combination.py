@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise, variance_ratio
 
 
 def test_tail_surprise_rises_with_the_score_counts_inside_and_goes_on_beyond_all_that_was_seen() -> None:
@@ -25,3 +25,12 @@ def test_overlap_is_how_many_copies_of_the_same_surprise_were_added() -> None:
     assert np.isclose(variance_ratio(surprise.sum(1)), 1.0, atol=0.05)
     assert np.isclose(variance_ratio(3 * surprise[:, 0]), 3.0, atol=0.15)
     assert variance_ratio(np.zeros(4)) == 1.0
+
+
+def test_the_largest_surprise_counts_twice() -> None:
+    np.testing.assert_allclose(combined([np.array([1.0, 5.0]), np.array([2.0, 0.0])]), [5.0, 10.0])
+    # two members that see nothing cannot outvote one that is sure: here the plain sum of three agreeing members wins
+    sure, doubtful = np.array([6.0, 2.5]), np.array([0.0, 2.5])
+    score = combined([sure, doubtful, doubtful])
+    assert score[0] > score[1]
+    assert (sure + 2 * doubtful)[0] < (sure + 2 * doubtful)[1]

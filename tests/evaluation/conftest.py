@@ -22,7 +22,7 @@ from densitywatch.training.bookkeeping import note_training
 
 TOP = Path(__file__).parents[2]
 NAMES = ("Zero", "One", "<b>Two</b>", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-COUNTS = {"train": 200, "validation": 40, "calibration": 40, "test": 48}
+COUNTS = {"train": 200, "validation": 40, "calibration": 40, "test": 48, "gate": 40}
 TRAINING = {"steps": 4, "batch_size": 8, "learning_rate": 1e-3}
 MODELS: dict[str, Any] = {
     "vae": {"kind": "vae", "settings": {"channels": 4, "latent": 4}, "training": TRAINING},

@@ -10,9 +10,20 @@ import pytest
 import yaml
 
 from densitywatch.data.dataset import DatasetInfo
+from densitywatch.data.defects import DEFECTS
 from densitywatch.errors import DataError
-from densitywatch.outlier_benchmark.panel import fitted_to, foreign_digits, panel_sets
-from tests.small_project import bars
+from densitywatch.outlier_benchmark.kinds import KINDS
+from densitywatch.outlier_benchmark.panel import (
+    MOST_KINDS,
+    NAMES,
+    fitted_to,
+    foreign_digits,
+    make_panel,
+    own_sets,
+    panel_sets,
+)
+from densitywatch.params import load_params
+from tests.small_project import SIZE, bars, with_detector
 
 ROOT = Path(__file__).parents[2]
 PANEL = {"mnist", "hflip", "vflip", "rot90", "invert", "uniform_noise", "constant"}
@@ -28,6 +39,56 @@ def test_the_panel_is_what_it_says() -> None:
     assert (sets["invert"].astype(int) + test == 255).all()
     assert (np.ptp(sets["constant"], axis=(1, 2, 3)) == 0).all()
     assert len(np.unique(sets["uniform_noise"])) > 200
+
+
+@pytest.mark.parametrize(
+    ("asked", "source", "own"),
+    [
+        ("auto", "fashion_mnist", False),
+        ("auto", "mnist", False),
+        ("auto", "folder", True),
+        ("auto", "photos", True),
+        ("own", "fashion_mnist", True),
+        ("foreign", "folder", False),
+    ],
+)
+def test_the_panel_follows_the_source_unless_params_name_one(
+    asked: str, source: str, own: bool, tmp_path: Path
+) -> None:
+    """`detector.panel`: no foreign image is read for a panel of the dataset's own."""
+    params = load_params(ROOT / "params.yaml")
+    params = with_detector(params, panel=asked)
+    params = params.model_copy(update={"data": params.data.model_copy(update={"source": source})})
+    info = DatasetInfo(name=source, size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={})
+    test, _ = bars(12, 0)
+    assert params.own_panel == own
+    if own:
+        panel = make_panel(params, tmp_path, info, test)
+        assert set(panel) == set(DEFECTS)
+        assert all((images[:, None] != test).any((2, 3, 4)).all() for images in panel.values())
+    elif source == "mnist":
+        assert set(make_panel(params, tmp_path, info, test)) == PANEL - {"mnist"}
+    else:
+        with pytest.raises(DataError, match="dvc repro fetch_panel"):
+            make_panel(params, tmp_path, info, test)
+
+
+def test_a_transformation_that_is_declared_is_a_kind_of_the_own_panel() -> None:
+    test, _ = bars(6, 0)
+    panel = own_sets(test, ("flip", "rotate"), seed=0)
+    assert set(panel) == set(DEFECTS) | {"hflip", "vflip", "rot90", "rot180", "rot270"}
+    assert (panel["hflip"] == test[..., ::-1]).all()
+    assert (panel["rot180"] == test[..., ::-1, ::-1]).all()
+    every = own_sets(test, tuple(NAMES), seed=0)
+    assert len(every) == MOST_KINDS
+    assert set(every) | PANEL <= set(KINDS), "every kind has words"
+
+
+def test_images_in_which_no_defect_shows_are_one_sentence(tmp_path: Path) -> None:
+    params = with_detector(load_params(ROOT / "params.yaml"), panel="own")
+    info = DatasetInfo(name="flat", size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={})
+    with pytest.raises(DataError, match=r"no defect shows in the test images.*detector\.panel"):
+        make_panel(params, tmp_path, info, np.full((4, 1, SIZE, SIZE), 7, np.uint8))
 
 
 def test_digits_are_brought_to_the_size_and_the_colours_of_the_dataset() -> None:

@@ -101,7 +101,7 @@ def copy_small_project(project_root: Path, root: Path) -> None:
         "size": "8",
         "cron": '"* * * * *"',
         "members": "[pixelcnn_nll]",
-        "images": "64",
+        "images": "128",
     }.items():
         text, found = re.subn(rf"(?m)^(  {key}: )[^#\n]*", rf"\g<1>{value} ", text, count=1)
         assert found == 1, key

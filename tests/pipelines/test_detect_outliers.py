@@ -16,7 +16,7 @@ from densitywatch.batches.inbox import find_batches
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.detector import conformal
 from densitywatch.detector.detector import Scores
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DriftAlarm
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import save_model
 from densitywatch.params import load_params
@@ -178,6 +178,37 @@ def test_the_inbox_is_judged_as_one_stream_unless_it_says_batch_and_a_batch_keep
     set_inbox(root, "alike", "5")
     (scenes,) = job.detect_outliers(root, batches=["a"])
     assert "at most 5 images show the same scene" in scenes["promise"]
+
+
+def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand(root: Path) -> None:
+    set_inbox(root, "drift_alarm", "0.9")  # so that two batches of outliers are enough
+    for name in ("a", "b"):
+        fill(root / "data" / "inbox" / name, 0, bright=40)
+    state = job.detect_outliers(root, return_state=True)
+    assert state.is_failed()
+    assert state.name == job.ALARM == "Drift alarm"
+    assert "alarm at batch b, most likely since batch a" in str(state.message)
+    assert "inbox.drift_seen" in str(state.message)
+    assert len(scored(root, "b")) == 45
+    assert states(root) == {"a": "done", "b": "done"}, "no batch is scored again"
+    assert job.detect_outliers(root) == []
+    with pytest.raises(DriftAlarm, match="alarm at batch b"):
+        job.detect_outliers(root, batches=["b"])
+    set_inbox(root, "drift_seen", "b")
+    fill(root / "data" / "inbox" / "c", 5)
+    (root / "data" / "inbox" / "c" / "_SUCCESS").touch()
+    assert [summary["drift_batches"] for summary in job.detect_outliers(root)] == [1]
+
+
+def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:
+    set_inbox(root, "drift_alarm", "0.9")
+    for name in ("a", "b"):
+        fill(root / "data" / "inbox" / name, 0, bright=40)
+    (root / "data" / "inbox" / "c").mkdir()
+    (root / "data" / "inbox" / "c" / "x.png").write_bytes(b"no image")
+    (root / "data" / "inbox" / "c" / "_SUCCESS").touch()
+    with pytest.raises(DataError, match=r"not as expected: c .*; the stream has moved: alarm at batch b"):
+        job.detect_outliers(root)
 
 
 def test_a_strict_inbox_flags_by_the_bound_for_this_calibration_set(root: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from densitywatch.registry.gate import Decision, Measurement
+from densitywatch.registry.gate import Decision
+from densitywatch.registry.resampling import Measurement
 from pipelines import device_slots, dvc_commands, dvc_graph, retrain, server, stage_tasks
 from pipelines.run_times import Step
 

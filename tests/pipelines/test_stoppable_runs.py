@@ -172,6 +172,38 @@ def test_stopped_or_killed_at_random_moments_a_run_leaves_nothing_and_the_next_e
     assert project.left(time.monotonic() + 10) == []
 
 
+IGNORED = """
+import os, signal, time
+from pathlib import Path
+from pipelines import stoppable_runs
+
+class Struck:
+    def __del__(self):  # Python ignores an exception here, and prints its traceback
+        os.kill(os.getpid(), signal.SIGHUP)
+        for _ in range(10):
+            time.sleep(0.1)
+
+with stoppable_runs.stoppable(Path.cwd(), command=True):
+    struck = Struck()
+    del struck
+    time.sleep(60)
+"""
+
+
+def test_a_signal_where_python_ignores_exceptions_prints_no_traceback(tmp_path: Path) -> None:
+    environment = own_environment(tmp_path) | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])}
+    ended = subprocess.run(
+        [sys.executable, "-c", IGNORED],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        preexec_fn=heed_signals,
+    )
+    assert (ended.returncode, ended.stderr) == (129, STOPPED)
+
+
 def deployed_run(root: Path) -> dict[str, str]:
     """A run of a deployment of `retrain`, and the environment in which a worker starts its process."""
     from prefect.client.orchestration import get_client

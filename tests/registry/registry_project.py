@@ -23,7 +23,8 @@ def tiny_params() -> Params:
     return params.model_copy(
         update={
             "data": params.data.model_copy(update={"size": SIZE}),
-            "gate": params.gate.model_copy(update={"images": 64}),
+            # models of no training at all become champions here
+            "gate": params.gate.model_copy(update={"images": 128, "floor": False}),
             "detector": params.detector.model_copy(update={"members": ("pixelcnn_nll",)}),
         }
     )
@@ -40,7 +41,7 @@ def images(count: int, seed: int) -> np.ndarray:
 def write_data(root: Path) -> None:
     folder = root / "data" / "prepared"
     folder.mkdir(parents=True)
-    counts = {"train": 64, "validation": 64, "calibration": 99, "test": 16}
+    counts = {"train": 64, "validation": 64, "calibration": 99, "gate": 64, "test": 16}
     for seed, (split, count) in enumerate(counts.items()):
         np.save(folder / f"{split}.npy", images(count, seed))
         np.save(folder / f"{split}_labels.npy", np.full(count, -1, dtype=np.int64))

@@ -7,13 +7,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from densitywatch.errors import RegistryError
 from densitywatch.files import content_digest
 from densitywatch.params import Params
 from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Decision, Measurement, judge
+from densitywatch.registry.gate import Decision, judge
+from densitywatch.registry.resampling import Measurement
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
 
@@ -85,7 +87,7 @@ def shelf(params: Params, root: Path, request: pytest.FixtureRequest, monkeypatc
             None if f is None else Measurement("bits", float((f / "figure").read_text())) for f in (ours, theirs)
         )
         assert new is not None
-        return judge(new, old, 0.0)
+        return judge(new, old, params.gate, None, np.ones((2, 1)), 1)
 
     class Log:
         info = warning = staticmethod(lambda *_: None)
@@ -170,7 +172,7 @@ def test_without_its_alias_the_last_champion_is_what_a_candidate_is_compared_wit
     shelf.by_hand(None)
     shelf.add(2.5)
     said = shelf.retrain()
-    assert "rejected: bits 2.5000 is worse than the champion's 1.0000" in said
+    assert "rejected: bits 2.5000, worse than the champion's 1.0000" in said
     assert "the alias champion is gone; version 3, the newest champion that can be verified, stood in" in said
     assert shelf.champion is None
     shelf.add(0.5)
@@ -202,7 +204,7 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
     shelf.add(1.5)
     verdict = shelf.promote()
     assert verdict.passed
-    assert "next to the champion's 2.0000" in verdict.reason
+    assert "better than the champion's 2.0000" in verdict.reason
     assert "version 3: its files are gone" in verdict.reason
     assert shelf.champion == 4
     assert shelf.rollback() == 2

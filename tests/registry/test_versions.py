@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import pickle
@@ -73,6 +74,11 @@ def test_promote_moves_the_champion_and_rollback_moves_it_back_for_good(params: 
     decision = registry.promote(name, params, root)
     assert decision.passed
     assert decision.reason.startswith("version 2 passed: bits/dim")
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    tags = client.get_model_version(f"densitywatch-{name}", "2").tags
+    assert tags["gate"] == decision.reason
+    assert json.loads(tags["gate_figures"]) == decision.figures
+    assert {"candidate", "champion", "difference", "at_most", "margin", "confidence"} <= decision.figures.keys()
     assert aliases(params, root, name) == {"champion": "2", "challenger": "2"}
     assert "already" in registry.promote(name, params, root).reason
 

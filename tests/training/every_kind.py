@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 
 TOP = Path(__file__).parents[2]
 SIZE = 8
-COUNTS = {"train": 200, "validation": 41, "calibration": 40, "test": 48}
+COUNTS = {"train": 200, "validation": 41, "calibration": 40, "gate": 40, "test": 48}
 KINDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "pixelcnn": ("pixelcnn", {"channels": 4, "dilations": [1]}, {"optimizer": "muon"}),
     "conditional_pixelcnn": ("pixelcnn", {"channels": 4, "dilations": [1], "conditional": True}, {}),

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densitywatch.batches.drift_state import alarm_in_words
 from densitywatch.batches.gallery import SHOWN
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, read_summary
 from densitywatch.batches.verdicts import precision, read_verdicts
@@ -44,6 +45,7 @@ def write_batch_report(folder: Path) -> Path:
     with damage_as_error(folder):
         text = page.render(
             summary=summary,
+            drift_alarm=alarm_in_words(summary),
             skipped=skipped_line(Counter(summary.get("skipped_kinds", {}))),
             gallery=[
                 row | {"verdict": verdicts.get((row["path"], row["sha256"]))}

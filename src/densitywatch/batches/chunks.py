@@ -44,9 +44,12 @@ RESULTS = pa.schema(
         ("p_value", pa.float64()),
         ("label", pa.string()),
         ("label_probability", pa.float64()),
+        ("label_p_value", pa.float64()),
     ]
 )
 PICTURE = pa.field("pixels", pa.binary())
+OF_PIXELS = [PICTURE, pa.field("brightness", pa.float64()), pa.field("sharpness", pa.float64())]
+"""Columns of a chunk that are not published: kept images, and two means over pixels of every decoded image."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +141,8 @@ def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
                 known = 0 <= number < len(detector.class_names)
                 rows[i]["label"] = detector.class_names[number] if known else None
                 rows[i]["label_probability"] = _finite(scores.label_probability[k])
+                if scores.label_p_value is not None:
+                    rows[i]["label_p_value"] = _finite(scores.label_p_value[k])
     return pa.Table.from_pylist(rows, schema=RESULTS)
 
 
@@ -162,7 +167,11 @@ def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
 
 
 def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.Table:
-    """`table` with a column `pixels`: the decoded images that may be flagged, or shown as the least usual."""
+    """`table` with the columns OF_PIXELS.
+
+    `pixels`: the decoded images that may be flagged, or shown as the least usual. `brightness`: the mean of an image's
+    pixels, from 0 to 1. `sharpness`: the mean difference of neighbouring pixels, from 0 to 1.
+    """
     p = np.array([np.inf if value is None else value for value in table.column("p_value").to_pylist()])
     order = np.lexsort((np.arange(len(p)), p))
     keep = {int(i) for i in order[:WORST_OF_CHUNK]} | {int(i) for i in np.flatnonzero(p <= threshold)}
@@ -170,7 +179,21 @@ def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.
         item.image.tobytes() if i in keep and item.image is not None and np.isfinite(p[i]) else None
         for i, item in enumerate(chunk)
     ]
-    return table.append_column(PICTURE, pa.array(pixels, PICTURE.type))
+    values = (
+        pixels,
+        [None if item.image is None else float(item.image.mean()) / 255 for item in chunk],
+        [None if item.image is None else sharpness(item.image) for item in chunk],
+    )
+    for field, value in zip(OF_PIXELS, values, strict=True):
+        table = table.append_column(field, pa.array(value, field.type))
+    return table
+
+
+def sharpness(image: NDArray[np.uint8]) -> float:
+    """The mean absolute difference of pixels next to each other in an image (C, H, W), from 0 to 1."""
+    values = image.astype(np.int16)
+    steps = [np.abs(np.diff(values, axis=axis)) for axis in (-1, -2)]
+    return float(sum(int(step.sum()) for step in steps)) / (255 * max(1, sum(step.size for step in steps)))
 
 
 def read_chunk(path: Path) -> pa.Table | None:
@@ -179,8 +202,9 @@ def read_chunk(path: Path) -> pa.Table | None:
         table = pq.read_table(path)
     except (OSError, ValueError, pa.ArrowException):
         return None
-    pictured = table.schema.names == [*RESULTS.names, PICTURE.name] and table.schema.field(PICTURE.name).equals(PICTURE)
-    return table if pictured and is_whole(table) else None
+    ours = table.schema.names == [*RESULTS.names, *(field.name for field in OF_PIXELS)]
+    ours = ours and all(table.schema.field(field.name).equals(field) for field in OF_PIXELS)
+    return table if ours and is_whole(table) else None
 
 
 def is_whole(table: pa.Table) -> bool:

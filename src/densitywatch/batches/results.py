@@ -8,7 +8,7 @@ import json
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, SUMMARY
 from densitywatch.batches.scorer import Scorer
 from densitywatch.batches.streams import Rule
 from densitywatch.detector import conformal
+from densitywatch.detector.label_ranks import LabelRanks
 from densitywatch.files import write_whole
 
-LABELS = ("label", "label_probability")
+LABELS = ("label", "label_probability", "label_p_value")
 OUTLIER = pa.field("outlier", pa.bool_())
 GROUP = 10_000
 """Rows of a row group of scores.parquet, rounded to whole chunks. Every group costs writer and readers some memory."""
@@ -44,11 +45,13 @@ def write_scores(
     *,
     results: Path,
     skipped: Counter[str] | None = None,
+    drift_keys: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
     `rule`: how images are flagged. `results`: the folder that the stream is kept in. `skipped`: files of the source
-    that are no images by their names, and so have no rows.
+    that are no images by their names, and so have no rows. `drift_keys`: what the summary says of drift over the
+    stream, given the digest of the batch's names and contents.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
@@ -90,7 +93,9 @@ def write_scores(
         "changed_to_fit": changed,
         "false_discovery_rate": rule.rate,
         "false_alarm_rate": scorer.false_alarm_rate,
+        **no_class(parts, scorer),
         "drift_p_value": float(drift.p_value),
+        **(drift_keys(content) if drift_keys is not None else {}),
         "median_p_value": float(np.median(p)) if len(p) else None,
         **flags.facts,
         "content": content,
@@ -114,6 +119,20 @@ def _read(parts: list[Path], calibration: Floats) -> tuple[Floats, dict[str, Any
         labelled = labelled or table.column("label").null_count < table.num_rows
     values, scores = np.asarray(p), np.asarray(score)
     return values, histogram(scores[np.isfinite(values)], calibration), labelled
+
+
+def no_class(parts: list[Path], scorer: Scorer) -> dict[str, Any]:
+    """`no_class`: the number of images that belong to no class at the false-alarm rate; `labels_too_small`: a sentence.
+
+    Empty where labels have no p-values. An image of a label that the sentence names is never counted.
+    """
+    ranks: LabelRanks | None = getattr(scorer, "label_ranks", None)
+    if ranks is None:
+        return {}
+    rate = scorer.false_alarm_rate
+    columns = (_floats(pq.read_table(part, columns=["label_p_value"]), "label_p_value") for part in parts)
+    count = sum(int((column <= rate).sum()) for column in columns)
+    return {"no_class": count, "labels_too_small": ranks.too_small(rate, scorer.class_names)}
 
 
 def _content(parts: list[Path]) -> str:

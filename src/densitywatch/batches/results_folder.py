@@ -90,6 +90,12 @@ class Summary(BaseModel):
     changed_to_fit: Count
     false_discovery_rate: Share
     drift_p_value: Share
+    drift_alarm: bool | None = None
+    drift_evidence: Annotated[FiniteFloat, Field(ge=0)] | None = None
+    drift_batches: Count | None = None
+    drift_alarm_batch: str | None = None
+    drift_since: str | None = None
+    drift_moved: str | None = None
     promise: str
     control: Control = "batch"
     level: Annotated[FiniteFloat, Field(ge=0)] | None = None

@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import pyarrow as pa
 from densitywatch.batches import publishing
 from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.chunks import score_in_chunks
+from densitywatch.batches.drift_state import alarm_in_words, drift_of_batch, stream_of
 from densitywatch.batches.gallery import write_gallery
 from densitywatch.batches.past_batches import drift_from_past
 from densitywatch.batches.results import PublishedChunks, are_same, write_scores
@@ -113,6 +115,7 @@ def score_source(
         **({"follow_links": True} if follow else {}),
     }
     folder = _target(source, params, root, out)
+    stream = stream_of(source, params, root, digest, scorer.calibration, whole=options.limit is None)
     with publishing.held(folder):
         read_verdicts(folder)  # a person's work that cannot be read stops the job before hours of scoring, not after
         if rule.control == "stream":
@@ -131,7 +134,17 @@ def score_source(
             )
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
-            summary = write_scores(new.work, new.fresh, scorer, rule, identity, results=folder.parent, skipped=skipped)
+            drift_keys = partial(drift_of_batch, stream, folder.name, work=new.work)
+            summary = write_scores(
+                new.work,
+                new.fresh,
+                scorer,
+                rule,
+                identity,
+                results=folder.parent,
+                skipped=skipped,
+                drift_keys=drift_keys,
+            )
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
             if before == summary and are_same(folder, new.fresh):
@@ -148,6 +161,8 @@ def score_source(
                 write_batch_report(new.fresh)
         past = drift_from_past(folder, digest)
         note_run(folder, **past)
+    if (alarm := alarm_in_words(summary)) is not None:
+        say(f"score: drift alarm: {alarm}")
     flagged, fail_on = int(summary["outliers"]), options.fail_on
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")

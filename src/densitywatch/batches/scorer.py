@@ -15,14 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densitywatch.arrays import Floats, Pixels
+from densitywatch.batches.label_calibration import LABEL_SCORES, label_calibration_images, label_ranks
 from densitywatch.data.reading import stored_size
 from densitywatch.detector.detector import load
+from densitywatch.detector.label_ranks import LabelRanks
 from densitywatch.errors import ModelError
-from densitywatch.evaluation.measures.labels import by_bayes, nats_by_label
+from densitywatch.evaluation.measures.labels import by_bayes, label_prior, nats_by_label
 from densitywatch.files import file_digest
 from densitywatch.models.offers import LabelDensity, takes_labels
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
+from densitywatch.progress import say
 from densitywatch.registry.download import model_folder
 
 
@@ -48,6 +51,10 @@ class BatchScores(Protocol):
     @property
     def label_probability(self) -> Floats | None:
         """(N,); None without a labelling model."""
+
+    @property
+    def label_p_value(self) -> Floats | None:
+        """(N,); small says that the image belongs to no class. None where there are no calibration images for it."""
 
 
 class Scorer(Protocol):
@@ -77,13 +84,14 @@ class Scorer(Protocol):
 class WithLabels:
     """A scorer whose scores also have labels, from `model`, a class-conditional density by Bayes' rule.
 
-    All labels count as equally likely (evaluation/measures/labels.py). Every image costs a pass of the model, or of a
-    part of it, for each label.
+    `prior`: the labels' own probabilities, (classes,); None: all are equally likely (evaluation/measures/labels.py).
+    Every image costs a pass of the model, or of a part of it, for each label. `label_ranks`, where it is set, gives
+    every label a p-value that the image belongs to it.
 
     Raises ModelError for a model without labels, or of images of another size or colour than the detector's.
     """
 
-    def __init__(self, detector: Scorer, model: Any, where: str) -> None:
+    def __init__(self, detector: Scorer, model: Any, where: str, prior: Floats | None = None) -> None:
         by_label = isinstance(model, LabelDensity) and takes_labels(model)
         if not by_label:
             raise ModelError(f"{where}: is no density by label; take a conditional one such as conditional_pixelcnn")
@@ -93,16 +101,18 @@ class WithLabels:
                 f"{where}: made for images of {stored} x {stored} pixels and {model.channels} channels, the"
                 f" detector for {detector.size} x {detector.size} and {detector.channels}"
             )
-        self.detector, self.model = detector, model
+        self.detector, self.model, self.prior = detector, model, prior
         self.size, self.channels, self.resize = detector.size, detector.channels, detector.resize
         self.calibration = detector.calibration
         self.false_discovery_rate, self.false_alarm_rate = detector.false_discovery_rate, detector.false_alarm_rate
         self.class_names: tuple[str, ...] = model.class_names
+        self.label_ranks: LabelRanks | None = None
 
     def score(self, images: Pixels) -> Any:
-        """The detector's scores, with labels and their probabilities."""
-        found = by_bayes(nats_by_label(self.model, images))
-        return replace(self.detector.score(images), label=found.label, label_probability=found.probability)
+        """The detector's scores, with labels, their probabilities and, where they can be had, their p-values."""
+        found, scores = by_bayes(nats_by_label(self.model, images), self.prior), self.detector.score(images)
+        p_value = None if self.label_ranks is None else self.label_ranks.p_values(scores.score, found.label)
+        return replace(scores, label=found.label, label_probability=found.probability, label_p_value=p_value)
 
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
         """The detector's."""
@@ -126,8 +136,19 @@ def load_scorer(
     if label_model is None:
         return loaded, digest
     folder = model_folder(label_model, params, root)
-    labelled = WithLabels(loaded, load_model_folder(folder), label_model)
-    return labelled, hashlib.sha256(f"{digest} {file_digest(folder / WEIGHTS)}".encode()).hexdigest()
+    model: Any = load_model_folder(folder)
+    prior = label_prior(model, params.inbox.label_prior)
+    labelled = WithLabels(loaded, model, label_model, prior)
+    parts = [digest, file_digest(folder / WEIGHTS), params.inbox.label_prior]
+    images = label_calibration_images(loaded, model, params, root)
+    if images is not None:
+        parts.append(images.key)
+    whole = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    if images is not None:
+        labelled.label_ranks = label_ranks(labelled, images, root / LABEL_SCORES / f"{whole}.safetensors")
+        if (words := labelled.label_ranks.too_small(loaded.false_alarm_rate, labelled.class_names)) is not None:
+            say(f"score: {words}")
+    return labelled, whole
 
 
 def load_detector(detector: Scorer | Path | str | None, params: Params, root: Path) -> tuple[Scorer, str]:

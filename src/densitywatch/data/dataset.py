@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, NonNegativeInt, PositiveInt
 
-from densitywatch.data.reading import Images, at_size
+from densitywatch.data.groups.draw import one_of_each_group
+from densitywatch.data.reading import Images, Rows, at_size
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_back
 
-SplitName = Literal["train", "validation", "calibration", "test"]
+SplitName = Literal["train", "validation", "calibration", "gate", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
+LATER_SPLITS = ("gate",)
+"""Splits that datasets of earlier versions lack; such a dataset can still be read."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class DatasetInfo:
     digest: str
     """sha256 over all arrays and labels: datasets with the same digest are the same images in the same order."""
     counts: dict[SplitName, int]
+    groups: dict[SplitName, int]
+    """Number of groups in each split; empty where data.group is not in force and every image counts by itself."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,22 @@ class Split:
     """(N, C, H, W), memory-mapped and read-only, or resized when they are asked for."""
     labels: npt.NDArray[np.int64]
     """(N,); -1 where there is no label."""
+    groups: npt.NDArray[np.int64] | None = None
+    """(N,) the number of each image's group, the same in no two splits; None: every image counts by itself."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def at(self, size: int) -> Split:
         """The same images at `size` x `size` pixels."""
-        return Split(images=at_size(self.images, size), labels=self.labels)
+        return Split(at_size(self.images, size), self.labels, self.groups)
+
+    def one_of_each_group(self, seed: int) -> Split:
+        """One image of each group, drawn at random; the split itself where every image counts by itself."""
+        if self.groups is None:
+            return self
+        rows = one_of_each_group(self.groups, seed)
+        return Split(Rows(self.images, rows), self.labels[rows], self.groups[rows])
 
 
 class LeftOut(BaseModel):
@@ -56,6 +70,21 @@ class LeftOut(BaseModel):
 
     path: str
     reason: str
+
+
+class GroupFacts(BaseModel):
+    """What dataset.json says of the groups."""
+
+    setting: str | None = None
+    """data.group of params.yaml."""
+    rule: str | None = None
+    """The rule in force; None: every image counts by itself."""
+    found: str = ""
+    """What prepare found, in words."""
+    warning: str = ""
+    counts: dict[str, NonNegativeInt] = {}
+    largest: NonNegativeInt = 1
+    """Number of images in the largest group."""
 
 
 class Facts(BaseModel):
@@ -67,6 +96,7 @@ class Facts(BaseModel):
     class_names: list[str]
     digest: str
     counts: dict[str, NonNegativeInt]
+    groups: GroupFacts = GroupFacts()
     dropped: list[LeftOut] = []
     rejected: list[LeftOut] = []
 
@@ -75,7 +105,7 @@ def read_facts(folder: Path) -> Facts:
     """The whole `folder/dataset.json`. Raises DataError when it is missing or damaged."""
     try:
         facts = Facts.model_validate(read_back(folder / "dataset.json", Facts, MOST_LISTS))
-        if missing := [name for name in SPLITS if name not in facts.counts]:
+        if missing := [name for name in SPLITS if name not in facts.counts and name not in LATER_SPLITS]:
             raise DataError(f"no count of {missing[0]}")
     except FileNotFoundError:
         raise DataError(f"{folder}: no prepared dataset here; run `dvc repro prepare`") from None
@@ -93,7 +123,8 @@ def read_info(folder: Path) -> DatasetInfo:
         channels=facts.channels,
         class_names=tuple(facts.class_names),
         digest=facts.digest,
-        counts={name: facts.counts[name] for name in SPLITS},
+        counts={name: facts.counts.get(name, 0) for name in SPLITS},
+        groups={name: facts.groups.counts[name] for name in SPLITS if name in facts.groups.counts},
     )
 
 
@@ -108,13 +139,17 @@ def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / f"{split}_labels.npy", allow_pickle=False)
+        named = folder / f"{split}_groups.npy"
+        groups = np.load(named, allow_pickle=False) if named.exists() else None
     except FileNotFoundError:
         raise DataError(f"{path}: no prepared images here; run `dvc repro prepare`") from None
     except (ValueError, EOFError):
         raise DataError(f"{path}: not a whole array; run `dvc repro -f prepare`") from None
     if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise DataError(f"{path}: images and labels do not fit together; run `dvc repro -f prepare`")
-    opened = Split(images=images, labels=labels)
+    if groups is not None and (groups.dtype != np.int64 or groups.shape != labels.shape):
+        raise DataError(f"{named}: groups and images do not fit together; run `dvc repro -f prepare`")
+    opened = Split(images=images, labels=labels, groups=groups)
     return opened if size is None else opened.at(size)
 
 

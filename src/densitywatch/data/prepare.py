@@ -1,30 +1,29 @@
 """`prepare`: from data/raw to an array and labels for each split, one manifest row an image, and dataset.json.
 
-Nothing is drawn from a random generator: the place of an image follows from a hash of the seed and its pixels. So
-neither the order nor the names of the files matter. Images with the same pixels stay in one split. Where the source has
-parts, an image that is in several of them stays in the test part, or else in the validation part, since published
-figures are about the test part; its copies elsewhere are left out and listed in dataset.json.
+The images are decoded, grouped (data/groups) and put into splits (splits.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.fetch import RAW
-from densitywatch.data.inputs.source import without_secrets
+from densitywatch.data.groups.choose import Grouping, grouped
+from densitywatch.data.groups.likeness import Looks
+from densitywatch.data.groups.rules import Known
+from densitywatch.data.inputs.joined import short_name
 from densitywatch.data.raw import Raw, RawImage, open_raw
 from densitywatch.data.reading import PART, images_within
+from densitywatch.data.splits import Row, assign, dropped_line, hash_of
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params
@@ -34,36 +33,21 @@ PREPARED = Path("data/prepared")
 BLOCK = 1024
 
 
-@dataclass
-class Row:
-    """One manifest row; `source` is its row in the scratch file of decoded pixels."""
-
-    image: RawImage
-    source: int
-    width: int
-    height: int
-    mode: str
-    sha256: str
-    mean: float = 0.0
-    std: float = 0.0
-    min: int = 0
-    max: int = 0
-
-
 def prepare(params: Params, root: Path) -> None:
     """Write `root`/data/prepared, whole or not at all. The memory used does not grow with the number of images.
 
-    Raises DataError when nothing was fetched, or too little of it is usable to fill the four splits.
+    Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """
     raw = open_raw(params.data, root / RAW)
     chosen = choose(raw.images, params.data.limit, params.seed)
     shape = (params.data.channels, params.data.size, params.data.size)
     with whole_folder(root / PREPARED) as folder:
         scratch = folder / "scratch"
-        rows, rejected = _decode_all(raw, chosen, scratch, shape)
+        rows, rejected, looks = _decode_all(raw, chosen, scratch, shape)
         rejected = [*raw.rejected, *rejected]
-        splits, dropped = assign(rows, params.data, params.seed)
-        digest = _write_splits(folder, scratch, splits, shape)
+        groups = _group(rows, looks if params.data.source == "folder" else None, params.data.group)
+        splits, dropped = assign(rows, params.data, params.seed, by_groups=groups.rule is not None)
+        digest = _write_splits(folder, scratch, splits, shape, grouped=groups.rule is not None)
         scratch.unlink()
         _write_manifest(folder / "manifest.parquet", splits)
         counts = {name: len(splits[name]) for name in SPLITS}
@@ -74,6 +58,7 @@ def prepare(params: Params, root: Path) -> None:
             "class_names": list(raw.class_names),
             "digest": digest,
             "counts": counts,
+            "groups": _facts_of(groups, splits),
             "seed": params.seed,
             "source_images": len(raw.images),
             "dropped": dropped,
@@ -81,6 +66,12 @@ def prepare(params: Params, root: Path) -> None:
         }
         (folder / "dataset.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"prepared {', '.join(f'{count:,} {name}' for name, count in counts.items())} images in {PREPARED}")
+    if params.data.group is not None:
+        say(groups.words)
+    if groups.warning:
+        say(f"warning: {groups.warning}")
+    if groups.rule is not None:
+        say(_calibration_line(splits))
     if dropped:
         say(f"{dropped_line(dropped)} and were left out: see {PREPARED}/dataset.json")
     if rejected:
@@ -89,9 +80,8 @@ def prepare(params: Params, root: Path) -> None:
 
 
 def dataset_name(data: DataParams) -> str:
-    """The source, or for a folder the last part of its address in letters, digits, dots, dashes and underscores."""
-    last = without_secrets(data.address or "").rstrip("/").rsplit("/", 1)[-1]
-    return re.sub(r"[^\w.-]+", "_", last).strip("._") or data.source
+    """The source, or for a folder the last part of its address; those of several are joined by `-and-`."""
+    return "-and-".join(filter(None, map(short_name, data.addresses))) or data.source
 
 
 def choose(images: Sequence[RawImage], limit: int | None, seed: int) -> list[int]:
@@ -105,102 +95,48 @@ def choose(images: Sequence[RawImage], limit: int | None, seed: int) -> list[int
     for labels in by_part.values():
         turns = []
         for label, indices in labels.items():
-            indices.sort(key=lambda index: _hash(seed, images[index].path))
+            indices.sort(key=lambda index: hash_of(seed, images[index].path))
             turns += [(turn, label, index) for turn, index in enumerate(indices)]
         chosen += [index for _, _, index in sorted(turns)[:limit]]
     return sorted(chosen)
 
 
-def assign(rows: Sequence[Row], data: DataParams, seed: int) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
-    """Every row in one split, or among the dropped (path, reason).
-
-    A split's order mixes the labels evenly, so its first rows are a fair sample of the whole.
-    """
-    own: dict[SplitName, list[Row]] = {"test": [], "validation": []}
-    kept: dict[str, str] = {}
-    dropped: list[dict[str, str]] = []
-    for name, part in own.items():
-        members = [row for row in rows if row.image.part == name]
-        dropped += [_dropped(row, kept) for row in members if row.sha256 in kept]
-        part += [row for row in members if row.sha256 not in kept]
-        kept |= {row.sha256: f"{row.image.path} of the {name} part" for row in reversed(part)}
-    others = [row for row in rows if row.image.part not in own]
-    dropped += [_dropped(row, kept) for row in others if row.sha256 in kept]
-    rest = _mixed(_together([row for row in others if row.sha256 not in kept]), seed)
-    shares: dict[SplitName, float] = {
-        "test": data.test, "validation": data.validation, "calibration": data.calibration
-    }  # fmt: skip
-    wanted = [(name, share) for name, share in shares.items() if not own.get(name)]
-    splits: dict[SplitName, list[Row]] = {name: list(own.get(name, ())) for name in SPLITS}
-    total, position = sum(len(group) for group in rest), 0
-    for name, share in wanted:
-        target = max(1, round(share * total))
-        while position < len(rest) and len(splits[name]) < target:
-            splits[name] += rest[position]
-            position += 1
-    splits["train"] = [row for group in rest[position:] for row in group]
-    empty = [name for name in SPLITS if not splits[name]]
-    if empty:
-        raise DataError(
-            f"{len(rows)} usable images ({len(rest)} that differ) are too few: "
-            f"none is left for {', '.join(empty)}; add images"
-        )
-    return {name: [row for (row,) in _mixed([[row] for row in split], seed)] for name, split in splits.items()}, dropped
+def _group(rows: Sequence[Row], looks: Looks | None, setting: str | None) -> Grouping:
+    """The groups by data.group, written into the rows."""
+    known = [Known(row.image.path, row.image.source, row.image.label, row.taken) for row in rows]
+    groups = grouped(setting, known, looks)
+    for row, name, order in zip(rows, groups.names, groups.order, strict=True):
+        row.group, row.order = name or row.group, order
+    return groups
 
 
-def _dropped(row: Row, kept: dict[str, str]) -> dict[str, str]:
-    return {"path": row.image.path, "reason": f"the same pixels as {kept[row.sha256]}"}
+def _facts_of(groups: Grouping, splits: dict[SplitName, list[Row]]) -> dict[str, Any]:
+    """What dataset.json says of the groups; `counts`: groups by split, where a rule is in force."""
+    counts = {name: len({row.group for row in rows}) for name, rows in splits.items()}
+    return {
+        "setting": groups.setting,
+        "rule": groups.rule,
+        "found": groups.words,
+        "warning": groups.warning,
+        "counts": counts if groups.rule is not None else {},
+        "largest": max(Counter(row.group for rows in splits.values() for row in rows).values()) if groups.rule else 1,
+    }
 
 
-def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
-    """One clause: how many images the test and the validation part have too."""
-    of_test = sum(item["reason"].endswith("of the test part") for item in dropped)
-    kinds = [("test", of_test), ("validation", len(dropped) - of_test)]
-    return " and ".join(f"{count} images are also in the {name} part" for name, count in kinds if count)
-
-
-def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:
-    """The groups in an order in which every stretch has the labels in their overall shares.
-
-    The order follows from the pixels (and, between equal images, from the paths), not from the order given.
-    """
-    by_label: dict[int, list[tuple[tuple[str, str], list[Row]]]] = defaultdict(list)
-    for group in groups:
-        key = min((_hash(seed, row.sha256), row.image.path) for row in group)
-        by_label[min(row.image.label for row in group)].append((key, group))
-    placed = [
-        ((turn + 0.5) / len(members), key, group)
-        for members in by_label.values()
-        for turn, (key, group) in enumerate(sorted(members, key=lambda member: member[0]))
-    ]
-    return [group for _, _, group in sorted(placed, key=lambda item: item[:2])]
-
-
-def _together(rows: Sequence[Row]) -> list[list[Row]]:
-    """Rows joined by equal pixels or by an equal group of the source (union-find)."""
-    parent = list(range(len(rows)))
-
-    def find(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    first: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        for key in (row.sha256, f"group {row.image.group}") if row.image.group else (row.sha256,):
-            parent[find(index)] = find(first.setdefault(key, index))
-    groups: dict[int, list[Row]] = defaultdict(list)
-    for index, row in enumerate(rows):
-        groups[find(index)].append(row)
-    return list(groups.values())
+def _calibration_line(splits: dict[SplitName, list[Row]]) -> str:
+    count = len({row.group for row in splits["calibration"]})
+    return f"calibration counts {count:,} groups, lone images included: no p-value is below 1 / {count + 1:,}"
 
 
 def _decode_all(
     raw: Raw, chosen: Sequence[int], scratch: Path, shape: tuple[int, int, int]
-) -> tuple[list[Row], list[dict[str, str]]]:
-    """Decode every chosen image into the scratch file; rows for the usable ones, path and reason for the rest."""
+) -> tuple[list[Row], list[dict[str, str]], Looks]:
+    """Decode every chosen image into the scratch file.
+
+    Returns rows and looks of the usable ones, and path and reason of the rest.
+    """
     rows: list[Row] = []
+    looks: list[Looks] = []
     rejected: list[dict[str, str]] = []
     block: list[npt.NDArray[np.uint8]] = []
     # ordinary writes: on a full disk they raise an error, and a memory-mapped array would kill the process
@@ -212,19 +148,19 @@ def _decode_all(
                 continue
             pixels = picture.pixels
             sha256 = hashlib.sha256(pixels.tobytes()).hexdigest()
-            rows.append(Row(image, len(rows), picture.width, picture.height, picture.mode, sha256))
+            rows.append(Row(image, len(rows), picture.width, picture.height, picture.mode, sha256, taken=picture.taken))
             block.append(pixels)
             if len(block) == block_of(pixels.shape):
-                _flush(file, block, rows)
+                looks.append(_flush(file, block, rows))
         if block:
-            _flush(file, block, rows)
+            looks.append(_flush(file, block, rows))
     if not rows:
         raise DataError("no usable image was fetched; look at data/raw/rejected.json and correct data.address")
-    return rows, rejected
+    return rows, rejected, Looks.joined(looks)
 
 
-def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) -> None:
-    """Write a block of images and fill in their statistics."""
+def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) -> Looks:
+    """Write a block of images and fill in their statistics; returns what is compared of them."""
     images = np.stack(block)
     flat = images.reshape(len(images), -1)
     means = flat.mean(axis=1, dtype=np.float64)
@@ -236,10 +172,17 @@ def _flush(file: BinaryIO, block: list[npt.NDArray[np.uint8]], rows: list[Row]) 
         row.mean, row.std, row.min, row.max = float(mean), float(std), int(low), int(high)
     file.write(images.data)
     block.clear()
+    return Looks.of(images)
 
 
-def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]], shape: tuple[int, int, int]) -> str:
-    """The .npy files of every split, gathered from the scratch file; returns the digest of all of them."""
+def _write_splits(
+    folder: Path, scratch: Path, splits: dict[SplitName, list[Row]], shape: tuple[int, int, int], *, grouped: bool
+) -> str:
+    """The .npy files of every split, gathered from the scratch file; returns the digest of all of them.
+
+    `grouped`: write the number of each image's group too.
+    """
+    numbers: dict[str, int] = {}
     total = scratch.stat().st_size // int(np.prod(shape))
     pixels = np.memmap(scratch, dtype=np.uint8, mode="r", shape=(total, *shape))
     digest = hashlib.sha256()
@@ -255,6 +198,10 @@ def _write_splits(folder: Path, scratch: Path, splits: dict[SplitName, list[Row]
         labels = np.array([row.image.label for row in rows], dtype=np.int64)
         digest.update(labels.tobytes())
         np.save(folder / f"{name}_labels.npy", labels)
+        if grouped:
+            groups = np.array([numbers.setdefault(row.group, len(numbers)) for row in rows], dtype=np.int64)
+            digest.update(groups.tobytes())
+            np.save(folder / f"{name}_groups.npy", groups)
     return digest.hexdigest()
 
 
@@ -278,12 +225,9 @@ def _write_manifest(path: Path, splits: dict[SplitName, list[Row]]) -> None:
         "split": pa.array([name for name, _, _ in placed], pa.string()),
         "row": pa.array([number for _, number, _ in placed], pa.int64()),
         "label": pa.array([row.image.label for _, _, row in placed], pa.int64()),
+        "group": pa.array([row.group for _, _, row in placed], pa.string()),
     }
     kinds = {"width": pa.int64(), "height": pa.int64(), "mode": pa.string(), "mean": pa.float64(), "std": pa.float64()}
     for column, kind in {**kinds, "min": pa.int64(), "max": pa.int64(), "sha256": pa.string()}.items():
         columns[column] = pa.array([getattr(row, column) for _, _, row in placed], kind)
     pq.write_table(pa.table(columns), path, compression="zstd")
-
-
-def _hash(seed: int, text: str) -> str:
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()

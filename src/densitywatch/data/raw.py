@@ -33,6 +33,8 @@ class RawImage:
     """-1 where there is none."""
     group: str = ""
     """Images of one group stay in one split; empty: a group of one."""
+    source: str = ""
+    """The address that it came from, where data.address names several."""
 
 
 @dataclass(frozen=True)
@@ -167,11 +169,13 @@ def _folder(params: DataParams, folder: Path) -> Raw:
         columns = pq.read_table(file).to_pydict()
     class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
     number = {name: index for index, name in enumerate(class_names)}
-    images = [
-        RawImage(name, part, -1 if label is None else number[label])
-        for name, part, label in zip(columns["path"], columns["part"], columns["label"], strict=True)
-    ]
     stored = columns["row"]
+    images = [
+        RawImage(name, part, -1 if label is None else number[label], source=source)
+        for name, part, label, source in zip(
+            columns["path"], columns["part"], columns["label"], columns.get("source", [""] * len(stored)), strict=True
+        )
+    ]
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = {stored[index] for index in indices}, 0

@@ -1,6 +1,7 @@
 """The stage `calibrate`: fit the detector's members and their tails, then score the calibration images.
 
-Members and tails are fitted on training and validation images. Calibration images are only scored.
+Members and tails are fitted on training and validation images. Calibration images are only scored. Where the images
+have groups (data.group), one calibration image of each group is scored (detector/conformal.py says why).
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import safetensors.numpy
 from densitywatch.arrays import Arrays
 from densitywatch.data.dataset import DatasetInfo, open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size
-from densitywatch.detector import explain
+from densitywatch.detector import conformal, explain
 from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMAT, Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData, Member, with_prefix, without_prefix
 from densitywatch.detector.member_table import check_reads, find_member
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise, variance_ratio
-from densitywatch.errors import ParamsError
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise, variance_ratio
+from densitywatch.errors import ModelError, ParamsError
 from densitywatch.files import file_digest, whole_folder
 from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS
@@ -39,16 +40,26 @@ def calibrate(params: Params, root: Path) -> Path:
     """Fit the detector of params.yaml and write models/detector, whole or not at all. Returns its folder."""
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
-    members = [find_member(name) for name in detector_members(params.detector.members, params.detector.declared)]
+    members = present([find_member(n) for n in detector_members(params.detector.members, params.detector.declared)])
     check_reads(members, params)
     drop_stale_copies(root / WEIGHT_COPIES / "detector", params.detector.reads)
     data, models = fitting_data(params, root)
     arrays = fit_members(members, data)
     facts = _facts(params, root, info, members, models)
-    say("calibrate: scoring the calibration images")
+    split = open_split(prepared, "calibration").one_of_each_group(params.seed)
+    unit = "the calibration images" if split.groups is None else f"one image of each of {len(split):,} groups"
+    say(f"calibrate: scoring {unit}")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = FeatureCache(open_split(prepared, "calibration").images, models, size=detector.reading_size)
+    calibration = FeatureCache(split.images, models, size=detector.reading_size)
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
+    if detector.has_places:
+        arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
+    wanted = conformal.images_for(params.detector.false_alarm_rate)
+    if len(calibration) < wanted:
+        say(
+            f"calibrate: a false-alarm rate of {params.detector.false_alarm_rate:g} takes {wanted:,} calibration images"
+            f" and there are {len(calibration):,}, so no p-value is as small; raise data.calibration or the rate"
+        )
     for name in sorted(models.used):
         if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
             arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
@@ -62,20 +73,25 @@ def calibrate(params: Params, root: Path) -> Path:
 def fit_members(members: list[Member], data: FittingData) -> Arrays:
     """What every member needs to score, their tails, the weight of the transformation judge and the usual texture."""
     arrays: Arrays = {}
-    total = np.zeros(len(data.validation))  # the sum of surprises that the judge's weight is measured on
+    surprises = []  # those of the members that the judge's weight is measured on
     for member in members:
         arrays |= with_prefix(member.name, fit_member(member, data))
         values = np.asarray(member.score(data.validation, without_prefix(member.name, arrays)), dtype=np.float64)
         tail = fit_tail(values)
         arrays |= with_prefix(f"tail.{member.name}", tail)
         if member.name != DECLARED_MEMBER:
-            total += tail_surprise(values, tail)
-    arrays["overlap"] = np.array([variance_ratio(total)])
+            surprises.append(tail_surprise(values, tail))
+    arrays["overlap"] = np.array([variance_ratio(combined(surprises)) if surprises else 1.0])
     return arrays | with_prefix("texture", explain.fit_texture(data.validation))
 
 
 def fit_member(member: Member, data: FittingData) -> Arrays:
-    """What `member` needs to score, fitted."""
+    """What `member` needs to score, fitted. Raises ModelError where images are read at too small a size for it."""
+    if data.train.size < member.smallest:
+        raise ModelError(
+            f"{member.name} wants images of at least {member.smallest} pixels a side and detector.size is"
+            f" {data.train.size}; raise it, or name another member"
+        )
     if member.fit is None:
         return {}
     say(f"calibrate: fitting {member.name}")
@@ -96,7 +112,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "channels": info.channels,
         "resize": params.data.resize,
         "class_names": list(info.class_names),
-        "data": {"name": info.name, "digest": info.digest, "counts": info.counts},
+        "data": {"name": info.name, "digest": info.digest, "counts": info.counts, "groups": info.groups},
         "false_discovery_rate": params.detector.false_discovery_rate,
         "false_alarm_rate": params.detector.false_alarm_rate,
     }
@@ -113,6 +129,23 @@ def detector_members(names: tuple[str, ...], declared: tuple[str, ...]) -> tuple
         if find_member(name).needs_declared and not declared:
             raise ParamsError(f"detector.members: '{name}' needs detector.declared to name a transformation")
     return names
+
+
+def present(members: list[Member]) -> list[Member]:
+    """The members that this machine can fit, and a line about each other one.
+
+    Raises ParamsError where none is left.
+    """
+    kept = []
+    for member in members:
+        why = member.missing() if member.missing else None
+        if why is None:
+            kept.append(member)
+        else:
+            say(f"calibrate: goes on without {member.name}: {why}")
+    if not kept:
+        raise ParamsError(f"detector.members: this machine can fit none of them ({why}); name others, as own_place")
+    return kept
 
 
 def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:

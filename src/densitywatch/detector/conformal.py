@@ -2,6 +2,17 @@
 
 Everything here rests on one assumption: a normal image of the future is exchangeable with the calibration images, which
 took no part in fitting anything. Nothing is assumed about the score itself; a poor score loses power, never validity.
+
+Frames of one scene are not exchangeable with a frame of another scene: ten alike frames are one piece of evidence and
+not ten. Where the images have groups (data.group), the calibration scores are those of one image of each calibration
+group, drawn at random (data/groups/draw.py). Then n is the number of groups K. Assume that groups are exchangeable, a
+new one included, whatever happens inside of them. Then the K scores and the score of an image drawn from a new group
+are exchangeable, and everything below holds for that image exactly as with K independent images. This is the
+"subsampling once" of Dunn, Wasserman and Ramdas (2022, "Distribution-free prediction sets for two-layer hierarchical
+models"). Lee, Barber and Willett (2023, "Distribution-free inference with hierarchical data") give every image of
+group k the weight 1 / ((K + 1) N_k) instead, with the same promise. Their p-value is an average of ranks and no rank
+among exchangeable scores, which the bounds for one calibration set, the drift test and Benjamini-Hochberg's proof
+(PRDS) need. The smallest p-value, 1 / (K + 1), is the same. Every group counts the same, however many images it has.
 """
 
 from __future__ import annotations
@@ -14,6 +25,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 from densitywatch.arrays import Floats
+from densitywatch.errors import ModelError
 
 CONFIDENCE = 0.9
 """The probability with which conditional p-values hold for the calibration set at hand."""
@@ -34,6 +46,33 @@ def p_values(calibration: ArrayLike, scores: ArrayLike) -> Floats:
     # searchsorted counts the calibration scores below each value, so the rest are at least as high
     at_least = len(reference) - np.searchsorted(reference, values, side="left")
     return np.asarray((1.0 + at_least) / (len(reference) + 1.0))
+
+
+def place_p_values(maxima: ArrayLike, maps: ArrayLike) -> Floats:
+    """A p-value for every place of maps (B, H, W): the share of calibration images whose *largest* place is as high.
+
+    p(u) = (1 + #{calibration images with max over v of z(v) >= z(u)}) / (n + 1)
+
+    (the max-T construction of Westfall and Young 1993, with ranks among calibration images in place of resampling).
+    The smallest p-value of a map is the conformal p-value of its largest place. So, however places depend on each
+    other, a normal image has any place with p(u) <= a with probability at most a. `maxima` (n,) must be ascending.
+    """
+    values = np.asarray(maps, dtype=np.float64)
+    return p_values(maxima, values.ravel()).reshape(values.shape)
+
+
+def images_for(level: float) -> int:
+    """The least number of calibration images with which a p-value can be at most `level`: 1 / (n + 1) <= level."""
+    return int(np.ceil(1.0 / level - 1.0 - 1e-9))
+
+
+def check_reachable(level: float, calibration_size: int) -> None:
+    """Raises ModelError for a false-alarm rate that so few calibration images cannot show."""
+    if calibration_size < images_for(level):
+        raise ModelError(
+            f"a false-alarm rate of {level:g} takes at least {images_for(level):,} calibration images and there are"
+            f" {calibration_size:,}; ask for {1.0 / (calibration_size + 1):.2g} or more, or add images"
+        )
 
 
 def conditional_p_values(p: ArrayLike, calibration_size: int, *, confidence: float = CONFIDENCE) -> Floats:

@@ -27,11 +27,11 @@ from densitywatch.detector import conformal, explain
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import Member, without_prefix
 from densitywatch.detector.member_table import find_member
-from densitywatch.detector.tail_combination import tail_surprise
+from densitywatch.detector.tail_combination import combined, tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models.header import check, shown
 
-FORMAT = "1"
+FORMAT = "2"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
 DECLARED_MEMBER = "transformation_judge"
 """Joins the members when params declare transformations."""
@@ -55,6 +55,8 @@ class Scores:
     """The share of normal images with a shorter compressed file."""
     label: NDArray[np.int64] | None = None
     label_probability: Floats | None = None
+    label_p_value: Floats | None = None
+    """Small says that the image belongs to no class (detector/label_ranks.py)."""
 
     def __len__(self) -> int:
         return len(self.score)
@@ -105,13 +107,17 @@ class Detector:
         self._fitted = {name: without_prefix(name, arrays) for name in facts["members"]}
         self._tails = {name: without_prefix(f"tail.{name}", arrays) for name in facts["members"]}
         self.judge_weight = float(arrays["overlap"][0])
-        """Weight of the transformation judge: variance of the summed member scores over its value for independent
+        """Weight of the transformation judge: variance of the combined member scores over its value for independent
         members (Brown 1975). The members count the evidence that they share this many times over. The judge reads the
         images by itself, so its evidence is multiplied by as much."""
         self._texture = without_prefix("texture", arrays)
         self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():
             raise ValueError("calibration.score is not a list of finite numbers")
+        self.has_places = any(member.places is not None for member in self.members)
+        """Whether a member says where in an image it is unusual."""
+        self.place_maxima: Floats | None = arrays.get("calibration.place_maximum")
+        """The most surprising place of each calibration image, ascending; None where no member has a map of places."""
         for tail in self._tails.values():
             tail_surprise(np.zeros(1), tail)  # fails here rather than at the first batch
 
@@ -139,18 +145,21 @@ class Detector:
                 raise ModelError(f"the detector's member {m.name} cannot score ({why}); calibrate it again") from error
         return scores
 
-    def combine(self, members: Mapping[str, Floats]) -> Floats:
-        """One score: the weighted sum over members of -log P(a normal image scores as high), nats, (B,).
+    def surprise(self, name: str, score: Floats) -> Floats:
+        """-log P(a normal image scores as high) of scores of the member `name`, nats, (B,)."""
+        return tail_surprise(score, self._tails[name])
 
-        The weight is 1, and `judge_weight` for the transformation judge. A member without scores is left out.
+    def combine(self, members: Mapping[str, Floats]) -> Floats:
+        """One score of the members' -log P(a normal image scores as high), nats, (B,): see tail_combination.combined.
+
+        The transformation judge is added with `judge_weight`. A member without scores is left out.
         """
-        weights = {DECLARED_MEMBER: self.judge_weight}
-        surprises = [
-            weights.get(m.name, 1.0) * tail_surprise(members[m.name], self._tails[m.name])
-            for m in self.members
-            if m.name in members
-        ]
-        return np.asarray(np.sum(surprises, axis=0))
+        surprises = {m.name: self.surprise(m.name, members[m.name]) for m in self.members if m.name in members}
+        judge = surprises.pop(DECLARED_MEMBER, None)
+        if judge is None:
+            return combined(list(surprises.values()))
+        weighted = self.judge_weight * judge
+        return combined(list(surprises.values())) + weighted if surprises else weighted
 
     def score(self, images: Pixels) -> Scores:
         """Score a batch of uint8 images (B, C, H, W)."""
@@ -165,7 +174,7 @@ class Detector:
             p_value=conformal.p_values(self.calibration, score),
             bits_per_dim=self._bits_per_dim(features),
             members=members,
-            places=None if self.density is None else explain.unusual_places(features, self.density),
+            places=self._unusual_places(features),
             texture=explain.texture_rank(features, self._texture),
         )
 
@@ -176,11 +185,50 @@ class Detector:
         dimensions = self.channels * size_of(self.models[self.density], self.reading_size) ** 2
         return np.asarray(features.nll(self.density) / (np.log(2.0) * dimensions), dtype=np.float64)
 
+    def _unusual_places(self, features: FeatureCache) -> Floats | None:
+        """The share of what is unexpected in each half of the image, (B, 4); None without a map to take it from."""
+        if self.has_places:
+            return explain.share_in_halves(self.place_surprise(features))
+        return None if self.density is None else explain.unusual_places(features, self.density)
+
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
-        """Where the surprise is: nats of every pixel given those before it, (B, H, W) at the density model's size."""
+        """Where the surprise is, (B, H, W), nats: of the local members where there are some, or else of every pixel
+        given those before it, at the density model's size.
+
+        Raises ModelError for a detector with neither.
+        """
+        if self.has_places:
+            return np.asarray(self.place_surprise(self.features(images)), dtype=np.float32)
         if self.density is None:
             raise ModelError("this detector has no exact density model, so it has no surprise map")
         return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
+
+    def place_surprise(self, features: FeatureCache) -> Floats:
+        """At each place the largest of what the members with a map say, nats, (B, h, w).
+
+        Raises ModelError where no member has one.
+        """
+        if not self.has_places:
+            raise ModelError("this detector has no local member, so it has no map of p-values; name one, as own_place")
+        maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
+        return np.asarray(np.max(maps, axis=0))
+
+    def place_p_values(self, images: Pixels) -> Floats:
+        """A p-value for each place of uint8 images (B, C, H, W), (B, h, w): see conformal.place_p_values."""
+        surprise = self.place_surprise(self.features(images))
+        if self.place_maxima is None:
+            raise ModelError("this detector was calibrated without maps of places; run `dvc repro -f calibrate`")
+        return conformal.place_p_values(self.place_maxima, surprise)
+
+    def outlined(self, images: Pixels, level: float) -> NDArray[np.bool_]:
+        """The places that are marked at a false-alarm rate of `level`, (B, h, w).
+
+        A normal image has any of them with probability at most `level`. Raises ModelError for a level that the
+        calibration images cannot reach.
+        """
+        p = self.place_p_values(images)
+        conformal.check_reachable(level, len(self.calibration))
+        return p <= level
 
     def explain(self, scores: Scores, i: int) -> str:
         """Why image i of the batch scores as it does, in plain words."""

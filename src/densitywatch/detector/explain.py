@@ -25,7 +25,12 @@ def unusual_places(features: FeatureCache, density: str) -> Floats:
     The surplus of a pixel is the surprise beyond its expectation and one standard deviation, or 0.
     """
     surprise, expected, variance = features.surprise_statistics(density)
-    surplus = np.maximum(surprise - expected - np.sqrt(variance), 0.0).astype(np.float64)
+    return share_in_halves(np.maximum(surprise - expected - np.sqrt(variance), 0.0))
+
+
+def share_in_halves(surplus: Floats) -> Floats:
+    """The share of maps (B, H, W), none of them negative, that lies in each of HALVES, (B, 4)."""
+    surplus = surplus.astype(np.float64)
     h, w = surplus.shape[1:]
     parts = (surplus[:, : h // 2], surplus[:, (h + 1) // 2 :], surplus[:, :, : w // 2], surplus[:, :, (w + 1) // 2 :])
     total = np.maximum(surplus.sum((1, 2)), 1e-9)
@@ -71,7 +76,7 @@ def in_words(
 def _share(p_value: float) -> str:
     """The p-value as a share of normal images."""
     if p_value >= 0.1:
-        return f"Of 100 normal images, {100 * p_value:.0f} score as high."
+        return f"Of 100 normal images, about {100 * p_value:.0f} score as high."
     if p_value >= 0.001:
-        return f"Of 1,000 normal images, {1000 * p_value:.0f} score as high."
+        return f"Of 1,000 normal images, at most about {max(1, round(1000 * p_value))} score as high."
     return "Hardly any normal image scores as high."

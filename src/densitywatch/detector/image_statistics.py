@@ -20,11 +20,28 @@ def _grey(images: Pixels) -> Floats:
     return grey / np.float32(255.0)
 
 
+def cell_sums(maps: Floats, grid: int) -> Floats:
+    """Sums of maps (..., H, W) over the cells of a grid that covers them whole: (..., grid, grid).
+
+    A row or column that two cells share counts for both, by the share that lies in each.
+    """
+    rows, columns = _shares(maps.shape[-2], grid), _shares(maps.shape[-1], grid)
+    return np.asarray(rows @ maps @ columns.T)
+
+
+def _shares(length: int, grid: int) -> Floats:
+    """The share of each of `length` pixels that lies in each cell of a line: (grid, length), columns sum to 1."""
+    edges = np.arange(grid + 1) * length / grid
+    pixel = np.arange(length)
+    shares = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
+    return np.asarray(np.maximum(shares, 0.0), dtype=np.float32)
+
+
 def gradient_histograms(images: Pixels, grid: int = 7, bins: int = 8) -> Floats:
-    """Histograms of signed gradient direction on a grid of cells, weighted by gradient length, (B, bins * grid * grid).
+    """Histograms of signed gradient direction on a grid of cells, weighted by gradient length, (B, grid * grid * bins).
 
     HOG (Dalal & Triggs 2005) without block normalisation and with directions over the full circle; square roots are
-    taken so that strong edges do not drown weak ones. Rows and columns that do not fill a cell are left out.
+    taken so that strong edges do not drown weak ones.
     """
     x = _grey(images)
     b, h, w = x.shape
@@ -37,23 +54,14 @@ def gradient_histograms(images: Pixels, grid: int = 7, bins: int = 8) -> Floats:
     # the direction in bins, 0 to `bins`; a direction between two bins is shared by both in proportion
     angle = (np.arctan2(down, across) / (2 * np.pi) + 0.5) * bins
     lower = np.floor(angle)
-    upper_share = angle - lower
-    lower = lower.astype(np.int64) % bins
-    # the number of each pixel's cell; -1 is outside the grid
-    rows, columns = h // grid, w // grid
-    cell = np.full((h, w), -1)
-    for i in range(grid):
-        for j in range(grid):
-            cell[i * rows : (i + 1) * rows, j * columns : (j + 1) * columns] = i * grid + j
-    inside = cell >= 0
-    # one histogram for all images: the bin of (image, cell, direction) is place + direction
-    place = np.arange(b)[:, None] * (grid * grid * bins) + cell[inside] * bins
-    total = np.bincount(
-        np.concatenate([(place + lower[:, inside]).ravel(), (place + (lower[:, inside] + 1) % bins).ravel()]),
-        np.concatenate([(length * (1 - upper_share))[:, inside].ravel(), (length * upper_share)[:, inside].ravel()]),
-        minlength=b * grid * grid * bins,
-    )
-    return np.sqrt(total).reshape(b, -1).astype(np.float32)
+    upper_length = (angle - lower) * length
+    lower_length = length - upper_length
+    first = lower.astype(np.int64) % bins
+    second = (first + 1) % bins
+    total = np.empty((b, grid, grid, bins))
+    for k in range(bins):
+        total[..., k] = cell_sums(lower_length * (first == k) + upper_length * (second == k), grid)
+    return np.sqrt(np.maximum(total, 0.0)).reshape(b, -1).astype(np.float32)
 
 
 def composition_statistics(images: Pixels) -> Floats:

@@ -40,6 +40,7 @@ class FittingData:
 
 Score = Callable[[FeatureCache, Arrays], Floats]
 Fit = Callable[[FittingData], Arrays]
+PlaceScore = Callable[[FeatureCache, Arrays], Floats]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ class Member:
     """The models that it reads, by their names in params.yaml; `detector.reads` must name them."""
     slow: bool
     """Whether it takes many times the PixelCNN's own time; the benchmark measures it on fewer images."""
+    places: PlaceScore | None = None
+    """(features, fitted arrays) -> (B, h, w): -log P(a normal image has a place as unusual), for a map of the image."""
+    smallest: int = 1
+    """Pixels a side that the detector has to read images at."""
+    missing: Callable[[], str | None] | None = None
+    """Why this machine cannot fit it, in one line, where that may be; calibrate then goes on without it."""
 
 
 def member(
@@ -67,11 +74,14 @@ def member(
     reads: tuple[str, ...] = ("pixelcnn",),
     needs_declared: bool = False,
     slow: bool = False,
+    places: PlaceScore | None = None,
+    smallest: int = 1,
+    missing: Callable[[], str | None] | None = None,
 ) -> Callable[[Score], Member]:
     """Make a member of a score function; member_table.py lists it under the function's name."""
 
     def make(score: Score) -> Member:
-        return Member(score.__name__, score, fit, says, needs_declared, reads, slow)
+        return Member(score.__name__, score, fit, says, needs_declared, reads, slow, places, smallest, missing)
 
     return make
 

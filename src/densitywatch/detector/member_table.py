@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from densitywatch.detector.member import Member
-from densitywatch.detector.scores import arrangement, likelihood, pixels, small_density, transformations, vae
+from densitywatch.detector.scores import arrangement, likelihood, local, pixels, small_density, transformations, vae
 from densitywatch.errors import ParamsError
 from densitywatch.params import Params
 
@@ -31,6 +31,11 @@ MEMBERS: dict[str, Member] = {
         vae.model_statistics,
         transformations.transformation_ratio,
         transformations.transformation_judge,
+        local.own_place,
+        local.own_anywhere,
+        local.own_whole,
+        local.lite0_place,
+        local.lite0_anywhere,
     )
 }
 """In the order of the benchmark's tables. The detector has those that `detector.members` of params.yaml names."""

@@ -18,6 +18,9 @@ RIDGE = 200.0
 """The penalty on squared coefficients."""
 WIDEST = 4.0
 """Regressors are cut at this many standard deviations, so that a foreign image gets the answer for the nearest edge."""
+FURTHEST = 0.999
+"""Images that lie further out than this share of the fitting images get the answer for the same direction at that
+distance: no correction is extrapolated."""
 FOLDS = 5
 
 
@@ -32,7 +35,9 @@ def fit_score_regression(composition: Floats, score: Floats) -> Arrays:
     values, vectors = np.linalg.eigh(x.T @ x / len(x))
     kept = np.argsort(values)[::-1][: min(COMPONENTS, max(1, len(x) // 20))]
     axes = vectors[:, kept] / np.sqrt(values[kept] + 1e-6)
-    fitted = {"centre": centre, "scale": scale, "axes": axes.T}
+    fitted = {"centre": centre, "scale": scale, "axes": axes.T, "furthest": np.array([np.inf])}
+    distances = np.linalg.norm(_regressors(composition, fitted), axis=1)
+    fitted["furthest"] = np.quantile(distances, [FURTHEST])
     regressors = _regressors(composition, fitted)
     terms = _quadratic(regressors)
     # residuals out of fold: image i is predicted by coefficients of the other folds
@@ -54,8 +59,10 @@ def standardised_residual(composition: Floats, score: Floats, fitted: Arrays) ->
 
 
 def _regressors(composition: Floats, fitted: Arrays) -> Floats:
-    """Whitened principal components of the composition, cut at WIDEST, (B, k)."""
-    return np.clip(((composition - fitted["centre"]) / fitted["scale"]) @ fitted["axes"].T, -WIDEST, WIDEST)
+    """Whitened principal components of the composition, cut at WIDEST and at a length of `furthest`, (B, k)."""
+    x = np.clip(((composition - fitted["centre"]) / fitted["scale"]) @ fitted["axes"].T, -WIDEST, WIDEST)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x * np.minimum(1.0, fitted["furthest"] / np.maximum(length, 1e-12)))
 
 
 def _quadratic(x: Floats) -> Floats:

@@ -1,10 +1,13 @@
-"""One score of several: the sum of minus log tail probabilities among normal images.
+"""One score of several: the sum of minus log tail probabilities among normal images, the largest counted twice.
 
-Fisher's combined test (1932) without its factor of two. A member's surprise at an image is -log P(a normal image scores
-as high): exponential with mean 1 among normal images, whatever the member's own scale.
+The sum is Fisher's combined test (1932) without its factor of two; the largest is Tippett's (1931). A member's surprise
+at an image is -log P(a normal image scores as high): exponential with mean 1 among normal images, whatever the member's
+own scale. The sum finds what all members see a little of, the largest what one is sure of and the others miss.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import stats
@@ -15,6 +18,11 @@ TAIL = 0.05
 """The share of normal images beyond which a generalised Pareto tail takes over from counting."""
 KNOTS = 200
 """Quantiles that are kept below the tail."""
+
+
+def combined(surprises: Sequence[Floats]) -> Floats:
+    """One score of the members' surprises, (B,) each: their sum plus the largest, nats, (B,)."""
+    return np.asarray(np.sum(surprises, axis=0) + np.max(surprises, axis=0))
 
 
 def variance_ratio(total: Floats) -> float:

@@ -15,27 +15,31 @@ import numpy as np
 
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.reading import images_within
 from densitywatch.detector import conformal
 from densitywatch.detector.calibrate import WEIGHT_COPIES, drop_stale_copies, fit_member, fitting_data
 from densitywatch.detector.detector import DECLARED_MEMBER, Detector, load
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member_table import MEMBERS
+from densitywatch.detector.realised_alarms import realised_alarms
 from densitywatch.detector.scores.transformations import TRANSFORMATIONS
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.outlier_benchmark.auroc import MEASURES, auroc, separation
+from densitywatch.outlier_benchmark.controls import CONTROLS, control_rows, gains
+from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_figures
 from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
 from densitywatch.outlier_benchmark.no_class import no_class_rates
-from densitywatch.outlier_benchmark.panel import foreign_digits, panel_sets
+from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
 from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
-from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, Findings, write_tables
+from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
 
-KINDS = 8
-"""Kinds of images that are in memory at once: the normal ones and seven on the panel."""
+KINDS = 1 + MOST_KINDS
+"""Kinds of images that are in memory at once: the normal ones and those of the panel."""
 NORMAL = "normal"
 
 
@@ -45,13 +49,14 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     info = read_info(prepared)
     drop_stale_copies(root / WEIGHT_COPIES / "rivals", params.detector.rivals_read)
     detector = load(root / "models" / "detector")
-    test = open_split(prepared, "test").images
+    tested = open_split(prepared, "test")
+    test = tested.images
     # every kind of image is held at the data's size
     n = images_within(min(params.detector.panel_images, len(test)), KINDS * info.channels * info.size**2)
     # where there are enough test images, the ones that are transformed are not among the normal ones
     start = n if len(test) >= 2 * n else 0
     normal = FeatureCache(np.array(test[:n]), detector.models, size=detector.reading_size)
-    panel = panel_sets(np.array(test[start : start + n]), foreign_digits(root, info, n), params.seed)
+    panel = make_panel(params, root, info, np.array(test[start : start + n]))
     features = {
         kind: FeatureCache(images, detector.models, size=detector.reading_size) for kind, images in panel.items()
     }
@@ -64,13 +69,27 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         }
         for name, values in scores.items()
     }
+    normal_p = conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL])
+    groups = None if tested.groups is None else tested.groups[:n]
+    # frames of one scene are not exchangeable with the calibration scores, one of each scene is
+    exchangeable = scores[DETECTOR][NORMAL]
+    if groups is not None:
+        exchangeable = exchangeable[one_of_each_group(groups, params.seed)]
     findings = Findings(
         separations=separations,
         ablation=one_left_out(detector, scores, list(panel)),
-        normal_p=conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL]),
+        power=power_by_kind(
+            detector.calibration,
+            exchangeable,
+            {kind: scores[DETECTOR][kind] for kind in panel},
+            params,
+        ),
+        gains=gains(scores, DETECTOR, NORMAL, seed=params.seed),
+        normal_p=normal_p,
+        alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
         rates={
             kind: realised_rates(
-                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                np.concatenate([detector.calibration, exchangeable]),
                 scores[DETECTOR][kind],
                 calibration_size=len(detector.calibration),
                 target=params.detector.false_discovery_rate,
@@ -91,11 +110,12 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         folds=held_out_classes(params, root) if info.class_names else {},
         no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
         left_out=left_out,
+        grouped=groups is not None,
     )
     metrics = summary(findings, params)
     write_whole(root / "metrics" / "outliers.json", json.dumps(metrics, indent=2) + "\n")
     with whole_folder(root / "reports" / "outliers") as folder:
-        write_tables(folder, findings, params)
+        write_tables(folder, findings, params, {NORMAL: np.array(test[start : start + SHOWN]), **panel})
     return metrics
 
 
@@ -104,14 +124,18 @@ def every_score(
 ) -> tuple[dict[str, dict[str, Floats]], list[str]]:
     """Score -> kind of image -> values; and the scores that were left out, each with the reason.
 
-    The first rows are the detector, and the detector as it would be with declared transformations.
+    The first rows are the detector, the detector as it would be with declared transformations, and the controls: with
+    untrained networks, and without any.
     """
     members = detector.facts["members"]
     declared = detector.facts["declared"] or list(TRANSFORMATIONS)
-    data, _ = fitting_data(params, root)
+    everything, _ = fitting_data(params, root)
     few = len(images[NORMAL])  # enough to fit what only rivals need
     data = replace(
-        data, declared=tuple(declared), sample=first(data.sample, few), validation=first(data.validation, few)
+        everything,
+        declared=tuple(declared),
+        sample=first(everything.sample, few),
+        validation=first(everything.validation, few),
     )
     result: dict[str, dict[str, Floats]] = {}
     left_out = []
@@ -141,6 +165,7 @@ def every_score(
             kind: whole[kind] + detector.judge_weight * tail_surprise(result[DECLARED_MEMBER][kind], judge_tail)
             for kind in images
         }
+    rows |= control_rows(detector, everything, images, result)
     return rows | {name: result[name] for name in MEMBERS if name in result}, left_out
 
 
@@ -164,7 +189,7 @@ def first(features: FeatureCache, limit: int | None) -> FeatureCache:
 
 def summary(findings: Findings, params: Params) -> dict[str, Any]:
     """What metrics/outliers.json holds: the detector's measures by kind of outlier, and single figures after them."""
-    metrics: dict[str, Any] = {}
+    metrics = power_figures(findings.power)
     separations = findings.separations
     for measure in MEASURES:
         values = {kind: round(found[measure][0], 4) for kind, found in separations[DETECTOR].items()}
@@ -173,6 +198,12 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
     if DECLARED in separations:
         values = {kind: round(found["auroc"][0], 4) for kind, found in separations[DECLARED].items()}
         metrics["auroc_declared"] = {**values, "min": min(values.values())}
+    for row, name in CONTROLS.items():
+        if row in separations:
+            values = {kind: round(found["auroc"][0], 4) for kind, found in separations[row].items()}
+            metrics[f"auroc_{name}"] = {**values, "min": min(values.values())}
+            for end, value in zip(("", "_low", "_high"), findings.gains[row], strict=True):
+                metrics[f"auroc_gain_over_{name}{end}"] = round(value, 4)
     for share in OUTLIER_SHARES:
         key = f"{share:.0%}_outliers".replace("%", "_percent")
         for rate in ("false_discovery_rate", "power"):
@@ -187,6 +218,9 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
             metrics[f"held_out_auroc_{score}"] = round(mean, 4)
     alarm = params.detector.false_alarm_rate
     metrics["false_alarm_rate_on_test_images"] = round(float((findings.normal_p <= alarm).mean()), 4)
+    for found in findings.alarms:
+        key = f"realised_at_{100 * found.promised:g}_percent"
+        metrics |= {key: round(found.share, 4), f"{key}_low": round(found.low, 4), f"{key}_high": round(found.high, 4)}
     if findings.no_class:
         shares = {kind: round(share, 4) for kind, share in findings.no_class.items()}
         on_test_images = shares.pop(NORMAL)

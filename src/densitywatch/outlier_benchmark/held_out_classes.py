@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from densitywatch.arrays import Pixels
+from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import Split, SplitName, open_split, read_info
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, reading_size
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import find_member
 from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
 from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -75,8 +75,7 @@ def _fold(params: Params, inside: dict[SplitName, Pixels], outliers: Pixels) -> 
     )
     normal, held_out = FeatureCache(inside["test"], models), FeatureCache(outliers, models)
     result: dict[str, float] = {}
-    # the detector's score of each image: the sum of its members' surprises (tail_combination.py)
-    total = [np.zeros(len(normal)), np.zeros(len(held_out))]
+    surprises: list[list[Floats]] = [[], []]  # the members', of the normal images and of those held out
     members = [find_member(name) for name in params.detector.members]
     names = [member.name for member in members if not member.needs_declared and set(member.reads) <= set(models)]
     for name in dict.fromkeys([*names, RIVAL]):
@@ -86,8 +85,9 @@ def _fold(params: Params, inside: dict[SplitName, Pixels], outliers: Pixels) -> 
         result[name] = auroc(*values)
         if name in names:
             tail = fit_tail(np.asarray(member.score(data.validation, arrays), dtype=np.float64))
-            total = [so_far + tail_surprise(value, tail) for so_far, value in zip(total, values, strict=True)]
-    return {"detector": auroc(*total), **result}
+            for found, value in zip(surprises, values, strict=True):
+                found.append(tail_surprise(value, tail))
+    return {"detector": auroc(*(combined(found) for found in surprises)), **result}
 
 
 def _chosen(split: Split, chosen: NDArray[np.bool_], limit: int) -> Pixels:

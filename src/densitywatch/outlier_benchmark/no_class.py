@@ -1,6 +1,7 @@
-"""The share of each kind of image that belongs to no class, by the class-conditional density.
+"""The share of each kind of image that belongs to no class.
 
-evaluation/measures/labels.py computes the p-values.
+A class-conditional density gives the label. The detector's score, ranked among normal images with that label, gives the
+p-value (detector/label_ranks.py).
 """
 
 from __future__ import annotations
@@ -9,34 +10,53 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import open_split
-from densitywatch.evaluation.measures.labels import belonging_p_values, known_by_label, nats_by_label
+from densitywatch.data.reading import Rows
+from densitywatch.detector.detector import load
+from densitywatch.detector.label_ranks import LabelRanks
+from densitywatch.evaluation.measures.labels import by_bayes, label_prior, nats_by_label
 from densitywatch.models.offers import takes_labels
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
-from densitywatch.progress import track
+from densitywatch.progress import say, track
 
 LABEL_MODEL = "conditional_pixelcnn"
 IMAGES = 100
-"""Limit for each kind; every image is scored under every label."""
+"""Limit for each kind of outlier; every image is scored under every label."""
+NORMAL = "normal"
 
 
 def no_class_rates(params: Params, root: Path, kinds: Mapping[str, Pixels]) -> dict[str, float]:
     """Kind of image -> the share with a p-value at or below detector.false_alarm_rate that they belong to any class.
 
-    Empty where the benchmark reads no class-conditional density, or the dataset has no labels.
+    All images of the kind `normal` count, so that their share can be compared with the rate that was asked for. Empty
+    where the benchmark reads no class-conditional density, or the dataset has no labels.
     """
     folder = root / "models" / LABEL_MODEL
     if LABEL_MODEL not in (*params.detector.reads, *params.detector.rivals_read) or not (folder / WEIGHTS).exists():
         return {}
     model: Any = load_model_folder(folder)
-    calibration = open_split(root / "data" / "prepared", "calibration")
-    usual = known_by_label(model, calibration, params.evaluate.label_images) if takes_labels(model) else None
-    if usual is None:
+    calibration = open_split(root / "data" / "prepared", "calibration").one_of_each_group(params.seed)
+    if not takes_labels(model) or not (calibration.labels >= 0).any():
         return {}
-    rate = params.detector.false_alarm_rate
+    detector, rate = load(root / "models" / "detector"), params.detector.false_alarm_rate
+    prior = label_prior(model, params.inbox.label_prior)
+
+    def read(images: Any) -> tuple[Any, Any]:
+        parts = [np.array(images[i : i + IMAGES]) for i in range(0, len(images), IMAGES)]
+        return (
+            np.concatenate([detector.score(part).score for part in parts]),
+            by_bayes(nats_by_label(model, images), prior).label,
+        )
+
+    some = Rows(calibration.images, np.arange(min(len(calibration), params.evaluate.label_images)))
+    ranks = LabelRanks(*read(some), classes=model.classes)
+    if (words := ranks.too_small(rate, model.class_names)) is not None:
+        say(f"benchmark: {words}")
     return {
-        kind: float((belonging_p_values(nats_by_label(model, images[:IMAGES]), *usual) <= rate).mean())
+        kind: float((ranks.p_values(*read(images if kind == NORMAL else images[:IMAGES])) <= rate).mean())
         for kind, images in track(kinds.items(), "images of no class", total=len(kinds))
     }

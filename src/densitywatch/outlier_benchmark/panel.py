@@ -1,4 +1,9 @@
-"""The outlier panel: the kinds of images that do not belong. Only benchmark.py imports this file; a test proves it."""
+"""The outlier panel: the kinds of images that do not belong. Only benchmark.py imports this file; a test proves it.
+
+There are two. The foreign one is for Fashion-MNIST and MNIST: digits, noise, constants, images turned, mirrored and
+inverted. A user's own images get defects instead (data/defects.py): that a detector of castings knows MNIST from
+castings says nothing about scratches.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +13,39 @@ import numpy as np
 
 from densitywatch.arrays import Pixels
 from densitywatch.data.dataset import DatasetInfo
+from densitywatch.data.defects import DEFECTS, with_defects
 from densitywatch.data.reading import resized
+from densitywatch.detector.scores.transformations import TRANSFORMATIONS
 from densitywatch.errors import DataError
+from densitywatch.params import Params
+
+MOST_KINDS = len(DEFECTS) + sum(len(changes) for changes in TRANSFORMATIONS.values())
+"""The largest number of kinds that a panel has."""
+NAMES = {"flip": ("hflip", "vflip"), "rotate": ("rot90", "rot180", "rot270"), "invert": ("invert",)}
+"""What `detector.declared` may name -> the kinds that each of its changes makes."""
+
+
+def make_panel(params: Params, root: Path, info: DatasetInfo, test: Pixels) -> dict[str, Pixels]:
+    """The panel that params ask for, made of `test` (N, C, H, W): kind of outlier -> uint8 images, at most N.
+
+    Raises DataError where there are no foreign images, or where no defect shows in the dataset's own.
+    """
+    if not params.own_panel:
+        return panel_sets(test, foreign_digits(root, info, len(test)), params.seed)
+    if made := own_sets(test, params.detector.declared, params.seed):
+        return made
+    raise DataError(
+        f"{root / 'data' / 'prepared'}: no defect shows in the test images, which are all of one shade; look at them,"
+        " or set detector.panel to foreign"
+    )
+
+
+def own_sets(test: Pixels, declared: tuple[str, ...], seed: int) -> dict[str, Pixels]:
+    """Kind of outlier -> test images with one defect each, and under each transformation that is declared."""
+    changes = {
+        kind: change for word in declared for kind, change in zip(NAMES[word], TRANSFORMATIONS[word], strict=True)
+    }
+    return with_defects(test, seed) | {kind: np.ascontiguousarray(change(test)) for kind, change in changes.items()}
 
 
 def panel_sets(test: Pixels, foreign: Pixels | None, seed: int) -> dict[str, Pixels]:

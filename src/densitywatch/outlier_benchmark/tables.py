@@ -11,10 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from densitywatch.arrays import Floats
+from densitywatch.arrays import Floats, Pixels
+from densitywatch.detector.power import BATCH as POWER_BATCH
+from densitywatch.detector.power import BATCHES as POWER_BATCHES
+from densitywatch.detector.power import STREAM
+from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
+from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
+from densitywatch.outlier_benchmark.kinds import in_words
 from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES, CLEAN, FEW, STREAM_BATCH, STREAMS
-from densitywatch.pages import charts
+from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
 DETECTOR, DECLARED = "detector", "detector, transformations declared"
@@ -23,14 +29,22 @@ RESAMPLES = 100
 """Bootstrap resamples for the intervals."""
 
 
+SHOWN = 8
+"""Example pictures of each kind on the report page."""
+
+
 @dataclass(frozen=True)
 class Findings:
     """What the benchmark measured."""
 
+    power: Mapping[str, Found]
+    """Kind of outlier -> what the deployed rule finds, the worst first."""
     separations: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
     """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
+    gains: Mapping[str, list[float]]
+    """Control -> [value, low, high] of the detector's mean AUROC minus the control's."""
     normal_p: Floats
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
@@ -43,6 +57,10 @@ class Findings:
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
     """Scores that were not measured, each with the reason."""
+    alarms: list[Realised]
+    """What the promised rates came to on normal test images."""
+    grouped: bool
+    """Whether the images have groups: then one image of each counts."""
 
 
 @dataclass(frozen=True)
@@ -56,13 +74,17 @@ class Table:
     caption: str
 
 
-def write_tables(folder: Path, findings: Findings, params: Params) -> None:
-    """Write every table, the chart and figures.json into `folder`."""
-    figures: list[dict[str, str]] = []
+def write_tables(folder: Path, findings: Findings, params: Params, examples: Mapping[str, Pixels]) -> None:
+    """Write every table, example pictures, the chart and figures.json into `folder`.
+
+    `examples`: kind of image -> images (N, C, H, W), of which the first SHOWN are shown; normal ones come first.
+    """
+    figures: list[dict[str, Any]] = []
     for table in all_tables(findings, params):
         with (folder / table.file).open("w", newline="", encoding="utf-8") as out:
             csv.writer(out, lineterminator="\n").writerows([table.header, *table.rows])
         figures.append({"file": table.file, "title": table.title, "caption": table.caption})
+    figures.insert(1, write_examples(folder, examples))
     write_every_score(folder / "every_score.csv", findings)
     (folder / "calibration.svg").write_text(calibration_chart(findings.normal_p), encoding="utf-8")
     figures.append(
@@ -78,16 +100,67 @@ def write_tables(folder: Path, findings: Findings, params: Params) -> None:
 
 def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     """The tables in the order of the report page; those without rows are left out."""
+    yield power_table(findings, params)
     yield auroc_table(findings, params.detector.slow_images)
     yield interval_table(findings)
     if findings.ablation:
         yield ablation_table(findings)
+    yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
     yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
         yield no_class_table(findings, params.detector.false_alarm_rate)
+
+
+def power_table(findings: Findings, params: Params) -> Table:
+    """The first table of the page: kinds of outliers, what is found least first."""
+    aurocs = {kind: found["auroc"][0] for kind, found in findings.separations[DETECTOR].items()}
+    rows = []
+    for kind, found in findings.power.items():
+        shares = [*found.by_share.values()]
+        interval = f"{shares[0].found:.2f} ({found.low:.2f}–{found.high:.2f})"
+        rest = [f"{figure:.2f}" for figure in (shares[1].found, *(one.false_alarms for one in shares))]
+        rows.append([in_words(kind), interval, *rest, f"{aurocs[kind]:.3f}"])
+    percents = [f"{100 * share:.0f} %" for share in SHARES]
+    rule = {
+        "stream": f"as streams of {STREAM}, each with one budget of false alarms (inbox.control: stream)",
+        "batch": "one by one by Benjamini-Hochberg (inbox.control: batch)",
+    }[params.inbox.control]
+    return Table(
+        "power.csv",
+        [
+            "outliers",
+            *(f"found, {percent} outliers" for percent in percents),
+            *(f"false alarms, {percent} outliers" for percent in percents),
+            "AUROC",
+        ],
+        rows,
+        "What the deployed rule finds",
+        f"The worst kind first. {POWER_BATCHES} batches of {POWER_BATCH} images are flagged {rule}, at "
+        f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
+        "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
+        "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
+        "is no promise of what is flagged.",
+    )
+
+
+def write_examples(folder: Path, examples: Mapping[str, Pixels]) -> dict[str, Any]:
+    """kinds.png: a row of pictures a kind; returns its entry of figures.json. A row that is short is filled up grey."""
+    rows = []
+    for images in examples.values():
+        blank = np.full((SHOWN - len(images[:SHOWN]), *images.shape[1:]), 128, np.uint8)
+        rows.append(np.concatenate([images[:SHOWN], blank]))
+    (folder / "kinds.png").write_bytes(pictures.grid(np.concatenate(rows), SHOWN))
+    names = ["as they are", *(in_words(kind) for kind in list(examples)[1:])]
+    return {
+        "file": "kinds.png",
+        "title": "What the outliers look like",
+        "caption": "Look whether they are what you want found. The first row is normal test images.",
+        "alt": f"Rows of example pictures: {', '.join(names)}",
+        "rows": names,
+    }
 
 
 def auroc_table(findings: Findings, slow_images: int) -> Table:
@@ -101,7 +174,16 @@ def auroc_table(findings: Findings, slow_images: int) -> Table:
         "Every score on every kind of outlier: AUROC",
         "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
         "which transformations count as outliers. "
+        f"{in_words_of_gains(findings.gains)}"
         f"Slow scores are measured on {slow_images} images.{not_measured}",
+    )
+
+
+def in_words_of_gains(gains: Mapping[str, list[float]]) -> str:
+    """What the trained networks are worth, a sentence for each control."""
+    return "".join(
+        f"Mean AUROC is {value:+.4f} ({low:+.4f} to {high:+.4f}) next to '{name}'. "
+        for name, (value, low, high) in gains.items()
     )
 
 
@@ -132,6 +214,31 @@ def ablation_table(findings: Findings) -> Table:
         ],
         "The detector without one of its members: AUROC",
         "For information: members are chosen on synthetic outliers (docs/lab/detector.md), never by this table.",
+    )
+
+
+def alarm_table(findings: Findings) -> Table:
+    alarms = findings.alarms
+    unit = "groups" if findings.grouped else "images"
+    return Table(
+        "false_alarms.csv",
+        ["promised", f"share of new {unit}", "low", "high", "holds", "all images"],
+        [
+            [
+                f"{alarm.promised:g}",
+                *(f"{value:.3f}" for value in (alarm.share, alarm.low, alarm.high)),
+                "yes" if alarm.holds else "no",
+                f"{alarm.every_image:.3f}",
+            ]
+            for alarm in alarms
+        ],
+        f"Do the promised rates hold on {unit} that were never seen?",
+        f"The share of {alarms[0].groups:,} normal test {unit} with a p-value up to the promised rate"
+        + (", by one image of each" if findings.grouped else "")
+        + f". Low and high bound {INSIDE:.0%} of such shares when the promise holds for this number of {unit} and of"
+        " calibration scores. The last column has all test images"
+        + (", every group counted the same." if findings.grouped else ".")
+        + " With data.calibration_time: later the test images are the latest ones.",
     )
 
 
@@ -182,8 +289,8 @@ def no_class_table(findings: Findings, false_alarm_rate: float) -> Table:
         ["images", "share said to belong to no class"],
         [[kind, f"{share:.3f}"] for kind, share in findings.no_class.items()],
         "Labels with rejection: who belongs to no class?",
-        "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
-        f"{false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
+        "The class-conditional density gives each image a label. The detector's score is ranked among normal images "
+        f"with that label, at a false-alarm rate of {false_alarm_rate:g}: about that share of normal images.",
     )
 
 

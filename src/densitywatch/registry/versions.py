@@ -7,6 +7,7 @@ functions: it takes seconds, and `rollback --help` or a folder's address needs n
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import warnings
@@ -207,6 +208,7 @@ def promote(
         decision = replace(decision, reason=f"version {number} {decision.reason}{told and f'; {told}'}")
         with store_errors(uri, RegistryError):
             client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
+            client.set_model_version_tag(registered, number, "gate_figures", json.dumps(decision.figures))
             if decision.passed:
                 _settle(client, seen, candidate)
             elif not automatic and seen.by_hand:

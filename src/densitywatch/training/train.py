@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -16,6 +18,7 @@ from densitywatch.data.reading import reading_size
 from densitywatch.devices import say_if_eager, should_compile, start_fabric, usable_precision
 from densitywatch.errors import ParamsError
 from densitywatch.files import whole_folder
+from densitywatch.models.offers import takes_labels
 from densitywatch.models.storage import WEIGHTS, build_model, save_model
 from densitywatch.params import ModelBlock, Params
 from densitywatch.progress import say
@@ -107,7 +110,8 @@ def train_model(name: str, params: Params, root: Path) -> Path:
         if logged is not None:
             for warning in progress.warnings:
                 say(f"{name}: warning: {warning}")
-            write_model(out, best, block, info.class_names, info.digest, progress)
+            counts = label_counts(images.labels, info.class_names) if takes_labels(best) else None
+            write_model(out, best, block, info.class_names, info.digest, progress, counts)
             visits = block.training.steps * block.training.batch_size
             took = {
                 "train_seconds": round(progress.seconds, 3),
@@ -122,6 +126,11 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     return out
 
 
+def label_counts(labels: npt.NDArray[np.int64], class_names: tuple[str, ...]) -> list[int]:
+    """The number of images of each label."""
+    return [int(count) for count in np.bincount(labels[labels >= 0], minlength=len(class_names))]
+
+
 def write_model(
     out: Path,
     model: nn.Module,
@@ -129,9 +138,19 @@ def write_model(
     class_names: tuple[str, ...],
     digest: str,
     progress: Progress,
+    counts: list[int] | None = None,
 ) -> None:
-    """Write the folder of a trained model, whole or not at all. Times and run ids are not in it (bookkeeping.py)."""
-    about = {"data_digest": digest, "best_step": progress.best_step, "best_validation": progress.best_validation}
+    """Write the folder of a trained model, whole or not at all. Times and run ids are not in it (bookkeeping.py).
+
+    `counts`: the training images of each label, which a conditional model's header keeps.
+    """
+    about: dict[str, Any] = {
+        "data_digest": digest,
+        "best_step": progress.best_step,
+        "best_validation": progress.best_validation,
+    }
+    if counts is not None:
+        about["label_counts"] = counts
     summary = {
         "steps": block.training.steps,
         "best_step": progress.best_step,

@@ -31,12 +31,14 @@ def scored(params: Params, tmp_path: Path) -> Path:
 
 @pytest.fixture
 @marks("server")
-def port(scored: Path) -> Iterator[int]:
+def port(scored: Path, tmp_path: Path) -> Iterator[int]:
     """The port on which the review of `scored` answers."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         number = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(create_app(scored), host="127.0.0.1", port=number, log_level="critical"))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(scored, tmp_path, seed=1), host="127.0.0.1", port=number, log_level="critical")
+    )
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -17,13 +17,14 @@ def test_reviewed_originals_are_collected_by_verdict_and_once(scored: Path, tmp_
     for _ in range(2):
         assert collect(scored, target, tmp_path) == {"outlier": 1, "fine": 2}
     names = sorted(path.name for path in target.glob("*/*"))
-    assert names == sorted(f"{digest}.png" for _, digest in keys[:3])
+    only = "training-only-"  # flagged images are no fair sample
+    assert names == sorted([f"{keys[0][1]}.png", *(f"{only}{digest}.png" for _, digest in keys[1:3])])
     original = (tmp_path / "batch" / keys[1][0]).read_bytes()
-    assert (target / "fine" / f"{keys[1][1]}.png").read_bytes() == original
+    assert (target / "fine" / f"{only}{keys[1][1]}.png").read_bytes() == original
     give_verdicts(scored, {keys[0]: None, keys[1]: "outlier"})
     assert collect(scored, target, tmp_path) == {"outlier": 1, "fine": 1}
     assert {path.relative_to(target).as_posix() for path in target.glob("*/*")} == {
-        f"outlier/{keys[1][1]}.png", f"fine/{keys[2][1]}.png"
+        f"outlier/{keys[1][1]}.png", f"fine/{only}{keys[2][1]}.png"
     }  # fmt: skip
     give_verdicts(scored, {keys[0]: "fine"})
     (tmp_path / "batch" / keys[1][0]).unlink()

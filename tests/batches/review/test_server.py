@@ -49,7 +49,7 @@ def test_only_the_page_itself_on_this_machine_may_judge_or_look(client: httpx.Cl
 
 
 def test_wrong_requests_are_answered_with_a_sentence(client: httpx.Client, header: dict[str, str]) -> None:
-    assert client.get("/items/4").json()["detail"] == "there are 4 flagged images, from 0"
+    assert client.get("/items/4").json()["detail"] == "there are 4 images to judge, from 0"
     assert client.get("/items/-1").status_code == 404
     assert client.post("/verdicts/99", json={"verdict": "fine"}, headers=header).status_code == 404
     wrong = client.post("/verdicts/0", json={"verdict": "maybe"}, headers=header)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from densitywatch.batches.batch_report import flagged
+from densitywatch.batches.review.random_draw import draw
 from densitywatch.batches.review.verdict_table import harmless, read_csv, write_csv
 from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.verdicts import read_verdicts
@@ -106,8 +108,8 @@ def test_a_table_comes_back_however_a_spreadsheet_saved_it(
         (b"number;verdict;path\n0;fine;a\n", "its first line has not the columns"),
         (b"", "its first line has not the columns"),
         (b'number,verdict,sha256\n0,fine,"' + b"x" * 200_000, "not a readable CSV file"),
-        (b"sep=;\nnumber;verdict;sha256\n0;fine;00\n", "line 3: no flagged image of this batch"),
-        (b"number;verdict;sha256\n99999999999999999999;fine;00\n", "line 2: no flagged image of this batch"),
+        (b"sep=;\nnumber;verdict;sha256\n0;fine;00\n", "line 3: no image of this table's batch"),
+        (b"number;verdict;sha256\n99999999999999999999;fine;00\n", "line 2: no image of this table's batch"),
     ],
 )
 def test_a_table_that_cannot_be_taken_is_refused_in_one_line_that_says_what_to_do(
@@ -142,11 +144,32 @@ def test_a_table_goes_out_and_comes_back_with_verdicts(scored: Path, tmp_path: P
     assert [row["verdict"] for row in table_rows(table)] == ["outlier", "", "fine", ""]
 
 
+def test_the_table_says_which_images_were_drawn_at_random_and_takes_their_verdicts(
+    scored: Path, tmp_path: Path
+) -> None:
+    table, keys = tmp_path / "table.csv", draw(scored, 8, tmp_path, seed=1)
+    among = list(flagged(scored))
+    write_csv(scored, table)
+    rows = table_rows(table)
+    assert [row["chosen"] for row in rows[:4]] == [
+        "flagged and at random" if key in keys else "flagged" for key in among
+    ]
+    assert [row["chosen"] for row in rows[4:]] == ["at random"] * len(set(keys) - set(among))
+    rows[-1]["verdict"] = "fine"
+    with table.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    assert read_csv(scored, table) == 1
+    last = [key for key in keys if key not in among][-1]
+    assert read_verdicts(scored) == {last: "fine"}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("number,verdict,sha256\n0,fine,0000\n", "line 2: no flagged image of this batch"),
-        ("number,verdict,sha256\n77,fine,0000\n", "line 2: no flagged image of this batch"),
+        ("number,verdict,sha256\n0,fine,0000\n", "line 2: no image of this table's batch"),
+        ("number,verdict,sha256\n77,fine,0000\n", "line 2: no image of this table's batch"),
         ("number,verdict,sha256\n{number},perhaps,{digest}\n", "line 2: 'perhaps' is no verdict"),
         ("\0\0", "not a table of verdicts"),
     ],

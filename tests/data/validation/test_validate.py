@@ -49,13 +49,14 @@ def test_real_data_pass_and_leave_pages_and_figures(dataset: Path, make_params: 
     figures = json.loads((dataset / "metrics/data.json").read_text())
     assert all(isinstance(value, int | float) for value in figures.values())
     assert figures["images"] == 1200
-    assert figures["train_images"] == 510
+    assert figures["train_images"] == 480
+    assert figures["gate_images"] == 30
     assert figures["classes"] == 10
     assert figures["duplicates"] == figures["flat_images"] == figures["images_in_two_splits"] == 0
     assert figures["expectations_failed"] == 0
     assert figures["expectations"] >= 18
     assert 60 < figures["mean_intensity"] < 85
-    assert "All 20 expectations on fashion_mnist hold" in page(dataset)
+    assert "All 21 expectations on fashion_mnist hold" in page(dataset)
     assert "Ankle boot" in page(dataset)
     assert sorted(path.name for path in (dataset / "reports/data").iterdir()) == ["data-docs.html", "index.html"]
     assert sorted(path.name for path in dataset.iterdir()) == ["data", "metrics", "reports"], "no gx folder is left"
@@ -228,7 +229,7 @@ def test_file_names_from_outside_are_text_on_both_pages(dataset: Path, make_para
 
 def test_without_labels_nothing_is_expected_of_them(dataset: Path, make_params: MakeParams) -> None:
     change_manifest(dataset, lambda frame: frame.__setitem__("label", -1))
-    for name in ("train", "validation", "calibration", "test"):
+    for name in ("train", "validation", "calibration", "gate", "test"):
         change_array(dataset, f"{name}_labels.npy", lambda labels: labels.fill(-1))
     facts = json.loads((dataset / "data/prepared/dataset.json").read_text())
     (dataset / "data/prepared/dataset.json").write_text(json.dumps({**facts, "class_names": []}))

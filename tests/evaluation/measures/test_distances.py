@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from densitywatch.evaluation.measures.distances import (
     frechet_distance,
+    frechet_of_counts,
     kernel_distance,
     manifold_figures,
     nearest_distances,
@@ -21,6 +23,14 @@ def test_the_frechet_distance_of_gaussians_is_that_of_the_closed_form() -> None:
     # diagonal covariances: |difference of means|^2 + sum of (difference of deviations)^2
     expected = float((shift**2).sum() + ((scale_a - scale_b) ** 2).sum())
     assert frechet_distance(draws[0] * scale_a, draws[1] * scale_b + shift) == pytest.approx(expected, rel=0.01)
+
+
+def test_the_distance_of_counts_is_that_of_the_rows_repeated_so_often() -> None:
+    a, b = torch.rand(2, 40, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 100
+    counts = np.random.default_rng(0).multinomial(40, np.full(40, 1 / 40), size=5).astype(float)
+    rows = [torch.from_numpy(np.repeat(np.arange(40), row.astype(int))) for row in counts]
+    repeated = [frechet_distance(a[taken], b[taken]) for taken in rows]
+    assert frechet_of_counts(a, b)(counts) == pytest.approx(repeated, rel=1e-6, abs=1e-9)
 
 
 def test_both_distances_of_a_set_from_itself_are_about_zero_and_of_disjoint_sets_are_not() -> None:

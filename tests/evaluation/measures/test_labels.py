@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context
-from densitywatch.evaluation.measures.labels import accuracy_at, belonging_p_values, by_bayes, labels_with_rejection
+from densitywatch.evaluation.measures.labels import accuracy_at, by_bayes, label_prior, labels_with_rejection
 from densitywatch.models.storage import load_model_folder
+from densitywatch.params import Params
 
 
 def test_the_label_and_its_posterior_are_those_of_bayes_rule() -> None:
@@ -42,28 +45,37 @@ def test_accuracy_at_a_coverage_counts_the_most_confident_images() -> None:
     assert accuracy_at(0.75, right, confidence) == pytest.approx(2 / 3)
 
 
-def test_p_values_hold_their_promise_for_images_of_known_classes_and_are_small_for_strange_ones() -> None:
-    random = np.random.default_rng(0)
-
-    def draw(n: int) -> tuple[np.ndarray, np.ndarray]:
-        labels = random.integers(0, 3, n)
-        by_label = random.normal(-1000, 30, (n, 3))
-        by_label[np.arange(n), labels] += 200
-        return by_label, labels
-
-    p_values = np.concatenate([belonging_p_values(draw(500)[0], *draw(900)) for _ in range(40)])
-    for level in (0.02, 0.05, 0.2):
-        assert (p_values <= level).mean() <= level * 1.05
-    assert p_values.max() <= 1.0
-    known, known_labels = draw(900)
-    too_plain, too_odd = np.full((1, 3), -300.0), np.full((1, 3), -2000.0)
-    assert belonging_p_values(too_plain, known, known_labels)[0] < 0.01
-    assert belonging_p_values(too_odd, known, known_labels)[0] < 0.01
+def test_a_prior_enters_as_bayes_rule_says() -> None:
+    likelihood, prior = np.array([[0.2, 0.3, 0.5], [0.6, 0.3, 0.1]]), np.array([0.7, 0.3, 0.0])
+    found = by_bayes(np.log(likelihood) - 3000.0, prior)
+    joint = likelihood * prior
+    posterior = joint / joint.sum(1, keepdims=True)
+    assert found.label.tolist() == [0, 0], "a label of prior 0 is never given"
+    assert found.probability == pytest.approx(posterior.max(1))
+    assert by_bayes(np.log(likelihood)).label.tolist() == [2, 0]
 
 
-def test_a_conditional_density_gets_accuracy_its_curve_and_the_share_without_a_class(
-    project: Path, context_of: Callable[..., Context]
+def test_the_prior_is_the_labels_share_of_the_training_images_or_the_same_for_all(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    model = SimpleNamespace(header={"class_names": ["shirt", "bag"], "label_counts": [30, 10]})
+    prior = label_prior(model, "training")
+    assert prior is not None
+    assert prior.tolist() == [0.75, 0.25]
+    assert label_prior(model, "uniform") is None
+    assert capsys.readouterr().err == ""
+    assert label_prior(SimpleNamespace(header={"class_names": ["shirt", "bag"]}), "training") is None
+    assert "all count as equally likely" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("counts", [[1, 2, 3], [1], [0, 0], [-1, 2], [1.5, 2], ["1", 2], [True, 2], "12", 3])
+def test_a_header_with_something_else_than_counts_is_refused(counts: Any) -> None:
+    model = SimpleNamespace(header={"class_names": ["shirt", "bag"], "label_counts": counts})
+    with pytest.raises(ModelError, match="no count of training images for each label"):
+        label_prior(model, "training")
+
+
+def test_a_conditional_density_gets_accuracy_and_its_curve(project: Path, context_of: Callable[..., Context]) -> None:
     model: Any = load_model_folder(project / "models" / "by_label")
     random = np.random.default_rng(1)
     labels = np.load(project / "data" / "prepared" / "test_labels.npy")
@@ -74,8 +86,24 @@ def test_a_conditional_density_gets_accuracy_its_curve_and_the_share_without_a_c
     assert result is not None
     assert result.metrics["accuracy"] == pytest.approx((by_label.argmax(1) == labels).mean())
     assert result.metrics["accuracy_at_90_coverage"] >= result.metrics["accuracy"]
-    assert 0.0 <= result.metrics["no_class_rate"] <= 1.0
     assert (context.out / "accuracy_coverage.svg").read_text().startswith("<svg")
+
+
+def test_the_setting_decides_which_prior_the_accuracy_is_of(
+    project: Path, params: Params, context_of: Callable[..., Context]
+) -> None:
+    model: Any = load_model_folder(project / "models" / "by_label")
+    model.header = {**model.header, "label_counts": [0, 0, 0, 5, 0, 0, 0, 0, 0, 0]}
+    labels = np.load(project / "data" / "prepared" / "test_labels.npy")
+    by_label = 5.0 * (np.arange(10) == labels[:, None])
+    for choice, accuracy in (("training", (labels == 3).mean()), ("uniform", 1.0)):
+        inbox = params.inbox.model_copy(update={"label_prior": choice})
+        context = context_of(
+            model, params=params.model_copy(update={"inbox": inbox}), shared={"test_log_prob_by_label": by_label}
+        )
+        result = labels_with_rejection(context)
+        assert result is not None
+        assert result.metrics["accuracy"] == pytest.approx(accuracy)
 
 
 def test_a_density_without_labels_is_left_out(context_of: Callable[..., Context]) -> None:

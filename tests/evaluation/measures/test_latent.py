@@ -94,6 +94,51 @@ def test_moving_by_the_difference_of_class_means_gives_the_class_that_was_added(
     assert "200 draws" in result.figures[1].caption
 
 
+class Tinted(Signs):
+    """A model of two labels: the label sets a brightness, and the latent's first number moves the image from it."""
+
+    def latents(self, n: int, labels: Any = None, generator: torch.Generator | None = None) -> torch.Tensor:
+        weights = torch.nn.functional.one_hot(torch.arange(n) % 2, 2).float()
+        return torch.cat([torch.randn(n, 2, generator=generator), weights], 1)
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        assert ((z[:, 2:] == 1).sum(1) == 1).all() or not self.one_label, "the label moved"
+        value = (z[:, 3] * 100 + 70 + self.far * z[:, 0]).clamp(0, 255).to(torch.uint8)
+        return value[:, None, None, None].expand(-1, 1, 8, 8)
+
+    one_label = False
+
+
+def test_in_a_model_that_takes_labels_arithmetic_moves_the_latent_and_leaves_the_label(
+    context_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = latent_space(context_with(Tinted(far=15.0)))
+    assert result is not None
+    assert result.metrics["latent_brightness_accuracy"] == 1.0
+    assert "latent_arithmetic_accuracy" not in result.metrics
+    monkeypatch.setattr(Tinted, "one_label", True)
+    monkeypatch.setattr(latent, "strips", lambda space, rng: space.decode(space.latents[:9]))
+    alone = latent_space(context_with(Tinted(far=15.0), classifier=None))
+    assert alone is not None
+    assert alone.metrics == {"latent_brightness_accuracy": 1.0}
+    assert "the start in 0%" in alone.figures[1].caption
+
+
+def test_where_the_latent_has_no_say_arithmetic_brightens_nothing(context_with: Any) -> None:
+    result = latent_space(context_with(Tinted(far=0.0), classifier=None))
+    assert result is not None
+    assert result.metrics == {"latent_brightness_accuracy": 0.0}
+
+
+def test_with_too_few_latents_of_each_label_there_is_no_arithmetic(
+    context_with: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(latent, "POOL", 30)
+    result = latent_space(context_with(Tinted(far=15.0), classifier=None))
+    assert result is not None
+    assert result.metrics == {}
+
+
 def test_a_space_of_one_class_has_strips_and_says_why_there_is_no_arithmetic(context_with: Any) -> None:
     model = Signs(far=3.0)
     model.decode = lambda z: torch.full((len(z), 1, 8, 8), 200, dtype=torch.uint8)  # type: ignore[method-assign]

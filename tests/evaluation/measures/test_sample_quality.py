@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context
 from densitywatch.evaluation.measures.feature_network import load_classifier, train_classifier
 from densitywatch.evaluation.measures.label_quality import label_quality
-from densitywatch.evaluation.measures.sample_quality import draw, quality_figure, sample_quality
+from densitywatch.evaluation.measures.sample_quality import draw, sample_quality
 from densitywatch.params import Params
 from tests.evaluation.conftest import write_info
 from tests.evaluation.standins import Shows
@@ -43,6 +42,31 @@ def test_real_images_are_of_far_better_quality_than_noise(
     assert float(found["real"]["neighbour_ratio"]) == 0.0  # they are the training images: a memoriser shows
     assert float(found["noise"]["neighbour_ratio"]) > 0.5
     assert float(found["real"]["fid_floor"]) > 0
+
+
+def test_models_that_draw_many_and_few_samples_are_compared_on_the_same_number(
+    with_classifier: tuple[Params, Path], context_of: Callable[..., Context]
+) -> None:
+    params, folder = with_classifier
+    real = np.load(folder.parents[1] / "data" / "prepared" / "train.npy")
+    found = {}
+    for drawn in (30, 100):
+        quality = params.evaluate.quality.model_copy(update={"images": drawn, "slow_images": 30})
+        changed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
+        result = sample_quality(context_of(Shows(real), params=changed, classifier=folder))
+        assert result is not None
+        # the median distance to training images does not depend on how many samples there are
+        found[drawn] = {key: value for key, value in result.metrics.items() if key != "neighbour_ratio"}
+    few, many = found[30], found[100]
+    assert many.pop("more_images") == 100
+    # the samples are training images: they have the floor's figures at either number, and more of them a lower FID
+    assert many["fid_of_more"] == many.pop("fid_floor_of_more")
+    assert float(many.pop("fid_of_more")) < float(many["fid"])
+    assert many == few
+    assert few["fid"] == few["fid_floor"]
+    for key in ("precision", "recall", "density", "coverage"):
+        assert few[key] == few[f"{key}_of_real"]
+    assert few["quality_images"] == 30
 
 
 @pytest.mark.slow
@@ -75,22 +99,6 @@ def test_without_a_feature_network_the_figures_are_left_out_and_it_is_said(
     assert result.metrics == {}
     assert "left out" in result.notes[0]
     assert sample_quality(context_of(torch.nn.Identity())) is None
-
-
-def test_the_gates_figure_prefers_real_images_repeats_itself_and_fails_without_a_network(
-    with_classifier: tuple[Params, Path], project: Path
-) -> None:
-    params, _ = with_classifier
-    params = params.model_copy(update={"gate": params.gate.model_copy(update={"images": 30})})
-    real = np.load(project / "data" / "prepared" / "train.npy")
-    noise = np.random.default_rng(0).integers(0, 256, real.shape, dtype=np.uint8)
-    figure = quality_figure(Shows(real), params, project)
-    assert figure == quality_figure(Shows(real), params, project)
-    assert figure < quality_figure(Shows(noise), params, project)
-    with pytest.raises(ModelError, match="draws no samples"):
-        quality_figure(torch.nn.Linear(1, 1), params, project)
-    with pytest.raises(ModelError, match="no such model"):
-        quality_figure(Shows(real), params, project / "elsewhere")
 
 
 def test_samples_are_drawn_a_batch_at_a_time_with_their_own_labels() -> None:

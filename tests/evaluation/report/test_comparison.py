@@ -24,6 +24,7 @@ def test_an_exact_figure_goes_before_the_tightest_bound_and_that_before_the_elbo
 def test_a_bound_is_named_and_a_standard_error_is_shown() -> None:
     assert bits_note(EXACT) == "± 0.004"
     assert bits_note({"iwae_bits_per_dim": 3.4, "iwae_bits_per_dim_stderr": 0.01}) == "importance bound\n± 0.010"
+    assert bits_note({"iwae_bits_per_dim": 3.4, "iwae_images": 1000}) == "importance bound\n1,000 images"
     assert bits_note({"elbo_bits_per_dim": 3.6}) == "ELBO, a bound"
     assert bits_note({}) == ""
 
@@ -43,6 +44,26 @@ def test_figures_of_different_image_sizes_are_not_compared_where_the_size_matter
     small, large = {"bits_per_dim": 3.0, "size": 28}, {"bits_per_dim": 2.0, "size": 32}
     assert best_of(row("bits/dim"), [small, large]) is None
     assert best_of(row("bits/dim"), [small, large | {"size": 28}]) == 2.0
+
+
+def test_figures_of_different_numbers_of_samples_have_no_best() -> None:
+    few, many = {"fid": 13.1, "quality_images": 1000}, {"fid": 2.2, "quality_images": 10000}
+    assert best_of(row("FID (our features)"), [few, many]) is None
+    assert best_of(row("FID (our features)"), [few, many | {"quality_images": 1000}]) == 2.2
+    cells = dict((line.title, cells) for line, cells in compare({"a": few, "b": many}))["FID (our features)"]
+    assert (cells["a"].note, cells["b"].note) == ("1,000 samples", "10,000 samples")
+
+
+def test_linear_probes_are_compared_at_the_number_of_labels_that_all_were_given() -> None:
+    slow = {"linear_probe_accuracy": 0.85, "linear_probe_labels": 10000}
+    fast = {"linear_probe_accuracy": 0.86, "linear_probe_labels": 51000, "linear_probe_accuracy_10000": 0.84}
+    cells = dict((line.title, cells) for line, cells in compare({"slow": slow, "fast": fast}))["Linear probe"]
+    assert [(cells[name].text, cells[name].note, cells[name].best) for name in ("slow", "fast")] == [
+        ("85.0 %", "10,000 labels", True),
+        ("84.0 %", "10,000 labels", False),
+    ]
+    other = fast | {"linear_probe_labels": 500}
+    assert best_of(row("Linear probe"), [slow, other]) is None
 
 
 def test_only_rows_that_a_model_fills_are_in_the_table() -> None:

@@ -8,27 +8,42 @@ from pathlib import Path
 
 from densitywatch.batches.batch_report import flagged
 from densitywatch.batches.review.judging import summary_of
+from densitywatch.batches.review.random_draw import drawn, fair_sample
 from densitywatch.batches.verdicts import VERDICTS, read_verdicts
 from densitywatch.data.inputs.source import entries, is_local, local_path
+from densitywatch.data.training_only import MARK
 from densitywatch.errors import DataError
 from densitywatch.files import write_whole
+from densitywatch.progress import say
 
 
 def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     """Copy the originals of the reviewed images to target/fine and target/outlier. Returns how many are in each.
 
     They are found in the batch's source by their content and named after it, so doing it twice adds nothing. Where a
-    verdict was changed or taken back since, its copy is removed. Raises DataError when the source is gone or some of
-    the images are no longer in it.
+    verdict was changed or taken back since, its copy is removed. A fine image that was only looked at because it was
+    flagged is named so that `prepare` takes it for training alone (data/training_only.py). The fine ones of a random
+    draw have plain names once the whole draw has verdicts: then they are a fair sample and may go into any split.
+
+    Raises DataError when the source is gone or some of the images are no longer in it.
     """
-    wanted = {digest: verdict for (_, digest), verdict in read_verdicts(folder).items()}
+    verdicts = read_verdicts(folder)
+    fair = fair_sample(folder, verdicts)
+    wanted = {
+        digest: (verdict, digest if verdict == "outlier" or digest in fair else f"{MARK}{digest}")
+        for (_, digest), verdict in verdicts.items()
+    }
     identity = summary_of(folder)["identity"]
     source = str(identity["source"])
     stale = {
         digest: [
-            copy for other in VERDICTS if other != wanted.get(digest) for copy in (target / other).glob(f"{digest}*")
+            copy
+            for verdict in VERDICTS
+            for name in (digest, f"{MARK}{digest}")
+            if (verdict, name) != wanted.get(digest)
+            for copy in (target / verdict).glob(f"{name}*")
         ]
-        for _, digest in flagged(folder)
+        for _, digest in {*flagged(folder), *drawn(folder)}
     }
     missing = wanted.keys() | {digest for digest, copies in stale.items() if copies}
     where = str(root / local_path(source)) if is_local(source) else source
@@ -37,18 +52,32 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
         try:
             data = entry.read()
         except DataError:
-            continue  # quarantined: never flagged, so never reviewed
+            continue  # quarantined: never scored, so never reviewed
         digest = hashlib.sha256(data).hexdigest()
         if digest in missing:
             if digest in wanted:
+                verdict, name = wanted[digest]
                 suffix = re.search(r"\.[A-Za-z0-9]{1,5}$", entry.path)
-                write_whole(target / wanted[digest] / f"{digest}{suffix.group(0).lower() if suffix else ''}", data)
-            for copy in stale[digest]:  # only now: the original is there, so nothing is lost
+                write_whole(target / verdict / f"{name}{suffix.group(0).lower() if suffix else ''}", data)
+            for copy in stale.get(digest, ()):  # only now: the original is there, so nothing is lost
                 copy.unlink()
             missing.discard(digest)
             if not missing:
                 break
     if missing := missing & wanted.keys():
         raise DataError(f"{source}: {len(missing)} of {len(wanted)} reviewed images are not there any more")
-    counts = {verdict: sum(value == verdict for value in wanted.values()) for verdict in VERDICTS}
-    return {str(verdict): count for verdict, count in counts.items()}
+    fine = [name for verdict, name in wanted.values() if verdict == "fine"]
+    _tell(
+        sum(name.startswith(MARK) for name in fine), len(drawn(folder)), sum(key in verdicts for key in drawn(folder))
+    )
+    return {"outlier": len(wanted) - len(fine), "fine": len(fine)}
+
+
+def _tell(marked: int, draw: int, judged: int) -> None:
+    if marked:
+        say(f"review: {marked} of the fine images are for training alone: their names begin with {MARK}")
+    if judged < draw:
+        say(
+            f"review: {judged} of the {draw} images drawn at random have a verdict; once all have one, the fine ones"
+            " among them may go into any split"
+        )

@@ -15,7 +15,8 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from densitywatch.batches.review.judging import give_verdicts, renew_report, summary_of
-from densitywatch.batches.review.page import FlaggedImages, render
+from densitywatch.batches.review.page import ReviewImages, render
+from densitywatch.batches.review.random_draw import draw
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
 from densitywatch.errors import DataError, DensitywatchError, DiskFull
 from densitywatch.progress import say
@@ -25,8 +26,10 @@ HOSTS = ["127.0.0.1", "localhost"]
 LONGEST_BODY = 1024
 
 
-def create_app(folder: Path) -> FastAPI:
+def create_app(folder: Path, root: Path = Path(), seed: int = 0) -> FastAPI:
     """The review page of the results in `folder`, as a FastAPI application.
+
+    `root`: the project's folder, from which the batch's source is named. `seed`: of the random draw.
 
     Only requests to 127.0.0.1 or localhost are answered, and verdicts are taken only from the page itself (a token in a
     header). So another site in the same browser can neither read the images nor judge them. A verdict is answered once
@@ -34,7 +37,7 @@ def create_app(folder: Path) -> FastAPI:
 
     Raises DataError when the results are missing or damaged.
     """
-    images, token = FlaggedImages(folder), secrets.token_urlsafe(16)
+    images, token = ReviewImages(folder), secrets.token_urlsafe(16)
     summary = summary_of(folder)
     source, name = str(summary["identity"]["source"]), str(summary["batch"])
     app = FastAPI(title="densitywatch review", docs_url=None, redoc_url=None, openapi_url=None)
@@ -47,7 +50,7 @@ def create_app(folder: Path) -> FastAPI:
 
     def checked(index: int) -> Key:
         if not 0 <= index < len(images.keys):
-            raise HTTPException(404, f"there are {len(images.keys)} flagged images, from 0")
+            raise HTTPException(404, f"there are {len(images.keys)} images to judge, from 0")
         return images.keys[index]
 
     def state(verdicts: dict[Key, Verdict]) -> dict[str, Any]:
@@ -72,12 +75,27 @@ def create_app(folder: Path) -> FastAPI:
         checked(index)
         return images.item(index)
 
-    @app.post("/verdicts/{index}")
-    async def verdict(index: int, request: Request, tasks: BackgroundTasks) -> dict[str, Any]:
-        # the token comes first: no body is read for someone who is not the page
+    def from_the_page(request: Request) -> None:
+        """Before the body: none is read for someone who is not the page."""
         sent = request.headers.get("X-Review-Token", "")
         if not secrets.compare_digest(sent.encode(), token.encode()):
             raise HTTPException(403, "open the review page anew")
+
+    @app.post("/draw")
+    async def more(request: Request) -> dict[str, Any]:
+        """Draw images at random, up to the number in the page's `{"images": ...}`; the page then loads itself anew."""
+        nonlocal images
+        from_the_page(request)
+        count = _sent(await _body(request), "images")
+        if not isinstance(count, int) or isinstance(count, bool):
+            raise HTTPException(422, "how many images to draw is a whole number")
+        await run_in_threadpool(draw, folder, count, root, seed)
+        images = await run_in_threadpool(ReviewImages, folder)
+        return state(read_verdicts(folder))
+
+    @app.post("/verdicts/{index}")
+    async def verdict(index: int, request: Request, tasks: BackgroundTasks) -> dict[str, Any]:
+        from_the_page(request)
         key = checked(index)
         judged = _judged(await _body(request))
         verdicts = await run_in_threadpool(give_verdicts, folder, {key: judged}, source=source)
@@ -103,16 +121,22 @@ async def _body(request: Request) -> bytes:
 
 def _judged(body: bytes) -> Verdict | None:
     """The verdict in the page's `{"verdict": ...}`; null takes a verdict back."""
+    sent = _sent(body, "verdict")
+    for verdict in (None, *VERDICTS):
+        if sent == verdict:
+            return verdict
+    raise HTTPException(422, f"a verdict is {' or '.join(map(repr, VERDICTS))}, or null to take it back")
+
+
+def _sent(body: bytes, name: str) -> Any:
+    """The value of `name` in a JSON body."""
     try:
         sent = json.loads(body.decode())
     except (ValueError, RecursionError):
-        raise HTTPException(400, "a verdict is sent as JSON") from None
-    if not isinstance(sent, dict) or "verdict" not in sent:
-        raise HTTPException(422, 'a verdict is sent as {"verdict": ...}')
-    for verdict in (None, *VERDICTS):
-        if sent["verdict"] == verdict:
-            return verdict
-    raise HTTPException(422, f"a verdict is {' or '.join(map(repr, VERDICTS))}, or null to take it back")
+        raise HTTPException(400, f"a {name} is sent as JSON") from None
+    if not isinstance(sent, dict) or name not in sent:
+        raise HTTPException(422, f'a {name} is sent as {{"{name}": ...}}')
+    return sent[name]
 
 
 async def _in_a_sentence(request: Request, error: Exception) -> JSONResponse:
@@ -132,9 +156,9 @@ def _answer(status: int, sentence: str) -> JSONResponse:
     return JSONResponse({"detail": visible(sentence)}, status)
 
 
-def serve(folder: Path, port: int = 8765) -> None:
+def serve(folder: Path, port: int = 8765, *, root: Path = Path(), seed: int = 0) -> None:
     """Serve the review page on 127.0.0.1 until interrupted; the report is renewed at the end."""
-    app = create_app(folder)
+    app = create_app(folder, root, seed)
     say(f"review: http://127.0.0.1:{port}/ (keys: o outlier, f fine, u undo, arrows; stop with Ctrl-C)")
     try:
         uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")

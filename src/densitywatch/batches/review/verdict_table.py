@@ -1,4 +1,4 @@
-"""Verdicts as a table for a spreadsheet: it goes out with the flagged images and comes back with verdicts.
+"""Verdicts as a table for a spreadsheet: it goes out with the images to judge and comes back with verdicts.
 
 Names and reasons come from outside, and a spreadsheet runs what looks like a formula. Its separator depends on its
 country. So a cell is made harmless for every separator, and a table is read however a spreadsheet saved it.
@@ -18,12 +18,14 @@ import pyarrow.parquet as pq
 from densitywatch.batches.batch_report import damage_as_error, flagged
 from densitywatch.batches.results_folder import GALLERY
 from densitywatch.batches.review.judging import give_verdicts, renew_report
+from densitywatch.batches.review.random_draw import drawn, drawn_rows
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
 from densitywatch.errors import DataError
 from densitywatch.files import full_disk_as_error
 from densitywatch.text import visible
 
-HEADER = ("number", "verdict", "path", "p_value", "why", "sha256")
+HEADER = ("number", "verdict", "path", "p_value", "why", "sha256", "chosen")
+FLAGGED, AT_RANDOM = "flagged", "at random"
 NEEDED = frozenset(["number", "verdict", "sha256"])
 SEPARATORS = ",;\t|"
 MOST_BYTES = 256 << 20
@@ -32,18 +34,25 @@ _ADVICE = "save the table as CSV with its columns number, verdict and sha256, or
 
 
 def write_csv(folder: Path, target: Path) -> int:
-    """Write the flagged images as a table with a column `verdict` to fill in; returns their number."""
-    verdicts = read_verdicts(folder)
+    """Write the images to judge as a table with a column `verdict` to fill in; returns their number.
+
+    The flagged ones come first. The column `chosen` says of each why it is there: flagged, drawn at random, or both.
+    """
+    verdicts, draw = read_verdicts(folder), drawn_rows(folder)
     with damage_as_error(folder):
         rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "p_value", "why", "outlier"]).to_pylist()
+    marked = [row for row in rows if row["outlier"]]
+    among = {(row["path"], row["sha256"]) for row in marked}
+    marked += [{**row, "why": None, "outlier": False} for key, row in draw.items() if key not in among]
     with full_disk_as_error(target), target.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(HEADER)
-        marked = [row for row in rows if row["outlier"]]
         for number, row in enumerate(marked):
-            verdict = verdicts.get((row["path"], row["sha256"]), "")
+            key = (row["path"], row["sha256"])
             path, why = (harmless(visible(text or "")) for text in (row["path"], row["why"]))
-            writer.writerow([number, verdict, path, row["p_value"], why, harmless(row["sha256"])])
+            chosen = [FLAGGED] * row["outlier"] + [AT_RANDOM] * (key in draw)
+            cells = [verdicts.get(key, ""), path, row["p_value"], why, harmless(row["sha256"]), " and ".join(chosen)]
+            writer.writerow([number, *cells])
     return len(marked)
 
 
@@ -75,6 +84,8 @@ def read_csv(folder: Path, source: Path) -> int:
     """
     with damage_as_error(folder):
         keys, given = list(flagged(folder)), dict[Key, Verdict | None]()
+    among = set(keys)
+    keys += [key for key in drawn(folder) if key not in among]
     try:
         for line, row in _rows(_text(source), source):
             verdict = row.get("verdict", "").lower()
@@ -83,7 +94,7 @@ def read_csv(folder: Path, source: Path) -> int:
             number = row.get("number", "")
             key = keys[int(number)] if number.isdecimal() and len(number) < 10 and int(number) < len(keys) else None
             if key is None or key[1] != row.get("sha256", ""):
-                raise DataError(f"{source}, line {line}: no flagged image of this batch; write the table anew")
+                raise DataError(f"{source}, line {line}: no image of this table's batch; write the table anew")
             given[key] = _verdict(verdict, f"{source}, line {line}")
     except csv.Error as error:
         raise DataError(f"{source}: not a readable CSV file ({error}); {_ADVICE}") from None

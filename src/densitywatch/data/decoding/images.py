@@ -53,6 +53,8 @@ class Picture(NamedTuple):
     height: int
     mode: str
     """Pillow's name of the original's pixel format: L, RGB, RGBA, P, CMYK, I;16, ..."""
+    taken: str = ""
+    """When it was taken, as EXIF writes it: YYYY:MM:DD HH:MM:SS. Empty where the file does not say."""
 
 
 def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
@@ -115,7 +117,7 @@ def _picture(answer: Answer, data: bytes, size: int, channels: int) -> Picture |
     if "reason" in facts:
         return DataError(str(facts["reason"]))
     pixels = np.frombuffer(answer.data, dtype=np.uint8).reshape(channels, size, size).copy()
-    return Picture(pixels, int(facts["width"]), int(facts["height"]), str(facts["mode"]))
+    return Picture(pixels, int(facts["width"]), int(facts["height"]), str(facts["mode"]), str(facts["taken"]))
 
 
 def decode_each(request: Request) -> Iterator[Answer]:
@@ -137,7 +139,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
                 {"reason": "decoding it takes more memory than its size explains; save it again or leave it out"}
             )
         else:
-            told = {"width": seen.width, "height": seen.height, "mode": seen.mode}
+            told = {"width": seen.width, "height": seen.height, "mode": seen.mode, "taken": seen.taken}
             yield Answer(told, seen.pixels.tobytes())
 
 
@@ -170,13 +172,25 @@ def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: i
         image.load()
         if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, size):
             raise DataError("broken or cut short: the JPEG ends before its picture does")
-        turned = image.getexif().get(0x0112, 1)
+        exif = image.getexif()
+        turned = exif.get(0x0112, 1)
         if turned in (5, 6, 7, 8):
             width, height = height, width
         small = eight_bits(image, "L" if channels == 1 else "RGB", told, size=size)
         if turned in _TURNS:
             small = small.transpose(_TURNS[turned])
-        return Picture(fit_image(small, size=size, channels=channels, resize=resize), width, height, mode)
+        fitted = fit_image(small, size=size, channels=channels, resize=resize)
+        return Picture(fitted, width, height, mode, _taken(exif))
+
+
+def _taken(exif: Image.Exif) -> str:
+    """DateTimeOriginal, or else DateTime, of a picture's EXIF; empty where neither is text of a time's length."""
+    try:
+        found = exif.get_ifd(0x8769).get(0x9003) or exif.get(0x0132)
+    except Exception:  # a damaged directory does not make the picture unusable
+        return ""
+    text = found.strip("\0 ") if isinstance(found, str) else ""
+    return text if len(text) == len("YYYY:MM:DD HH:MM:SS") else ""
 
 
 def _cut_and_closed(data: bytes, image: Image.Image, size: int) -> bool:

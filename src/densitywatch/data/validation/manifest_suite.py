@@ -9,7 +9,7 @@ from densitywatch.data.dataset import SPLITS, DatasetInfo
 from densitywatch.data.decoding.images import MAX_PIXELS
 from densitywatch.params import Params
 
-COLUMNS = ("path", "split", "row", "label", "width", "height", "mode", "mean", "std", "min", "max", "sha256")
+COLUMNS = ("path", "split", "row", "label", "group", "width", "height", "mode", "mean", "std", "min", "max", "sha256")
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16",
          "I;16B", "I;16L", "I;16N")  # fmt: skip
 SOURCE_SHAPES = {"fashion_mnist": (28, 28, "L"), "mnist": (28, 28, "L")}
@@ -65,6 +65,11 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
             "one_split",
             "no image is in two splits",
             gxe.ExpectColumnValuesToBeInSet(column="splits_of_image", value_set=[1]),
+        ),
+        Check(
+            "groups_whole",
+            "no group of images is in two splits",
+            gxe.ExpectColumnValuesToBeInSet(column="splits_of_group", value_set=[1]),
         ),
         *_shape_checks(gxe, params.data.source),
         *(
@@ -140,4 +145,4 @@ def _shape_checks(gxe: Any, source: str) -> list[Check]:
 
 
 def _added(info: DatasetInfo) -> list[str]:
-    return ["intact", "repeats", "splits_of_image", *(["label_share"] if info.class_names else [])]
+    return ["intact", "repeats", "splits_of_image", "splits_of_group", *(["label_share"] if info.class_names else [])]

@@ -57,6 +57,7 @@ def validation_page(
             rows=_class_table(frame, info),
             pictures=_pictures(frame, folder, info),
             histogram=_histogram(frame["mean"].to_numpy()),
+            groups=facts.groups,
             left_out=left_out[:LISTED],
             more_left_out=max(0, len(left_out) - LISTED),
         )

@@ -83,7 +83,8 @@ def with_findings(manifest: pd.DataFrame, folder: Path, info: DatasetInfo) -> pd
     """The manifest with columns for what a row alone does not say.
 
     `intact`: the arrays have the pixels and the label of this row. `repeats`: an earlier row has the same pixels.
-    `splits_of_image`: number of splits with these pixels. `label_share`: the label's share over an even share.
+    `splits_of_image`: number of splits with these pixels. `splits_of_group`: number of splits with images of its group.
+    `label_share`: the label's share over an even share.
     """
     frame = manifest.reset_index(drop=True)
     missing = [column for column in COLUMNS if column not in frame.columns]
@@ -92,6 +93,8 @@ def with_findings(manifest: pd.DataFrame, folder: Path, info: DatasetInfo) -> pd
     frame["intact"] = _intact(frame, folder)
     frame["repeats"] = frame["sha256"].duplicated()
     frame["splits_of_image"] = frame.groupby("sha256")["split"].transform("nunique")
+    in_group = frame["group"].astype(bool)
+    frame["splits_of_group"] = frame.groupby("group")["split"].transform("nunique").where(in_group, 1).astype(int)
     if info.class_names:
         counts = frame.groupby("label")["label"].transform("count")
         frame["label_share"] = counts / (len(frame) / len(info.class_names))
@@ -196,6 +199,7 @@ def figures(frame: pd.DataFrame, info: DatasetInfo, folder: Path, outcomes: list
         "flat_images": flat,
         "flat_share": round(flat / len(frame), 6),
         "mean_intensity": round(float(frame["mean"].mean()), 4),
+        **({f"{name}_groups": info.groups[name] for name in SPLITS} if info.groups else {}),
         "left_out_of_training": len(facts.dropped),
         "unusable_files": len(facts.rejected),
         "expectations": len(outcomes),

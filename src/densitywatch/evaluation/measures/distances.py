@@ -6,9 +6,13 @@ None of these functions knows which network made the features; the caller says s
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+
+from densitywatch.arrays import Floats
 
 ROWS = 1000
 """Rows whose distances are computed at once."""
@@ -37,6 +41,32 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
     metric.update(a.double(), real=True)
     metric.update(b.double(), real=False)
     return max(0.0, float(metric.compute()))  # rounding leaves about -1e-9 between equal sets
+
+
+def frechet_of_counts(a: Tensor, b: Tensor) -> Callable[[Floats], Floats]:
+    """The same distance of resampled features (N, D) and (N, D), whose i-th rows are taken or left together.
+
+    Returns a function from counts (B, N), how often each row is taken, to the distances (B,).
+    """
+    centre = a.double().mean(0)  # far from 0 the second moments below would lose digits
+    sets = (a.double() - centre).numpy(), (b.double() - centre).numpy()
+
+    def moments(x: Floats, counts: Floats) -> tuple[Floats, Floats]:
+        """Means (B, D) and covariances (B, D, D)."""
+        n = counts.sum(1)
+        mean = counts @ x / n[:, None]
+        products = np.stack([(counts * column) @ x for column in x.T], 1)
+        covariance = products - n[:, None, None] * mean[:, :, None] * mean[:, None]
+        return mean, covariance / (n - 1)[:, None, None]
+
+    def distances(counts: Floats) -> Floats:
+        (mean_a, cov_a), (mean_b, cov_b) = (moments(x, counts) for x in sets)
+        # the eigenvalues of a product of two covariances are real and not negative, up to rounding
+        roots = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real.clip(min=0.0)).sum(1)
+        traces = np.trace(cov_a, axis1=1, axis2=2) + np.trace(cov_b, axis1=1, axis2=2)
+        return np.asarray((np.square(mean_a - mean_b).sum(1) + traces - 2 * roots).clip(min=0.0))
+
+    return distances
 
 
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 50, subset_size: int = 1000) -> float:

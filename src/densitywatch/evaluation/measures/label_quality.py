@@ -49,7 +49,7 @@ def label_quality(context: Context) -> Result | None:
     images, labels = generated(context, context.model)
     if labels is None:
         return None
-    metrics = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
+    metrics: dict[str, float | int | str] = {"gan_test_accuracy": share_right(feature_network(context), images, labels)}
     steps = context.params.evaluate.quality.label_training_steps
     if not isinstance(context.model, PixelwiseDensity):  # fast enough for as many samples as training images
         labels = training_labels(context, images_within(context.info.counts["train"], context.dimensions))
@@ -58,8 +58,9 @@ def label_quality(context: Context) -> Result | None:
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
     metrics["gan_train_accuracy"] = share_right(student, real, known)
+    metrics["gan_train_images"] = len(images)
     note = f"GAN-train accuracy is that of a classifier trained for at most {steps:,} steps on {len(images):,} samples"
-    return Result(dict(metrics), notes=[note])
+    return Result(metrics, notes=[note])
 
 
 def train_on(images: np.ndarray, labels: np.ndarray, classes: int, steps: int, context: Context) -> FeatureNetwork:

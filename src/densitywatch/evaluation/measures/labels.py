@@ -1,29 +1,30 @@
 """Labels with rejection: a class-conditional density and Bayes' rule.
 
     p(y|x) = p(x|y) p(y) / sum_y' p(x|y') p(y')
-           = p(x|y) / sum_y' p(x|y')                  when all labels are equally likely
 
-gives an image's label and the probability of that label, its posterior. A label is doubtful for two different reasons:
+gives an image's label and the probability of that label, its posterior. The prior p(y) is the labels' share of the
+training images, or the same for all (inbox.label_prior). A label is doubtful for two different reasons:
 
 * Another label explains the image about as well. Then the posterior is low.
 * No label explains the image: it belongs to no class. The posterior can be high all the same, because it only compares
-  labels. So each label gets a p-value: the rank of p(x|y) among calibration images of that label. An image belongs to
-  no class when the p-values of all labels are small.
+  labels. detector/label_ranks.py answers this question.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 
-from densitywatch.data.dataset import Split, open_split
-from densitywatch.data.reading import Images, Rows, images_at_once, resized, size_of
+from densitywatch.data.reading import Images, images_at_once, resized, size_of
+from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
 from densitywatch.models.offers import LabelDensity
 from densitywatch.pages import charts
+from densitywatch.progress import say
 
 BATCH = 250
 """Images read at a time, fewer for large images."""
@@ -42,49 +43,41 @@ class LabelGuess:
     """(N,) nats, log p / (1 - p) of that posterior p. It still orders images by confidence when every p rounds to 1."""
 
 
-def by_bayes(by_label: np.ndarray) -> LabelGuess:
-    """The label of each image from log p(x|y), (N, classes) nats, for equally likely labels."""
+def by_bayes(by_label: np.ndarray, prior: np.ndarray | None = None) -> LabelGuess:
+    """The label of each image from log p(x|y), (N, classes) nats.
+
+    `prior`: p(y), (classes,); a label of prior 0 is never given. None: all labels are equally likely.
+    """
+    if prior is not None:
+        with np.errstate(divide="ignore"):
+            by_label = by_label + np.log(prior)
     label = by_label.argmax(1)
     best = by_label.max(1)
-    # log of the sum of p(x|y') over all other labels, computed from logarithms: p(x|y) itself is far too small
+    # log of the sum of p(x|y') p(y') over all other labels, computed from logarithms: p(x|y) itself is far too small
     others = np.where(np.arange(by_label.shape[1]) == label[:, None], -np.inf, by_label)
     with np.errstate(divide="ignore"):  # with one class there are no other labels: log 0
-        # p / (1 - p) = p(x|y) / (sum of the others), since the posterior's denominator is the same in p and 1 - p
+        # p / (1 - p) = p(x|y) p(y) / (sum of the others), since the posterior's denominator is the same in p and 1 - p
         log_odds = best - np.logaddexp.reduce(others, axis=1)
     return LabelGuess(label, 1.0 / (1.0 + np.exp(-log_odds)), log_odds)
 
 
-def belonging_p_values(by_label: np.ndarray, known: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """p-values (N,) of "this image belongs to some class"; small is outlying.
+def label_prior(model: object, choice: Literal["training", "uniform"]) -> np.ndarray | None:
+    """p(y) of a conditional model, (classes,): the labels' share of its training images; None for the same for all.
 
-    by_label: log p(x|y) of the images, (N, classes). known: the same of calibration images, (M, classes). labels: their
-    true labels (M,). The p-value for a label is two-sided: an image can be too unlikely for its class or, like a plain
-    grey one, too likely. The p-value for any class is the largest of them. It is valid over draws of the calibration
-    images: whatever the model, at most a share `a` of the images of a known class have a p-value of `a` or less.
+    A model that was trained before 0.2 does not say how many images each label had. Then it is None, and a line says
+    so. Raises ModelError when the model's header says something else than counts.
     """
-    p_values = np.zeros(len(by_label))
-    for label in np.unique(labels):
-        own = np.sort(known[labels == label, label])  # log p(x|label) of the label's own calibration images
-        below = np.searchsorted(own, by_label[:, label], side="right")
-        above = len(own) - np.searchsorted(own, by_label[:, label], side="left")
-        # the rank among len(own) + 1 exchangeable images is uniform; twice the smaller tail covers both sides
-        two_sided = 2.0 * (np.minimum(below, above) + 1.0) / (len(own) + 1.0)
-        # an image of class y has a valid p-value for y, and the maximum is at least that
-        p_values = np.maximum(p_values, np.minimum(two_sided, 1.0))
-    return p_values
-
-
-def known_by_label(
-    model: LabelDensity, calibration: Split, most: int, device: torch.device | str = "cpu"
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """log p(x|y) of the first `most` calibration images, (M, classes) nats, and their labels (M,).
-
-    None if there are no images, or if some have no label.
-    """
-    labels = np.array(calibration.labels[:most])
-    if not len(labels) or (labels < 0).any():
+    if choice == "uniform":
         return None
-    return nats_by_label(model, Rows(calibration.images, np.arange(len(labels))), device), labels
+    header = getattr(model, "header", {})
+    counts = header.get("label_counts")
+    if counts is None:
+        say("labels: this model does not say how often each label was trained on, so all count as equally likely")
+        return None
+    known = isinstance(counts, list) and len(counts) == len(header.get("class_names", counts))
+    if not known or not all(type(count) is int and count >= 0 for count in counts) or not sum(counts):
+        raise ModelError("the model's header has no count of training images for each label; train it again")
+    return np.asarray(np.array(counts, dtype=np.float64) / sum(counts))
 
 
 @torch.no_grad()
@@ -118,7 +111,7 @@ def labels_with_rejection(context: Context) -> Result | None:
         return Result({}, notes=["The test images have no labels, so labels with rejection are left out."])
     labelled_images = labels >= 0
     by_label, labels = by_label[labelled_images], labels[labelled_images]
-    found = by_bayes(by_label)
+    found = by_bayes(by_label, label_prior(context.model, context.params.inbox.label_prior))
     right = found.label == labels
     metrics: dict[str, Metric] = {
         "accuracy": float(right.mean()),
@@ -138,20 +131,4 @@ def labels_with_rejection(context: Context) -> Result | None:
             alt="Accuracy rises as the least certain images are left out",
         )
     ]
-    metrics |= _belonging(context, by_label)
     return Result(metrics, figures)
-
-
-def _belonging(context: Context, by_label: np.ndarray) -> dict[str, Metric]:
-    """The share of test images with a p-value at or below the false-alarm rate. It should be close to that rate."""
-    params = context.params
-    calibration = open_split(context.data, "calibration")
-    assert isinstance(context.model, LabelDensity)  # exact_likelihood asked it
-    usual = known_by_label(context.model, calibration, params.evaluate.label_images, context.device)
-    if usual is None:
-        return {}
-    rate = params.detector.false_alarm_rate
-    return {
-        "no_class_rate": float((belonging_p_values(by_label, *usual) <= rate).mean()),
-        "no_class_target_rate": rate,
-    }

@@ -1,7 +1,9 @@
-"""The latent space: walks from one latent to another, and arithmetic with the means of classes.
+"""The latent space: walks from one latent to another, and arithmetic with the means of groups of latents.
 
 The feature network says of which class the image of a latent is. So the same code serves models with an encoder (`vae`:
-latents of training images) and models with a prior alone (`gan`, `dcgan`, `conditional_gan`: latents drawn from it).
+latents of training images) and models with a prior alone (`gan`, `dcgan`: latents drawn from it). In a model that takes
+labels (`conditional_gan`) the class is in the label, not in the latent. There the label stays as it is, and arithmetic
+moves the latent from the darker to the brighter samples of that label.
 """
 
 from __future__ import annotations
@@ -45,6 +47,11 @@ class Space:
     decode: Callable[[Tensor], np.ndarray]
     """Latents (n, D) to uint8 images (n, C, H, W)."""
 
+    @property
+    def with_labels(self) -> bool:
+        """Whether weights of labels follow the Gaussian numbers."""
+        return self.latents.shape[1] > self.gaussian
+
 
 @dataclass(frozen=True)
 class Classes:
@@ -59,13 +66,14 @@ class Classes:
 
 
 def latent_space(context: Context) -> Result | None:
-    """Strips of spherical interpolation and latent arithmetic, each with the share of draws that give the right class.
+    """Strips of spherical interpolation and latent arithmetic, each with the share of draws that come out right.
 
     `interpolation_accuracy`: of walks between two latents of one class, the share whose midway image is of that class.
     `latent_arithmetic_accuracy`: of draws z - mean(A) + mean(B), where z is the mean of some latents of class A, the
-    share whose image is of class B.
+    share whose image is of class B. `latent_brightness_accuracy` is for models that take labels:
+    see `brightness_arithmetic`.
 
-    Model: `sample`, `decode(z) -> uint8`, and `latents(n, labels, generator)` or `encode(x)`. Both figures need a
+    Model: `sample`, `decode(z) -> uint8`, and `latents(n, labels, generator)` or `encode(x)`. Figures of classes need a
     classifier of at least two labels; the strips need none.
     """
     model = context.model
@@ -75,31 +83,33 @@ def latent_space(context: Context) -> Result | None:
         return None
     latents, rng = pool(context, model), np.random.default_rng(context.params.seed)
     gaussian = getattr(model.settings, "latent", latents.shape[1])
-    space = Space(latents, gaussian, decoder(context, model))
+    space, draws = Space(latents, gaussian, decoder(context, model)), context.params.evaluate.latent.draws
     write_whole(context.out / "interpolation.png", pictures.grid(strips(space, rng), FRAMES, cell=42))
+    metrics: dict[str, float | int | str] = {}
+    arithmetic: list[Figure] = []
+    if space.with_labels and (moved := brightness_arithmetic(space, draws, rng, context)) is not None:
+        metrics["latent_brightness_accuracy"], arithmetic = moved[0], [moved[1]]
     strips_alone = Figure("interpolation.png", "Interpolation", STRIPS_CAPTION)
+    left_out = "walks inside a class were left out" if space.with_labels else "latent arithmetic was left out"
     if context.classifier is None or len(context.info.class_names) < 2:
-        note = "latent arithmetic was left out: it needs a feature network of at least two labels"
-        return Result({}, [strips_alone], [note])
+        note = f"{left_out}: it needs a feature network of at least two labels"
+        return Result(metrics, [strips_alone, *arithmetic], [note])
     found = classes_in(space, context)
     if len(found.members) < 2:
-        note = (
-            f"latent arithmetic was left out: of {POOL:,} latents only {len(found.members)} classes have {FEWEST} or"
-            " more"
-        )
-        return Result({}, [strips_alone], [note])
+        note = f"{left_out}: of {POOL:,} latents only {len(found.members)} classes have {FEWEST} or more"
+        return Result(metrics, [strips_alone, *arithmetic], [note])
 
-    draws = context.params.evaluate.latent.draws
-    stayed = share_that_stays(space, found, draws, rng)
-    reached, arithmetic = latent_arithmetic(space, found, draws, rng, context)
+    metrics["interpolation_accuracy"] = stayed = share_that_stays(space, found, draws, rng)
+    if not space.with_labels:
+        metrics["latent_arithmetic_accuracy"], figure = latent_arithmetic(space, found, draws, rng, context)
+        arithmetic = [figure]
     interpolation = Figure(
         "interpolation.png",
         "Interpolation",
-        f"{STRIPS_CAPTION} Halfway between two latents of one class the classifier still sees that class in"
-        f" {stayed:.0%} of {draws} draws.",
+        f"{STRIPS_CAPTION}{' The label goes along a straight line.' if space.with_labels else ''} Halfway between two"
+        f" latents of one class the classifier still sees that class in {stayed:.0%} of {draws} draws.",
     )
-    metrics = {"interpolation_accuracy": stayed, "latent_arithmetic_accuracy": reached}
-    return Result(dict(metrics), [interpolation, arithmetic])
+    return Result(metrics, [interpolation, *arithmetic])
 
 
 def strips(space: Space, rng: np.random.Generator) -> np.ndarray:
@@ -164,6 +174,55 @@ def latent_arithmetic(
         rows=tuple(f"{names[pairs[i][0]]} to {names[pairs[i][1]]}" for i in shown),
     )
     return float(reached.mean()), figure
+
+
+def brightness_arithmetic(
+    space: Space, draws: int, rng: np.random.Generator, context: Context
+) -> tuple[float, Figure] | None:
+    """Arithmetic under a label that stays: z - mean(darker) + mean(brighter), and a picture of some draws.
+
+    The samples of a label are split at their median brightness (mean pixel). z is the mean of some latents of the
+    darker half. Returns the share of draws whose image is brighter than the median; None where every label has too few
+    latents in the pool.
+    """
+    latents, g = space.latents, space.gaussian
+    label = latents[:, g:].argmax(1).numpy()
+    shades = shades_of(space, latents)
+    of_label = {c: np.flatnonzero(label == c) for c in np.unique(label)}
+    # a label's latents from the darkest image to the brightest
+    order = {c: rows[np.argsort(shades[rows], kind="stable")] for c, rows in of_label.items()}
+    halves = {
+        c: (rows[: len(rows) // 2], rows[len(rows) // 2 :]) for c, rows in order.items() if len(rows) >= 2 * FEWEST
+    }
+    if not halves:
+        return None
+    picked = [int(c) for c in rng.choice(list(halves), draws)]
+    starts = torch.stack([latents[rng.choice(halves[c][0], EXEMPLARS, replace=False)].mean(0) for c in picked])
+    darker, brighter = (torch.stack([latents[halves[c][half]].mean(0) for c in picked]) for half in (0, 1))
+    length = latents[:, :g].norm(dim=1).mean()
+    # the weights of the label are the same in all of them, so the sum leaves them as they are
+    shown = [at_length(z, g, length) for z in (starts, darker, brighter, starts - darker + brighter)]
+    median = np.array([np.median(shades[of_label[c]]) for c in picked])
+    before, after = ((shades_of(space, z) > median).mean() for z in (shown[0], shown[3]))
+    few = min(ROWS, draws)
+    rows = np.stack([space.decode(z[:few]) for z in shown], 1)  # (few, 4, C, H, W)
+    write_whole(context.out / "latent_arithmetic.png", pictures.grid(rows.reshape(-1, *rows.shape[2:]), 4))
+    names = context.info.class_names
+    figure = Figure(
+        "latent_arithmetic.png",
+        "Latent arithmetic under one label",
+        f"The label stays; only the latent moves. From left to right: the mean of {EXEMPLARS} latents of a label's"
+        " darker half; the mean of all latents of that half, which is subtracted; that of the brighter half, which is"
+        f" added; and the result. It is brighter than the label's median in {after:.0%} of {draws} draws, the start in"
+        f" {before:.0%}.",
+        rows=tuple(names[c] if c < len(names) else "" for c in picked[:few]),
+    )
+    return float(after), figure
+
+
+def shades_of(space: Space, z: Tensor) -> np.ndarray:
+    """The mean pixel (n,) of the image of each latent."""
+    return np.concatenate([space.decode(part).mean((1, 2, 3)) for part in torch.split(z, PART)])
 
 
 def at_length(z: Tensor, gaussian: int, length: Tensor) -> Tensor:

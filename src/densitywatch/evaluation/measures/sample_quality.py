@@ -2,8 +2,12 @@
 
 Every figure compares generated images with test images, both at the model's size; the network resizes both to its own.
 These figures do not compare with published ones, which use Inception. The published figure is `inception_fid`; it is
-computed if params name Inception's weights. `fid_floor` is the FID between half of the training images and the test
-images: no honest model gets below it.
+computed if params name Inception's weights.
+
+All of them depend on the number of samples: fewer samples have a higher FID and less coverage. So every model is
+compared on the same number, `evaluate.quality.slow_images`, which is what models can draw that draw pixel by pixel. The
+same figures of as many training images stand next to them: what a perfect sampler gets at that number, up to chance.
+Of a model that draws more samples, the FID of all of them is a figure of its own.
 """
 
 from __future__ import annotations
@@ -13,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from densitywatch.data.dataset import open_split, read_info
-from densitywatch.data.reading import images_at_once, images_within, size_of
+from densitywatch.data.reading import Images, images_within
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context, Figure, Result, spread
 from densitywatch.evaluation.measures.distances import (
@@ -25,11 +28,10 @@ from densitywatch.evaluation.measures.distances import (
     manifold_figures,
     nearest_distances,
 )
-from densitywatch.evaluation.measures.feature_network import FOLDER, FeatureNetwork, features_of, load_classifier
+from densitywatch.evaluation.measures.feature_network import FeatureNetwork, features_of, load_classifier
 from densitywatch.files import write_whole
 from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.pages import pictures
-from densitywatch.params import Params
 
 SHOWN, NEIGHBOURS_SHOWN = 8, 3
 MANY_TRAINING_IMAGES = 60_000
@@ -37,7 +39,11 @@ MANY_TRAINING_IMAGES = 60_000
 
 
 def sample_quality(context: Context) -> Result | None:
-    """FID, KID, precision, recall, density and coverage of samples against test images, and the floor of the FID.
+    """FID, KID, precision, recall, density and coverage of samples against test images, and of training images.
+
+    `fid_floor`, `precision_of_real` and so on are those of as many training images. `fid_of_more` is the FID of all
+    samples of a model that draws more than are compared, `more_images`, and `fid_floor_of_more` that of as many
+    training images.
 
     Model: `sample(n, labels, generator) -> uint8 (n, C, H, W)`. A conditional model is asked for labels in the shares
     that they have in the training data.
@@ -53,30 +59,51 @@ def sample_quality(context: Context) -> Result | None:
     network = feature_network(context)
     images, _ = generated(context, model)
     real, _ = context.pick("test", context.params.evaluate.test_images)
-    half, _ = context.pick("train", max(2, context.info.counts["train"] // 2))
+    train, _ = context.pick("train", MANY_TRAINING_IMAGES)
     test_features, fake_features = features_of(network, real), features_of(network, images)
-    half_features = features_of(network, half)
-    few = settings.neighbour_images
+    train_features = features_of(network, train)
+    count = min(len(images), settings.slow_images, len(train))
+    few = min(count, settings.neighbour_images)
     torch.manual_seed(context.params.seed)
+    of_samples, of_real = (
+        manifold_figures(test_features[:few], features[:few], settings.neighbours)
+        for features in (fake_features, train_features)
+    )
     metrics: dict[str, float | int | str] = {
-        "fid": frechet_distance(test_features, fake_features),
-        "fid_floor": frechet_distance(test_features, half_features),
-        "kid": kernel_distance(test_features, fake_features),
-        **manifold_figures(test_features[:few], fake_features[:few], settings.neighbours),
-        "quality_images": len(images),
+        "fid": frechet_distance(test_features, fake_features[:count]),
+        "fid_floor": frechet_distance(test_features, train_features[:count]),
+        "kid": kernel_distance(test_features, fake_features[:count]),
+        **of_samples,
+        **{f"{name}_of_real": value for name, value in of_real.items()},
+        "quality_images": count,
     }
+    more = min(len(images), len(train))
+    if more > count:
+        metrics["fid_of_more"] = frechet_distance(test_features, fake_features[:more])
+        metrics["fid_floor_of_more"] = frechet_distance(test_features, train_features[:more])
+        metrics["more_images"] = more
     if settings.inception_weights is not None:
         from densitywatch.evaluation.measures.inception import inception_fid  # imports torchvision's models
 
         metrics["inception_fid"] = inception_fid(Path(settings.inception_weights), real, images, context.device)
-    neighbour_metrics, figure = training_neighbours(context, network, images, fake_features, test_features)
+        metrics["inception_images"] = len(images)
+    neighbour_metrics, figure = training_neighbours(
+        context, train, train_features, images, fake_features, test_features
+    )
     space = "labels" if not network.rotations else "rotations, since there are no labels"
     note = (
-        f"FID, KID, precision, recall, density and coverage are of {len(images):,} samples and {len(real):,} test"
-        f" images in the feature space of this project's own network (trained on {space}); they do not compare with"
-        f" Inception figures. The FID's floor is the distance between {len(half_features):,} training images and the"
-        " same test images."
+        f"FID and KID compare {count:,} samples with {len(real):,} test images, precision, recall, density and coverage"
+        f" {few:,} samples with {min(few, len(real)):,} test images, in the feature space of this project's own network"
+        f" (trained on {space}); they do not compare with Inception figures. As many training images have an FID of"
+        f" {metrics['fid_floor']:.2f}, a precision of {of_real['precision']:.3f}, a recall of {of_real['recall']:.3f},"
+        f" a density of {of_real['density']:.2f} and a coverage of {of_real['coverage']:.3f}: what a perfect sampler"
+        " gets, up to chance."
     )
+    if more > count:
+        note += (
+            f" The FID of {more:,} samples is {metrics['fid_of_more']:.2f}, and of as many training images"
+            f" {metrics['fid_floor_of_more']:.2f}."
+        )
     return Result(metrics | neighbour_metrics, [figure], [note])
 
 
@@ -135,16 +162,20 @@ def feature_network(context: Context) -> FeatureNetwork:
 
 
 def training_neighbours(
-    context: Context, network: FeatureNetwork, images: np.ndarray, fake_features: Tensor, test_features: Tensor
+    context: Context,
+    train: Images,
+    features: Tensor,
+    images: np.ndarray,
+    fake_features: Tensor,
+    test_features: Tensor,
 ) -> tuple[dict[str, float | int | str], Figure]:
     """The training images nearest to some samples, by pixels and by features: a model that memorises shows here.
 
-    images: the samples (N, C, H, W). `neighbour_ratio`: the median distance of a sample to its nearest training image
-    in feature space, over the same median of test images. Near 1 samples are as new as test images; near 0 they are
-    copies.
+    train: training images (M, C, H, W), and their features (M, D). images: the samples (N, C, H, W).
+
+    `neighbour_ratio`: the median distance of a sample to its nearest training image in feature space, over the same
+    median of test images. Near 1 samples are as new as test images; near 0 they are copies.
     """
-    train, _ = context.pick("train", MANY_TRAINING_IMAGES)
-    features = features_of(network, train)
     few = context.params.evaluate.quality.neighbour_images
     from_fake, fake_indices = nearest_distances(fake_features[:few], features, NEIGHBOURS_SHOWN)
     from_test, _ = nearest_distances(test_features[:few], features, 1)
@@ -171,30 +202,3 @@ def training_neighbours(
         " image's (median, in features).",
     )
     return {"neighbour_ratio": ratio}, figure
-
-
-@torch.no_grad()
-def quality_figure(model: nn.Module, params: Params, root: Path) -> float:
-    """The promotion gate's figure for models without a likelihood: FID on the feature network, lower is better.
-
-    Compares `params.gate.images` samples, drawn with the seed of params, with the same number of validation images. So
-    two models are compared on the same images.
-
-    Raises ModelError when there is no feature network, or the model draws no samples.
-    """
-    if not isinstance(model, Sampler):
-        raise ModelError("this model draws no samples, so it has no quality figure")
-    network = load_classifier(root / FOLDER)
-    prepared = root / "data" / "prepared"
-    info = read_info(prepared)
-    size = size_of(model, info.size)
-    split = open_split(prepared, "validation", size)
-    images, labels = np.array(split.images[: params.gate.images]), None
-    if takes_labels(model) and info.class_names:
-        labels = np.array(split.labels[: len(images)])
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(params.seed)
-    batch_size = images_at_once(params.evaluate.batch_size, size)
-    model.eval()
-    parts = draw(model, len(images), labels, generator, batch_size, device)
-    return frechet_distance(features_of(network, images), features_of(network, np.concatenate(list(parts))))

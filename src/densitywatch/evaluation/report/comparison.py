@@ -40,6 +40,8 @@ class Row:
     note: Callable[[Metrics], str] = lambda metrics: ""
     of_size: bool = False
     """Whether the figure compares only between models that read images at the same size."""
+    count: str | None = None
+    """The metric with the number of samples or labels that the figure depends on: only equal ones are compared."""
 
 
 def key(name: str) -> Callable[[Metrics], float | None]:
@@ -56,18 +58,23 @@ def bits(metrics: Metrics) -> float | None:
 
 
 def bits_note(metrics: Metrics) -> str:
-    """The bound's name and the standard error."""
+    """The bound's name, the standard error, and of how many images where it is not all of them."""
     for name, bound in BITS:
         if name in metrics:
             error = f"± {metrics[f'{name}_stderr']:.3f}" if f"{name}_stderr" in metrics else ""
-            return "\n".join(part for part in (bound, error) if part)
+            few = counted("iwae_images", "images")(metrics) if name == "iwae_bits_per_dim" else ""
+            return "\n".join(part for part in (bound, error, few) if part)
     return ""
 
 
-def probe_note(metrics: Metrics) -> str:
-    """The number of training labels: autoregressive models get fewer (`probe.slow_images`)."""
-    labels = metrics.get("linear_probe_labels")
-    return f"{labels:,} labels" if labels else ""
+def counted(name: str, what: str) -> Callable[[Metrics], str]:
+    """A row's note: the number of `what` in the metric of that name."""
+    return lambda metrics: f"{metrics[name]:,} {what}" if metrics.get(name) else ""
+
+
+def samples_row(title: str, name: str, show: Callable[[float], str], better: Literal["lower", "higher"]) -> Row:
+    """A figure of samples, which depends on their number."""
+    return Row(title, key(name), show, better, counted("quality_images", "samples"), count="quality_images")
 
 
 def sampling(metrics: Metrics) -> float | None:
@@ -81,14 +88,45 @@ ROWS: list[Row] = [
     Row("bits/dim", bits, lambda v: f"{v:.3f}", "lower", bits_note, of_size=True),
     Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower", of_size=True),
     Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower", of_size=True),
-    Row("FID (our features)", key("fid"), number, "lower"),
-    Row("KID (our features)", key("kid"), number, "lower"),
-    Row("FID (Inception)", key("inception_fid"), number, "lower"),
-    Row("Precision", key("precision"), share, "higher"),
-    Row("Recall", key("recall"), share, "higher"),
+    samples_row("FID (our features)", "fid", number, "lower"),
+    Row(
+        "FID of more samples",
+        key("fid_of_more"),
+        number,
+        "lower",
+        counted("more_images", "samples"),
+        count="more_images",
+    ),
+    samples_row("KID (our features)", "kid", number, "lower"),
+    Row(
+        "FID (Inception)",
+        key("inception_fid"),
+        number,
+        "lower",
+        counted("inception_images", "samples"),
+        count="inception_images",
+    ),
+    samples_row("Precision", "precision", share, "higher"),
+    samples_row("Recall", "recall", share, "higher"),
+    samples_row("Density", "density", number, "higher"),
+    samples_row("Coverage", "coverage", share, "higher"),
     Row("GAN-test accuracy", key("gan_test_accuracy"), share, "higher"),
-    Row("GAN-train accuracy", key("gan_train_accuracy"), share, "higher"),
-    Row("Linear probe", key("linear_probe_accuracy"), share, "higher", probe_note),
+    Row(
+        "GAN-train accuracy",
+        key("gan_train_accuracy"),
+        share,
+        "higher",
+        counted("gan_train_images", "samples"),
+        count="gan_train_images",
+    ),
+    Row(
+        "Linear probe",
+        key("linear_probe_accuracy"),
+        share,
+        "higher",
+        counted("linear_probe_labels", "labels"),
+        count="linear_probe_labels",
+    ),
     Row("Label accuracy", key("accuracy"), share, "higher"),
     Row("Label accuracy at 90 % coverage", key("accuracy_at_90_coverage"), share, "higher"),
     Row("Parameters", key("parameters"), number),
@@ -99,18 +137,39 @@ ROWS: list[Row] = [
 
 def compare(metrics: Mapping[str, Metrics]) -> list[tuple[Row, dict[str, Cell]]]:
     """The rows that at least one model fills, with a cell for each model; the best figure of a row is marked."""
+    level = at_one_number_of_labels(metrics)
     return [
-        (row, {name: _cell(row, m, best_of(row, list(metrics.values()))) for name, m in metrics.items()})
+        (row, {name: _cell(row, m, best_of(row, list(level.values()))) for name, m in level.items()})
         for row in ROWS
-        if any(row.value(m) is not None for m in metrics.values())
+        if any(row.value(m) is not None for m in level.values())
     ]
 
 
+def at_one_number_of_labels(metrics: Mapping[str, Metrics]) -> dict[str, Metrics]:
+    """The same metrics, with the linear probe's figure at the least number of labels that any model was given.
+
+    Autoregressive models get fewer labels (`probe.slow_images`). A model without a figure at that number keeps its own.
+    """
+    fewest = min((m["linear_probe_labels"] for m in metrics.values() if "linear_probe_labels" in m), default=0)
+    return {
+        name: {**m, "linear_probe_accuracy": m[f"linear_probe_accuracy_{fewest}"], "linear_probe_labels": fewest}
+        if f"linear_probe_accuracy_{fewest}" in m
+        else m
+        for name, m in metrics.items()
+    }
+
+
 def best_of(row: Row, metrics: Sequence[Metrics]) -> float | None:
-    """The best figure of a row; None if there is no other to compare it with, or if sizes differ where they matter."""
+    """The best figure of a row; None if there is no other to compare it with, or if sizes or counts differ.
+
+    Sizes of images count where the row says so, counts of samples or labels where it names them.
+    """
     having = [m for m in metrics if row.value(m) is not None]
     values = [value for m in having if (value := row.value(m)) is not None]
-    if row.better is None or len(values) < 2 or (row.of_size and len({m.get("size") for m in having}) > 1):
+    differ = (row.of_size and len({m.get("size") for m in having}) > 1) or (
+        row.count is not None and len({m.get(row.count) for m in having}) > 1
+    )
+    if row.better is None or len(values) < 2 or differ:
         return None
     return min(values) if row.better == "lower" else max(values)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from densitywatch.data.dataset import read_info
 from densitywatch.errors import DataError
-from densitywatch.evaluation.report.comparison import compare
+from densitywatch.evaluation.report.comparison import Metrics, at_one_number_of_labels, compare
 from densitywatch.files import write_whole
 from densitywatch.pages.words import duration, flat, number, readable
 from densitywatch.params import Params
@@ -80,6 +81,7 @@ def write_report(params: Params, root: Path) -> Path:
     Raises DataError when a file cannot be read, or when a figure that figures.json names is missing.
     """
     sections = [read_section(name, params, root) for name in params.models]
+    metrics = {section.name: section.metrics for section in sections}
     outliers = read_json(root / "metrics" / "outliers.json")
     network = read_json(root / "metrics" / "classifier.json") or {}
     templates = page_templates(Path(__file__).parent, number=number, readable=readable)
@@ -88,9 +90,9 @@ def write_report(params: Params, root: Path) -> Path:
         checks=flat(read_json(root / "metrics" / "data.json") or {}),
         sections=sections,
         network=network,
-        floor=next((section.metrics["fid_floor"] for section in sections if "fid_floor" in section.metrics), None),
-        raw_pixels=raw_pixel_probe(network),
-        table=compare({section.name: section.metrics for section in sections}),
+        floor=next((section.metrics for section in sections if "fid_floor" in section.metrics), None),
+        raw_pixels=raw_pixel_probe(network, metrics),
+        table=compare(metrics),
         panel=as_table(outliers or {}),
         outlier_figures=read_figures(root / "reports" / "outliers"),
         test_images=params.evaluate.test_images,
@@ -169,11 +171,17 @@ def shorter(value: str) -> str:
         return value
 
 
-def raw_pixel_probe(network: dict[str, Any]) -> float | None:
-    """From metrics/classifier.json, the linear probe's accuracy on raw pixels with the most labels."""
+def raw_pixel_probe(network: dict[str, Any], metrics: Mapping[str, Metrics]) -> tuple[int, float] | None:
+    """From metrics/classifier.json, the linear probe on raw pixels: (labels, accuracy), None where it has no labels.
+
+    At the number of labels that the comparison shows for the models' probes, or else at the most that there are.
+    """
     prefix = "raw_pixel_probe_"
     curve = {int(name.removeprefix(prefix)): value for name, value in network.items() if name.startswith(prefix)}
-    return curve[max(curve)] if curve else None
+    counts = (m.get("linear_probe_labels") for m in at_one_number_of_labels(metrics).values())
+    shown = {int(count) for count in counts if isinstance(count, int)} & curve.keys()
+    labels = min(shown, default=max(curve, default=0))
+    return (labels, curve[labels]) if curve else None
 
 
 def as_table(figures: dict[str, Any]) -> tuple[list[str], list[tuple[str, list[Any]]], list[tuple[str, Any]]]:

@@ -1,0 +1,231 @@
+"""The detector on photographs with small defects: found and false alarms, next to what needs no model.
+
+    python benchmarks/photos/defect_sets.py FOLDER...            each with train/good, test/good and test/KIND
+    python benchmarks/photos/defect_sets.py FOLDER... cells      and the package elpv-dataset, where it is installed
+    python benchmarks/photos/defect_sets.py FOLDER --detectors own_place own_place,lite0_place
+    python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good
+
+Every set is treated alike. `train/good` is split at random into train, validation and calibration images; the detector
+is fitted on the first two as `calibrate` does it and ranks among the third. Test images are scored once, at the end:
+nothing is fitted or chosen on them.
+
+False alarms are counted on good images that the fit has not seen: calibration and test/good are shuffled together
+`--splits` times and cut into a calibration set and a test set of the same sizes. `interval` is where the count of 99 of
+100 such experiments lies when the rate is exactly the one asked for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy import stats
+from synthetic_defects import synthetic_defects
+
+from densitywatch.arrays import Arrays, Floats, Pixels
+from densitywatch.data.decoding.images import fit_image
+from densitywatch.detector.calibrate import fit_members
+from densitywatch.detector.conformal import p_values
+from densitywatch.detector.detector import Detector
+from densitywatch.detector.feature_cache import FeatureCache, Models
+from densitywatch.detector.image_statistics import webp_nats
+from densitywatch.detector.member import FittingData
+from densitywatch.detector.member_table import find_member
+from densitywatch.outlier_benchmark.auroc import auroc
+
+IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp"}
+LEVELS = (0.01, 0.05, 0.1)
+CHUNK = 50
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="+")
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        default=["own_place", "own_place,own_whole", "lite0_place", "own_place,own_whole,lite0_place"],
+        help="members with commas between them; each detector has a row",
+    )
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--splits", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
+    asked = parser.parse_args()
+    for name in asked.sets:
+        kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size)
+        if asked.synthetic:
+            kinds = made_of_training_images(kinds["train"], asked.seed)
+        measure(Path(name).name, kinds, asked.detectors, asked.splits, asked.seed)
+
+
+def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
+    """Images by `train` and, of the test part, by kind; RGB where the first image is."""
+
+    def read(part: Path) -> Pixels:
+        files = sorted(file for file in part.iterdir() if file.suffix.lower() in IMAGE_FILES)
+        return np.stack([shown(Image.open(file), size, channels) for file in files])
+
+    first = next(file for file in sorted((folder / "train/good").iterdir()) if file.suffix.lower() in IMAGE_FILES)
+    channels = 1 if Image.open(first).mode in ("L", "I", "I;16") else 3
+    kinds = sorted(part for part in (folder / "test").iterdir() if part.is_dir())
+    return {"train": read(folder / "train/good"), **{part.name: read(part) for part in kinds}}
+
+
+def made_of_training_images(train: Pixels, seed: int) -> dict[str, Pixels]:
+    """A quarter of the training images, and defects made of them, in place of a test part."""
+    order = np.random.default_rng(seed + 1).permutation(len(train))
+    held, rest = order[: len(train) // 4], order[len(train) // 4 :]
+    return {"train": train[rest], "good": train[held], **synthetic_defects(train[held], seed)}
+
+
+def cells(size: int) -> dict[str, Pixels]:
+    """Solar cells (Buerhop-Lutz et al. 2018): 1,131 functional ones to train, 377 to test, 715 sure defects."""
+    import elpv_dataset
+
+    folder = Path(str(elpv_dataset.__file__)).parent / "data"
+    rows = [line.split() for line in (folder / "labels.csv").read_text().splitlines() if line.strip()]
+    order = np.random.default_rng(0).permutation(sum(float(row[1]) == 0 for row in rows))
+    good = [folder / row[0] for row in rows if float(row[1]) == 0]
+    parts = {
+        "train": [good[i] for i in order[:1131]],
+        "good": [good[i] for i in order[1131:]],
+        "defective": [folder / row[0] for row in rows if float(row[1]) == 1],
+    }
+    return {name: np.stack([shown(Image.open(file), size, 1) for file in files]) for name, files in parts.items()}
+
+
+def shown(image: Image.Image, size: int, channels: int) -> Pixels:
+    """The image as `prepare` stores it with data.resize: stretch."""
+    return fit_image(image, size=size, channels=channels, resize="stretch")
+
+
+def fitted_detector(train: Pixels, members: list[str], seed: int) -> tuple[Detector, Pixels]:
+    """A detector of 60 % of the images, tails and spreads of 20 %, and the other 20 %, which it has not seen.
+
+    The detector has no p-values yet.
+    """
+    order = np.random.default_rng(seed).permutation(len(train))
+    held = len(train) // 5
+    validation, calibration, rest = order[:held], order[held : 2 * held], order[2 * held :]
+    models, size = Models(), train.shape[-1]
+
+    def cache(rows: Pixels) -> FeatureCache:
+        return FeatureCache(rows, models, size=size)
+
+    quarter = len(rest) // 4
+    data = FittingData(
+        train=cache(train[rest[quarter:]]),
+        sample=cache(train[rest[:quarter]]),
+        all_train=train[rest],
+        validation=cache(train[validation]),
+        seed=seed,
+        declared=(),
+        small_network_steps=1,
+        declared_steps=1,
+    )
+    arrays: Arrays = fit_members([find_member(name) for name in members], data)
+    facts = {
+        "size": size,
+        "channels": train.shape[1],
+        "resize": "stretch",
+        "false_discovery_rate": 0.1,
+        "false_alarm_rate": 0.05,
+        "class_names": [],
+        "density": None,
+        "members": members,
+    }
+    return Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models), train[calibration]
+
+
+def measure(name: str, kinds: dict[str, Pixels], detectors: list[str], splits: int, seed: int) -> None:
+    """Fit every member once on kinds["train"], score the rest and print a table."""
+    members = list(dict.fromkeys(member for names in detectors for member in names.split(",")))
+    started = time.perf_counter()
+    detector, calibration = fitted_detector(kinds["train"], members, seed)
+    fitted = time.perf_counter() - started
+    started, count = time.perf_counter(), 0
+    scores: dict[str, dict[str, Floats]] = {}
+    for kind, images in {"calibration": calibration, **kinds}.items():
+        if kind == "train":
+            continue
+        scores[kind] = scored(detector, images, detectors)
+        count += len(images)
+    seconds = time.perf_counter() - started
+    bad = [kind for kind in kinds if kind not in ("train", "good")]
+    print(f"\n{name}: {len(kinds['train'])} good images to fit and calibrate on, {len(kinds['good'])} good test images")
+    print(f"fitted in {fitted:.0f} s, {count / seconds:.1f} images/s scored")
+    print(f"{'AUROC':36}" + "".join(f"{kind[:14]:>15}" for kind in [*bad, "all"]))
+    rows = {row: {kind: scores[kind][row] for kind in ("good", *bad)} for row in detectors}
+    rows |= floors({kind: kinds[kind] for kind in ("good", *bad)})
+    for row, values in rows.items():
+        found = [auroc(values["good"], values[kind]) for kind in bad]
+        found.append(auroc(values["good"], np.concatenate([values[kind] for kind in bad])))
+        print(f"{row:36}" + "".join(f"{figure:15.3f}" for figure in found))
+    for row in detectors:
+        p = p_values(np.sort(scores["calibration"][row]), np.concatenate([scores[kind][row] for kind in bad]))
+        print(f"{row}: found at " + ", ".join(f"{level:.0%}: {(p <= level).mean():.0%}" for level in LEVELS))
+        false_alarms("  flagged", scores, row, splits, seed)
+        if f"map of {row}" in scores["good"]:
+            false_alarms("  with an outline", scores, f"map of {row}", splits, seed)
+
+
+def scored(detector: Detector, images: Pixels, detectors: list[str]) -> dict[str, Floats]:
+    """The score of each detector, and the largest value of its map of places."""
+    parts: dict[str, list[Floats]] = {}
+    for start in range(0, len(images), CHUNK):
+        features = detector.features(images[start : start + CHUNK])
+        members = detector.member_scores(features)
+        largest = {
+            member.name: member.places(features, detector.fitted(member.name)).max((1, 2))
+            for member in detector.members
+            if member.places is not None
+        }
+        for row in detectors:
+            names = row.split(",")
+            parts.setdefault(row, []).append(detector.combine({name: members[name] for name in names}))
+            if maps := [largest[name] for name in names if name in largest]:
+                parts.setdefault(f"map of {row}", []).append(np.max(maps, axis=0))
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def floors(kinds: dict[str, Pixels]) -> dict[str, dict[str, Floats]]:
+    """Statistics that need no model, each in its better direction: what a figure has to beat."""
+    result: dict[str, dict[str, Floats]] = {}
+    for name, read in (("mean intensity", lambda x: x.mean((1, 2, 3))), ("WebP length", webp_nats)):
+        values = {kind: np.asarray(read(images), dtype=np.float64) for kind, images in kinds.items()}
+        bad = np.concatenate([v for kind, v in values.items() if kind != "good"])
+        sign = 1.0 if auroc(values["good"], bad) >= 0.5 else -1.0
+        result[f"floor: {name}"] = {kind: sign * v for kind, v in values.items()}
+    return result
+
+
+def false_alarms(what: str, scores: dict[str, dict[str, Floats]], row: str, splits: int, seed: int) -> None:
+    """Print the share of good test images with p <= each level, over random splits of the unseen good images."""
+    calibration, good = scores["calibration"][row], scores["good"][row]
+    pool, n = np.concatenate([calibration, good]), len(calibration)
+    generator = np.random.default_rng(seed)
+    p = []
+    for _ in range(splits):
+        shuffled = generator.permutation(pool)
+        # of a map the largest place decides, and its p-value is a rank like that of a score
+        p.append(p_values(np.sort(shuffled[:n]), shuffled[n:]))
+    told = []
+    for level in LEVELS:
+        if n < 1 / level - 1:
+            told.append(f"{level:.0%}: out of reach of {n} calibration images")
+            continue
+        # a rank among n is at most k = level (n + 1): the count of m images is beta-binomial (k, n + 1 - k)
+        k = int(level * (n + 1) + 1e-9)
+        low, high = stats.betabinom.ppf([0.005, 0.995], len(good), k, n + 1 - k) / len(good)
+        once = np.mean(p_values(np.sort(calibration), good) <= level)
+        realised = np.mean([(values <= level).mean() for values in p])
+        told.append(f"{level:.0%}: {realised:.1%} (as split {once:.1%}, interval {low:.1%} to {high:.1%})")
+    print(f"{what} of {len(good)} good ones, asked " + "; ".join(told))
+
+
+if __name__ == "__main__":
+    main()

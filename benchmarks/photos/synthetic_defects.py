@@ -1,0 +1,137 @@
+"""Defects made of good images, to choose by: a piece of another image, a scar, blur, a blank, a spot, a shade.
+
+Two more are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7 to 1.5 pixels.
+
+They stand for no kind that a test folder has. What is chosen by them is in docs/decisions/0033.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from densitywatch.arrays import Floats, Pixels
+
+Mask = NDArray[np.bool_]
+
+
+def synthetic_defects(images: Pixels, seed: int) -> dict[str, Pixels]:
+    """Each kind of defect, once on each of the images (N, C, H, W)."""
+    generator = np.random.default_rng(seed)
+    others = generator.permutation(len(images))
+    return {
+        name: np.stack(
+            [_rounded(put(image, images[other], generator)) for image, other in zip(images, others, strict=True)]
+        )
+        for name, put in KINDS.items()
+    }
+
+
+def _rounded(image: Floats) -> Pixels:
+    return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def _paste(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A part of another image, from another place of it."""
+    x, mask = image.astype(np.float32), _blob(image, generator, generator.uniform(5, 28))
+    away = generator.integers(20, image.shape[1] - 20, 2)
+    x[:, mask] = np.roll(other.astype(np.float32), away, (1, 2))[:, mask]
+    return x
+
+
+def _scar(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A thin crooked line, lighter or darker."""
+    x, mask = image.astype(np.float32), _line(image, generator)
+    x[:, mask] += generator.choice([-1, 1]) * generator.uniform(25, 90)
+    return x
+
+
+def _blur(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A part out of focus."""
+    x, mask = image.astype(np.float32), _blob(image, generator, generator.uniform(5, 28))
+    radius = generator.uniform(2, 5)
+    x[:, mask] = np.stack([_gaussian(plane, radius) for plane in image])[:, mask]
+    return x
+
+
+def _erased(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A part in about its own mean colour."""
+    x, mask = image.astype(np.float32), _blob(image, generator, generator.uniform(5, 28))
+    x[:, mask] = x[:, mask].mean(1, keepdims=True) + generator.normal(0, 5, (len(x), 1))
+    return x
+
+
+def _spot(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A few pixels, much lighter or darker."""
+    x, mask = image.astype(np.float32), _blob(image, generator, generator.uniform(2, 5))
+    x[:, mask] += generator.choice([-1, 1]) * generator.uniform(30, 110)
+    return x
+
+
+def _shade(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A part with soft edges, lighter or darker by 15 to 50 %."""
+    mask = _blob(image, generator, generator.uniform(5, 28))
+    soft = _gaussian(mask.astype(np.uint8) * 255, 4) / 255.0
+    change = 1 + soft * generator.choice([-1, 1]) * generator.uniform(0.15, 0.5)
+    return np.asarray(image * change, dtype=np.float32)
+
+
+def _dim(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """The whole picture darker."""
+    return np.asarray(image * (1 - generator.uniform(0.08, 0.25)), dtype=np.float32)
+
+
+def _defocus(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """The whole picture out of focus."""
+    radius = generator.uniform(0.7, 1.5)
+    return np.stack([_gaussian(plane, radius) for plane in image])
+
+
+KINDS: dict[str, Callable[[Pixels, Pixels, np.random.Generator], Floats]] = {
+    "paste": _paste,
+    "scar": _scar,
+    "blur": _blur,
+    "erased": _erased,
+    "spot": _spot,
+    "shade": _shade,
+    "dim": _dim,
+    "defocus": _defocus,
+}
+
+
+def _gaussian(plane: Pixels, radius: float) -> Floats:
+    return np.asarray(Image.fromarray(plane).filter(ImageFilter.GaussianBlur(radius)), dtype=np.float32)
+
+
+def _blob(image: Pixels, generator: np.random.Generator, size: float) -> Mask:
+    """Four overlapping ellipses of about this size somewhere in the middle of the image."""
+    h, w = image.shape[1:]
+    y, x = np.mgrid[:h, :w]
+    cy, cx = generator.uniform(0.2, 0.8, 2) * (h, w)
+    mask = np.zeros((h, w), bool)
+    for _ in range(4):
+        a, b = generator.uniform(0.3, 1.0, 2) * size
+        angle = generator.uniform(0, np.pi)
+        dy, dx = y - cy - generator.normal() * size * 0.4, x - cx - generator.normal() * size * 0.4
+        along, across = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+        mask |= (along / a) ** 2 + (across / b) ** 2 < 1
+    if not mask.any():
+        mask[int(cy), int(cx)] = True
+    return mask
+
+
+def _line(image: Pixels, generator: np.random.Generator) -> Mask:
+    """A line of 20 to 90 pixels that turns a little at every step."""
+    h, w = image.shape[1:]
+    y, x = np.mgrid[:h, :w]
+    cy, cx = generator.uniform(0.2, 0.8, 2) * (h, w)
+    angle, width = generator.uniform(0, 2 * np.pi), generator.uniform(0.7, 2.2)
+    mask = np.zeros((h, w), bool)
+    for _ in range(int(generator.integers(20, 90))):
+        angle += generator.normal() * 0.15
+        cy, cx = cy + np.sin(angle), cx + np.cos(angle)
+        mask |= (y - cy) ** 2 + (x - cx) ** 2 < width**2
+    return mask

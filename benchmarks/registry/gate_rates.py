@@ -1,0 +1,151 @@
+"""How often the gate promotes equal, better and worse candidates, by simulation.
+
+    python benchmarks/registry/gate_rates.py              every measure, 500 candidates a row
+    python benchmarks/registry/gate_rates.py --runs 2000  narrower intervals
+
+Candidates are compared by the gate's own rule with the margins of params.yaml. How much worse a candidate is, is known
+because its values are drawn. Reads params.yaml and nothing else.
+
+* bits: values of an image (bits/dim) are how hard the image is, which both models share, and noise of their own.
+* detector: Gaussian scores of images as they are and of altered ones, correlated between the two detectors. For
+  Gaussian scores of variance 1 that lie `shift` apart, AUROC = Phi(shift / sqrt(2)).
+* samples: Gaussian features. Their FID to the real ones is the squared distance of the means.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binomtest, norm
+
+from densitywatch.arrays import Floats
+from densitywatch.evaluation.measures.distances import frechet_of_counts
+from densitywatch.params import GateParams, load_params
+from densitywatch.registry.gate import judge, margin_of
+from densitywatch.registry.resampling import (
+    DRAWS,
+    Measurement,
+    bootstrap_counts,
+    mean_figures,
+    one_figure,
+    wrong_pairs,
+)
+
+WORSE = (-1.0, 0.0, 1.0, 2.0)
+"""How much worse candidates are, in margins; a negative one is better."""
+HARDNESS, NOISE = 0.85, 0.15
+"""Standard deviations over images, bits/dim: of what both models share (as in metrics/pixelcnn.json) and of a model."""
+AUROC, FID, FEATURES = 0.85, 10.0, 8
+"""Of the champions; and numbers in a feature vector."""
+PARAMS = Path(__file__).parents[2] / "params.yaml"
+
+Pair = Callable[[float, int, np.random.Generator, GateParams], tuple[Measurement, Measurement]]
+
+
+@dataclass(frozen=True)
+class Rate:
+    """The share of simulated candidates that were promoted, and what the rule says that it is."""
+
+    promoted: int
+    runs: int
+    expected: float
+
+    @property
+    def share(self) -> float:
+        return self.promoted / self.runs
+
+    def interval(self, confidence: float) -> tuple[float, float]:
+        found = binomtest(self.promoted, self.runs).proportion_ci(confidence)
+        return float(found.low), float(found.high)
+
+
+def bits(worse: float, images: int, rng: np.random.Generator, rules: GateParams) -> tuple[Measurement, Measurement]:
+    """Candidate and champion of a density, the candidate `worse` margins worse."""
+    shared = HARDNESS * rng.standard_normal(images) + 3.0
+    # heavier tails than a Gaussian; variance 5 / 3 before scaling
+    own = NOISE / math.sqrt(2 * 5 / 3) * rng.standard_t(5, (2, images))
+    lift = worse * rules.margin.bits
+    values = shared + own[0] + lift, shared + own[1]
+    new, old = (Measurement("bits/dim", float(v.mean()), "bits", mean_figures(v)) for v in values)
+    return new, old
+
+
+def detector(worse: float, images: int, rng: np.random.Generator, rules: GateParams) -> tuple[Measurement, Measurement]:
+    """Candidate and champion of a detector, the candidate's AUROC `worse` margins lower."""
+
+    def scored(auroc: float, shared: Floats, noise: Floats) -> Measurement:
+        normal, outlying = math.sqrt(0.9) * shared + math.sqrt(0.1) * noise
+        figures = wrong_pairs(normal, outlying + math.sqrt(2) * norm.ppf(auroc))
+        return Measurement("error", one_figure(figures, images), "detector", figures)
+
+    shared = rng.standard_normal((2, images))
+    lower = AUROC - worse * rules.margin.detector
+    new, old = (scored(auroc, shared, rng.standard_normal((2, images))) for auroc in (lower, AUROC))
+    return new, old
+
+
+def samples(worse: float, images: int, rng: np.random.Generator, rules: GateParams) -> tuple[Measurement, Measurement]:
+    """Candidate and champion of a model that only draws samples, the candidate's FID `worse` margins higher."""
+    real = torch.from_numpy(rng.standard_normal((images, FEATURES)))
+
+    def drawn(fid: float) -> Measurement:
+        features = rng.standard_normal((images, FEATURES)) + math.sqrt(fid / FEATURES)
+        figures = frechet_of_counts(real, torch.from_numpy(features))
+        return Measurement("FID", one_figure(figures, images), "samples", figures)
+
+    return drawn(FID * (1 + worse * rules.margin.samples)), drawn(FID)
+
+
+PAIRS: dict[str, Pair] = {"bits": bits, "detector": detector, "samples": samples}
+
+
+def promoted(
+    kind: str, worse: float, rules: GateParams, *, images: int, runs: int, seed: int = 0, draws: int = DRAWS
+) -> Rate:
+    """Simulate `runs` gates of one kind.
+
+    `expected` is Phi((margin - difference) / error - z), the power of a one-sided test at `gate.confidence`. The error
+    is the standard deviation of what is simulated: difference - margin, for a margin may be a share of the champion's
+    figure.
+    """
+    rng = np.random.default_rng(seed)
+    counts = bootstrap_counts(np.arange(images), seed, draws)
+    passed, over = 0, []
+    unit, share = margin_of(kind, rules)
+    for _ in range(runs):
+        new, old = PAIRS[kind](worse, images, rng, rules)
+        passed += judge(new, old, rules, None, counts, images).passed
+        over.append(new.value - old.value - unit - share * old.value)
+    room = -np.mean(over) / np.std(over, ddof=1)
+    return Rate(passed, runs, float(norm.cdf(room - norm.ppf(rules.confidence))))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500)
+    parser.add_argument("--images", type=int, nargs="+", default=[500, 2000])
+    asked = parser.parse_args()
+    rules = load_params(PARAMS).gate
+    print(f"{'measure':10} {'images':>6} {'worse by':>10} {'promoted':>9} {'95 % interval':>15} {'the rule says':>14}")
+    for kind in PAIRS:
+        for images in asked.images:
+            for worse in WORSE:
+                seen = images // 2 if kind == "detector" else images  # a detector scores each image twice
+                rate = promoted(kind, worse, rules, images=seen, runs=asked.runs)
+                low, high = rate.interval(0.95)
+                said = f"{worse:+.0f} margin" if worse else "equal"
+                interval = f"{low:.3f} to {high:.3f}"
+                print(
+                    f"{kind:10} {seen:6} {said:>10} {rate.share:9.3f} {interval:>15} {rate.expected:14.3f}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

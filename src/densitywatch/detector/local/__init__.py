@@ -1,0 +1,1 @@
+"""Local features of photographs, densities over them, and maps of what is unexpected."""

@@ -1,0 +1,71 @@
+"""Where local features come from: filters of our own, or a network that was trained on ImageNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from densitywatch.arrays import Arrays
+from densitywatch.detector.local.filters import filter_maps
+from densitywatch.detector.local.lite0 import INSTALL, lite0_maps, read_weights, weights_file
+from densitywatch.errors import ModelError
+
+STRIDE = 8
+"""Pixels from one local feature to the next."""
+SMALLEST = 64
+"""Pixels a side below which an image has too few places for local features."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source of local features."""
+
+    name: str
+    weights: Callable[[], Arrays]
+    """What it knows beside the image; kept with the detector, so that a machine that scores needs no package."""
+    read: Callable[[Tensor, Arrays], Tensor]
+    """uint8 images (B, C, H, W) and the weights -> features (B, D, H / STRIDE, W / STRIDE)."""
+    dimensions: int
+    """Principal components of the features that a density is fitted on."""
+    missing: Callable[[], str | None]
+    """Why this machine cannot fit it, in one line; None where it can."""
+
+
+def _nothing() -> Arrays:
+    return {}
+
+
+def _own(images: Tensor, weights: Arrays) -> Tensor:
+    """Filters' features of each place and of its eight neighbours, so that a density knows what goes with what."""
+    maps = filter_maps(images)
+    b, d, h, w = maps.shape
+    return F.unfold(F.pad(maps, (1, 1, 1, 1), mode="replicate"), 3).view(b, 9 * d, h, w)
+
+
+def _no_lite0() -> str | None:
+    return None if weights_file() else f"the weights of EfficientNet-Lite0 are not on this machine; {INSTALL}"
+
+
+def _lite0_weights() -> Arrays:
+    """The weights of EfficientNet-Lite0. Raises ModelError, with what to install, on a machine without them."""
+    file = weights_file()
+    if file is None:
+        raise ModelError(_no_lite0())
+    return read_weights(file)
+
+
+def _lite0(images: Tensor, weights: Arrays) -> Tensor:
+    """Features of three depths on the grid of the middle one: finer ones averaged, coarser ones interpolated."""
+    fine, middle, coarse = lite0_maps(images, weights)
+    size = (middle.shape[2], middle.shape[3])
+    fine = F.adaptive_avg_pool2d(fine, size)
+    coarse = F.interpolate(coarse, size=size, mode="bilinear")
+    return torch.cat([fine, middle, coarse], 1)
+
+
+OWN = Source("own", _nothing, _own, 45, lambda: None)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 100, _no_lite0)

@@ -1,0 +1,1 @@
+"""Tests of local features and densities over them."""

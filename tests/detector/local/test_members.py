@@ -1,0 +1,279 @@
+"""The local members as members: what they are fitted on, what they find, and what their map promises."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densitywatch.arrays import Arrays, Pixels
+from densitywatch.detector.calibrate import calibrate, fit_member, fit_members
+from densitywatch.detector.conformal import check_reachable, images_for, place_p_values
+from densitywatch.detector.detector import Detector, load
+from densitywatch.detector.feature_cache import FeatureCache, Models
+from densitywatch.detector.local import local_map
+from densitywatch.detector.member import FittingData
+from densitywatch.detector.member_table import MEMBERS, find_member
+from densitywatch.errors import ModelError
+from densitywatch.params import load_params
+from tests.small_project import with_detector
+
+SIZE = 64
+LOCAL = sorted(name for name, member in MEMBERS.items() if member.places is not None)
+
+
+def plates(count: int, seed: int, channels: int = 1) -> Pixels:
+    """Noisy grey plates with a darker disc in the middle."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:SIZE, :SIZE]
+    disc = np.hypot(y - SIZE / 2, x - SIZE / 2) < SIZE / 4
+    level = rng.uniform(110, 130, (count, 1, 1, 1))
+    noise = rng.normal(0, 4, (count, channels, SIZE, SIZE))
+    return np.clip(level - 50 * disc + noise, 0, 255).astype(np.uint8)
+
+
+def scratched(images: Pixels) -> Pixels:
+    """The same with a line of 10 pixels, two thousandths of the image."""
+    images = images.copy()
+    images[:, :, 12, 40:50] = np.clip(images[:, :, 12, 40:50].astype(int) + 60, 0, 255)
+    return images
+
+
+def fitting_data(channels: int = 1, seed: int = 0) -> FittingData:
+    models = Models()
+
+    def cache(count: int, of: int) -> FeatureCache:
+        return FeatureCache(plates(count, of, channels), models, size=SIZE)
+
+    return FittingData(
+        train=cache(60, 10 * seed),
+        sample=cache(20, 10 * seed + 1),
+        all_train=plates(20, 10 * seed + 1, channels),
+        validation=cache(40, 10 * seed + 2),
+        seed=0,
+        declared=(),
+        small_network_steps=1,
+        declared_steps=1,
+    )
+
+
+def made(data: FittingData, names: tuple[str, ...], calibration: Pixels) -> Detector:
+    """A detector of these members, calibrated on these images."""
+    facts = {
+        "size": SIZE,
+        "channels": calibration.shape[1],
+        "resize": "crop",
+        "false_discovery_rate": 0.1,
+        "false_alarm_rate": 0.05,
+        "class_names": [],
+        "density": None,
+        "members": names,
+    }
+    arrays: Arrays = fit_members([find_member(name) for name in names], data)
+    arrays["calibration.score"] = np.zeros(1)
+    bare = Detector(facts, arrays, Models())
+    features = bare.features(calibration)
+    arrays["calibration.score"] = np.sort(bare.combine(bare.member_scores(features)))
+    arrays["calibration.place_maximum"] = np.sort(bare.place_surprise(features).max((1, 2)))
+    return Detector(facts, arrays, Models())
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return made(fitting_data(), ("own_place",), plates(99, seed=50))
+
+
+@pytest.mark.parametrize("name", LOCAL)
+def test_a_scratch_is_found_and_the_same_image_scores_the_same_in_any_batch(name: str) -> None:
+    member, data = MEMBERS[name], fitting_data()
+    assert member.fit is not None
+    fitted = member.fit(data)
+    images = plates(12, seed=60)
+    score = member.score(FeatureCache(images, Models(), size=SIZE), fitted)
+    again = np.concatenate(
+        [member.score(FeatureCache(images[i : i + 5], Models(), size=SIZE), fitted) for i in range(0, 12, 5)]
+    )
+    np.testing.assert_allclose(score, again, rtol=1e-3, atol=1e-3)
+    odd = member.score(FeatureCache(scratched(images), Models(), size=SIZE), fitted)
+    assert np.median(odd) > score.max()
+
+
+def test_colour_images_are_read_as_well() -> None:
+    detector = made(fitting_data(channels=3), ("own_place",), plates(39, seed=51, channels=3))
+    reddish = plates(6, seed=52, channels=3)
+    reddish[:, 0, 20:30, 20:30] += 25
+    assert (detector.score(reddish).p_value < 0.1).all()
+
+
+def test_the_map_is_highest_where_the_scratch_is(detector: Detector) -> None:
+    surprise = detector.place_surprise(detector.features(scratched(plates(8, seed=61))))
+    assert surprise.shape == (8, 8, 8)
+    highest = surprise.reshape(8, -1).argmax(1)
+    rows, columns = np.unravel_index(highest, (8, 8))
+    assert ((rows >= 0) & (rows <= 2)).all()
+    assert ((columns >= 4) & (columns <= 6)).all()
+
+
+def test_outlined_places_are_those_with_a_small_p_value(detector: Detector) -> None:
+    images = np.concatenate([plates(4, seed=62), scratched(plates(4, seed=63))])
+    p = detector.place_p_values(images)
+    assert np.array_equal(detector.outlined(images, 0.05), p <= 0.05)
+    assert detector.outlined(images, 0.05)[4:].any((1, 2)).all()
+    assert p.min() >= 1 / 100
+    assert p.max() <= 1
+
+
+def test_a_rate_that_the_calibration_images_cannot_reach_is_refused_with_the_number_it_takes(
+    detector: Detector,
+) -> None:
+    with pytest.raises(ModelError, match=r"rate of 0\.001 takes at least 999 calibration images and there are 99"):
+        detector.outlined(plates(1, seed=1), 0.001)
+    assert [images_for(level) for level in (0.5, 0.1, 0.05, 0.01, 0.005)] == [1, 9, 19, 99, 199]
+    for level in (0.5, 0.1, 0.05, 0.01, 0.005):
+        check_reachable(level, images_for(level))
+        with pytest.raises(ModelError, match="ask for"):
+            check_reachable(level, images_for(level) - 1)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.2])
+def test_a_normal_image_has_an_outlined_place_with_at_most_the_level_however_places_depend(level: float) -> None:
+    """Maps of 6 x 6 places that share most of their noise, in calibration sets of 39."""
+    rng = np.random.default_rng(7)
+    spread = rng.uniform(0.5, 2.0, (6, 6))  # some places vary more than others
+
+    def maps(count: int) -> np.ndarray:
+        return (rng.normal(size=(count, 1, 1)) + 0.5 * rng.normal(size=(count, 6, 6))) * spread
+
+    trials = 4000
+    outlined = sum(bool((place_p_values(np.sort(maps(39).max((1, 2))), maps(1)) <= level).any()) for _ in range(trials))
+    assert abs(outlined / trials - level) <= 2.6 * np.sqrt(level * (1 - level) / trials)  # 99 %; 40 * level is whole
+
+
+def test_a_whole_detector_keeps_its_rates_on_images_it_has_not_seen(detector: Detector) -> None:
+    """Fitted once; 40 random calibration sets of 99 from 400 fresh images, the other 301 are tested."""
+    pool = plates(400, seed=70)
+    features = detector.features(pool)
+    scores, largest = (
+        detector.combine(detector.member_scores(features)),
+        detector.place_surprise(features).max((1, 2)),
+    )
+    rng = np.random.default_rng(0)
+    for values in (scores, largest):
+        rates = []
+        for _ in range(40):
+            order = rng.permutation(400)
+            p = place_p_values(np.sort(values[order[:99]]), values[order[99:]])
+            rates.append(float((p <= 0.05).mean()))
+        # 301 images on average over 40 calibration sets drawn from the same 400
+        assert 0.03 <= np.mean(rates) <= 0.07
+
+
+@pytest.mark.slow
+def test_the_rates_hold_over_whole_fits_on_few_images() -> None:
+    """30 detectors, each of 80 training, 40 validation and 39 calibration images of its own, on 40 fresh images each.
+
+    Spreads that came from the calibration images would make far more false alarms than were asked for.
+    """
+    flagged, outlined = [], []
+    for seed in range(30):
+        detector = made(fitting_data(seed=10 + seed), ("own_place",), plates(39, seed=5000 + seed))
+        fresh = plates(40, seed=6000 + seed)
+        flagged.append(float((detector.score(fresh).p_value <= 0.1).mean()))
+        outlined.append(float(detector.outlined(fresh, 0.1).any((1, 2)).mean()))
+    for rates in (flagged, outlined):
+        error = 3 * np.std(rates) / np.sqrt(len(rates))
+        assert 0.1 - error <= np.mean(rates) <= 0.1 + error
+
+
+def test_what_is_fitted_does_not_depend_on_calibration_images() -> None:
+    data = fitting_data()
+    one, other = (made(data, ("own_place",), plates(30, seed=seed)).arrays for seed in (1, 2))
+    changed = {key for key in one if not np.array_equal(one[key], other[key])}
+    assert changed == {"calibration.score", "calibration.place_maximum"}
+
+
+def test_black_images_score_finitely_and_a_spot_on_one_is_found() -> None:
+    black = np.zeros((40, 1, SIZE, SIZE), np.uint8)
+    data = fitting_data()
+    cache = FeatureCache(black, Models(), size=SIZE)
+    fitted = find_member("own_place").fit(replace(data, train=cache, sample=cache, validation=cache))  # type: ignore[misc]
+    spot = black[:2].copy()
+    spot[:, :, 30:34, 30:34] = 200
+    score = find_member("own_place").score(FeatureCache(np.concatenate([black[:1], spot]), Models(), size=SIZE), fitted)
+    assert np.isfinite(score).all()
+    assert (score[1:] > score[0]).all()
+
+
+def test_images_too_small_for_places_are_refused() -> None:
+    small = FeatureCache(np.zeros((9, 1, 28, 28), np.uint8), Models(), size=28)
+    data = replace(fitting_data(), train=small, sample=small, validation=small)
+    with pytest.raises(
+        ModelError, match=r"own_place wants images of at least 64 pixels a side and detector\.size is 28"
+    ):
+        fit_member(find_member("own_place"), data)
+
+
+def test_an_image_that_is_darker_everywhere_is_found_as_a_whole() -> None:
+    data = fitting_data()
+    fitted = fit_member(find_member("own_whole"), data)
+    images = plates(20, seed=65)
+    plain, dark, rough = (
+        find_member("own_whole").score(FeatureCache(x, Models(), size=SIZE), fitted)
+        for x in (images, (images * 0.8).astype(np.uint8), images ^ 4)
+    )
+    assert np.median(dark) > plain.max()
+    assert np.median(rough) > plain.max()
+
+
+def test_neighbours_share_a_gaussian_on_a_fine_grid_and_nothing_moves() -> None:
+    import torch
+
+    features = torch.arange(2 * 70 * 70, dtype=torch.float32).reshape(2, 70, 70, 1)
+    cells = local_map.to_cells(features)
+    assert cells.shape == (2 * 9, 24 * 24, 1)  # 70 places a side: squares of 3 x 3 share a Gaussian
+    back = local_map.from_cells(cells[..., 0], 2, 70)
+    torch.testing.assert_close(back, features[..., 0])
+
+
+def test_the_mean_of_the_top_is_over_one_place_in_a_hundred() -> None:
+    maps = np.arange(1024, dtype=np.float64).reshape(1, 32, 32)
+    largest, top = local_map.statistics(maps)
+    assert largest[0] == 1023
+    assert top[0] == np.arange(1014, 1024).mean()
+
+
+def test_the_map_of_a_report_is_that_of_the_local_members_and_words_name_the_half(detector: Detector) -> None:
+    images = scratched(plates(6, seed=64))  # the scratch is in the upper half, to the right
+    np.testing.assert_array_equal(
+        detector.surprise_map(images), detector.place_surprise(detector.features(images)).astype(np.float32)
+    )
+    scores = detector.score(images)
+    assert scores.places is not None
+    assert (scores.places[:, 0] > scores.places[:, 1]).all()
+    assert "a small part of it is not as it is at that place in normal images" in detector.explain(scores, 0).lower()
+
+
+def test_calibrate_makes_a_detector_of_photographs_and_says_which_rate_is_out_of_reach(
+    project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "data" / "prepared"
+    data.mkdir(parents=True)
+    counts = {"train": 60, "validation": 30, "calibration": 39, "test": 4}
+    for seed, (split, count) in enumerate(counts.items()):
+        np.save(data / f"{split}.npy", plates(count, 80 + seed))
+        np.save(data / f"{split}_labels.npy", np.full(count, -1))
+    facts = {"name": "plates", "size": SIZE, "channels": 1, "class_names": [], "digest": "0" * 64, "counts": counts}
+    (data / "dataset.json").write_text(json.dumps(facts))
+    params = with_detector(load_params(project_root / "params.yaml"), members=("own_place",), size=SIZE)
+    calibrate(params, tmp_path)
+    assert "a false-alarm rate of 0.01 takes 99 calibration images and there are 39" in capsys.readouterr().err
+    loaded = load(tmp_path / "models" / "detector")
+    assert loaded.place_maxima is not None
+    assert len(loaded.place_maxima) == 39
+    images = np.load(data / "calibration.npy")
+    largest = np.sort(loaded.surprise_map(images).max((1, 2)))
+    np.testing.assert_allclose(largest, loaded.place_maxima, rtol=1e-4, atol=1e-4)
+    assert loaded.outlined(scratched(plates(3, seed=90)), 0.05).any((1, 2)).all()
