@@ -52,7 +52,7 @@ RISK, PATIENCE = 0.5, 50
 """A batch risks at most RISK / (PATIENCE + batches since the last flag) of the budget on flags that are false."""
 AT_RISK = 1.0
 """False alarms of the budget that this share is taken of at most: a rich past does not pay for careless flags."""
-BLOCKS = 64
+BLOCKS = 1000
 """Blocks that a batch is decided in at most, where the budget is too small for all of it at once."""
 
 
@@ -231,10 +231,10 @@ def _scenes(expected: float, chance: float) -> int:
 
     By P(at least j) <= expected^j / j!, which holds for independent scenes.
     """
-    scenes, bound = 0, 1.0
-    while bound > chance:
+    scenes, bound = 0, 0.0  # the bound's logarithm: it is large before it is small
+    while bound > math.log(chance):
         scenes += 1
-        bound *= expected / scenes
+        bound += math.log(expected / scenes)
     return scenes
 
 
