@@ -81,8 +81,7 @@ def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> tu
     split = open_split(root / "data" / "prepared", "gate")
     most = max(1, params.gate.images // 2) if scored_twice else params.gate.images
     images = np.array(split.images[: images_within(most, math.prod(split.images.shape[1:]))])
-    groups = getattr(split, "groups", None)
-    return images, np.arange(len(images)) if groups is None else np.asarray(groups[: len(images)])
+    return images, np.arange(len(images)) if split.groups is None else split.groups[: len(images)]
 
 
 def judge(
