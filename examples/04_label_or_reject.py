@@ -1,4 +1,7 @@
-"""Give each image a label, or reject it: the label by Bayes' rule, the rejection by the detector's p-value."""
+"""Give each image a label, or reject it: the label by Bayes' rule, the rejection by the detector's p-value.
+
+`densitywatch score --labels` asks more closely: it ranks the score among normal images with the same label.
+"""
 
 from pathlib import Path
 

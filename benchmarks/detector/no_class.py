@@ -22,6 +22,7 @@ from scipy import stats
 from benchmarks.detector.choice_of_members import spoiled
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.reading import Rows
 from densitywatch.detector import conformal
 from densitywatch.detector.detector import Detector, load
 from densitywatch.detector.label_ranks import LabelRanks
@@ -128,7 +129,8 @@ def choose(params: Params, count: int, parts: tuple[Any, Detector, Floats | None
 def measure(params: Params, count: int, parts: tuple[Any, Detector, Floats | None]) -> None:
     root, model = Path.cwd(), parts[0]
     info, test = read_info(root / "data/prepared"), open_split(root / "data/prepared", "test").images
-    calibration = open_split(root / "data/prepared", "calibration").images[: params.evaluate.label_images]
+    calibration = open_split(root / "data/prepared", "calibration").one_of_each_group(params.seed).images
+    calibration = Rows(calibration, np.arange(min(len(calibration), params.evaluate.label_images)))
     known = read(calibration, *parts, surprise=False)
     ranks = LabelRanks(known["score"], known["label"], model.classes)
     print(ranks.too_small(RATE, model.class_names) or "every label has enough calibration images", flush=True)

@@ -4,12 +4,17 @@ A folder of 2,000 frames is made from Fashion-MNIST's test images (data/raw): 20
 that are slightly moved and noisy. It is fetched, prepared, and a small detector is calibrated on it, once for each
 setting of `data.group`. Then frames of other scenes are scored. The table has the share of them with p <= 1, 5 and
 10 %, and next to it the range in which 95 % of such shares lie when the promise holds: of m new scenes, one frame each,
-beta-binomial for a calibration set of K scenes or images. Nothing is chosen by these figures.
+beta-binomial for a calibration set of K scenes or images.
+
+That is one calibration set. A second table repeats it without a network, with other scenes each time: grouping, splits
+and the distance to the nearest training image, and the mean of the shares next to what is promised. The names of the
+frames hold the scene, or are running numbers as of a film. Nothing is chosen by these figures.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -23,8 +28,13 @@ from benchmarks.detector.other_data import train
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import open_split, read_facts
 from densitywatch.data.fetch import fetch
+from densitywatch.data.groups.choose import grouped
+from densitywatch.data.groups.draw import one_of_each_group
+from densitywatch.data.groups.likeness import Looks
+from densitywatch.data.groups.rules import Known
 from densitywatch.data.prepare import PREPARED, prepare
-from densitywatch.data.raw import read_idx
+from densitywatch.data.raw import RawImage, read_idx
+from densitywatch.data.splits import Row, assign
 from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.conformal import p_values
 from densitywatch.detector.detector import load
@@ -44,8 +54,10 @@ def main() -> None:
     parser.add_argument("--params", type=Path, default=TOP / "params.yaml")
     parser.add_argument("--raw", type=Path, default=TOP / "data/raw", help="the folder of Fashion-MNIST's files")
     parser.add_argument("--steps", type=int, default=300, help="training steps of the small PixelCNN")
+    parser.add_argument("--repeats", type=int, default=10, help="folders of the second table")
     given = parser.parse_args()
-    pictures = read_idx(given.raw / "t10k-images-idx3-ubyte")[np.random.default_rng(0).permutation(10_000)]
+    published = np.asarray(read_idx(given.raw / "t10k-images-idx3-ubyte"))
+    pictures = published[np.random.default_rng(0).permutation(len(published))]
     new = np.concatenate([frames(picture, 1, seed=SCENES + n) for n, picture in enumerate(pictures[SCENES:][:NEW])])
     print(f"{SCENES} scenes of {FRAMES} frames; one frame of each of {NEW} new scenes\n")
     print(f"{'data.group':16}{'rule found':28}{'score':22}{'n':>5}" + "".join(f"{f'p <= {a:.0%}':>22}" for a in LEVELS))
@@ -59,6 +71,46 @@ def main() -> None:
                 print(
                     f"{setting or 'null':16}{rule or 'none':28}{name:22}{len(calibration):5}" + row(calibration, scores)
                 )
+
+    repeated(published, given.repeats)
+
+
+def repeated(pictures: NDArray[np.uint8], repeats: int) -> None:
+    """Print the mean shares over `repeats` folders, and the share that is promised for the number of scores."""
+    data = DataParams.model_validate({"source": "folder", "address": "frames", "size": 14, "channels": 1, **SHARES})
+    names = {"scene in the name": "scene_{0:03d}_frame_{1}.png", "running numbers": "frame_{2:05d}.png"}
+    print(f"\nmean of {repeats} folders, nearest training image; in brackets the promise")
+    print(f"{'data.group':12}{'names':20}{'rule found':28}{'n':>7}" + "".join(f"{f'p <= {a:.0%}':>26}" for a in LEVELS))
+    for setting, kind in (("auto", "scene in the name"), ("auto", "running numbers"), (None, "running numbers")):
+        shares, promised, sizes = [], [], []
+        for repeat in range(repeats):
+            drawn = np.random.default_rng(repeat).permutation(len(pictures))
+            known = np.concatenate([frames(pictures[i], FRAMES, seed=int(i)) for i in drawn[:SCENES]])
+            new = np.concatenate([frames(pictures[i], 1, seed=int(i)) for i in drawn[SCENES : SCENES + NEW // 2]])
+            paths = [names[kind].format(n // FRAMES, n % FRAMES, n) for n in range(len(known))]
+            found = grouped(setting, [Known(path) for path in paths], Looks.of(known))
+            rows = [
+                Row(RawImage(path, "", -1), n, 28, 28, "L", hashlib.sha256(known[n].tobytes()).hexdigest(), group=group)
+                for n, (path, group) in enumerate(zip(paths, found.names, strict=True))
+            ]
+            splits, _ = assign(rows, data, repeat, by_groups=found.rule is not None)
+            ranked = splits["calibration"]
+            if found.rule is not None:
+                _, numbers = np.unique([one.group for one in ranked], return_inverse=True)
+                ranked = [ranked[i] for i in one_of_each_group(numbers, repeat)]
+            train_images = known[[one.source for one in splits["train"]]]
+            scores = np.sort(nearest(known[[one.source for one in ranked]], train_images))
+            p = p_values(scores, nearest(new, train_images))
+            shares.append([(p <= level).mean() for level in LEVELS])
+            promised.append([np.floor(level * (len(scores) + 1) + 1e-9) / (len(scores) + 1) for level in LEVELS])
+            sizes.append(len(scores))
+        error = np.std(shares, axis=0, ddof=1) / np.sqrt(repeats)
+        cells = [
+            f"{share:.3f} +- {e:.3f} ({promise:.3f})"
+            for share, e, promise in zip(np.mean(shares, axis=0), error, np.mean(promised, axis=0), strict=True)
+        ]
+        rule = found.rule or "none"
+        print(f"{setting or 'null':12}{kind:20}{rule:28}{np.mean(sizes):7.0f}" + "".join(f"{c:>26}" for c in cells))
 
 
 def row(calibration: Floats, scores: Floats) -> str:

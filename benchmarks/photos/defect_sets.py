@@ -2,7 +2,7 @@
 
     python benchmarks/photos/defect_sets.py FOLDER...            each with train/good, test/good and test/KIND
     python benchmarks/photos/defect_sets.py FOLDER... cells      and the package elpv-dataset, where it is installed
-    python benchmarks/photos/defect_sets.py --members own_place --size 256 FOLDER
+    python benchmarks/photos/defect_sets.py FOLDER --detectors own_place own_place,lite0_place
     python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good
 
 Every set is treated alike. `train/good` is split at random into train, validation and calibration images; the detector
@@ -28,7 +28,7 @@ from synthetic_defects import synthetic_defects
 from densitywatch.arrays import Arrays, Floats, Pixels
 from densitywatch.data.decoding.images import fit_image
 from densitywatch.detector.calibrate import fit_members
-from densitywatch.detector.conformal import p_values, place_p_values
+from densitywatch.detector.conformal import p_values
 from densitywatch.detector.detector import Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
 from densitywatch.detector.image_statistics import webp_nats
@@ -44,7 +44,12 @@ CHUNK = 50
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sets", nargs="+")
-    parser.add_argument("--members", nargs="+", default=["own_place", "lite0_place"])
+    parser.add_argument(
+        "--detectors",
+        nargs="+",
+        default=["own_place", "own_place,own_whole", "lite0_place", "own_place,own_whole,lite0_place"],
+        help="members with commas between them; each detector has a row",
+    )
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--splits", type=int, default=50)
     parser.add_argument("--seed", type=int, default=1)
@@ -54,7 +59,7 @@ def main() -> None:
         kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size)
         if asked.synthetic:
             kinds = made_of_training_images(kinds["train"], asked.seed)
-        measure(Path(name).name, kinds, asked.members, asked.splits, asked.seed)
+        measure(Path(name).name, kinds, asked.detectors, asked.splits, asked.seed)
 
 
 def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
@@ -136,49 +141,55 @@ def fitted_detector(train: Pixels, members: list[str], seed: int) -> tuple[Detec
     return Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models), train[calibration]
 
 
-def measure(name: str, kinds: dict[str, Pixels], members: list[str], splits: int, seed: int) -> None:
-    """Fit on kinds["train"], score the rest and print a table."""
+def measure(name: str, kinds: dict[str, Pixels], detectors: list[str], splits: int, seed: int) -> None:
+    """Fit every member once on kinds["train"], score the rest and print a table."""
+    members = list(dict.fromkeys(member for names in detectors for member in names.split(",")))
     started = time.perf_counter()
     detector, calibration = fitted_detector(kinds["train"], members, seed)
     fitted = time.perf_counter() - started
     started, count = time.perf_counter(), 0
     scores: dict[str, dict[str, Floats]] = {}
-    largest: dict[str, Floats] = {}
     for kind, images in {"calibration": calibration, **kinds}.items():
         if kind == "train":
             continue
-        scores[kind], largest[kind] = scored(detector, images)
+        scores[kind] = scored(detector, images, detectors)
         count += len(images)
     seconds = time.perf_counter() - started
     bad = [kind for kind in kinds if kind not in ("train", "good")]
     print(f"\n{name}: {len(kinds['train'])} good images to fit and calibrate on, {len(kinds['good'])} good test images")
     print(f"fitted in {fitted:.0f} s, {count / seconds:.1f} images/s scored")
-    print(f"{'AUROC':28}" + "".join(f"{kind[:14]:>15}" for kind in [*bad, "all"]))
-    rows = {row: {kind: scores[kind][row] for kind in ("good", *bad)} for row in scores["good"]}
+    print(f"{'AUROC':36}" + "".join(f"{kind[:14]:>15}" for kind in [*bad, "all"]))
+    rows = {row: {kind: scores[kind][row] for kind in ("good", *bad)} for row in detectors}
     rows |= floors({kind: kinds[kind] for kind in ("good", *bad)})
     for row, values in rows.items():
         found = [auroc(values["good"], values[kind]) for kind in bad]
         found.append(auroc(values["good"], np.concatenate([values[kind] for kind in bad])))
-        print(f"{row:28}" + "".join(f"{figure:15.3f}" for figure in found))
-    false_alarms("images flagged", scores, "detector", splits, seed)
-    false_alarms("images with an outline", {k: {"map": v} for k, v in largest.items()}, "map", splits, seed)
-    p = p_values(np.sort(scores["calibration"]["detector"]), np.concatenate([scores[k]["detector"] for k in bad]))
-    print("found at " + ", ".join(f"{level:.0%}: {(p <= level).mean():.0%}" for level in LEVELS))
+        print(f"{row:36}" + "".join(f"{figure:15.3f}" for figure in found))
+    for row in detectors:
+        p = p_values(np.sort(scores["calibration"][row]), np.concatenate([scores[kind][row] for kind in bad]))
+        print(f"{row}: found at " + ", ".join(f"{level:.0%}: {(p <= level).mean():.0%}" for level in LEVELS))
+        false_alarms("  flagged", scores, row, splits, seed)
+        if f"map of {row}" in scores["good"]:
+            false_alarms("  with an outline", scores, f"map of {row}", splits, seed)
 
 
-def scored(detector: Detector, images: Pixels) -> tuple[dict[str, Floats], Floats]:
-    """Scores of the detector and its members, and the largest value of each image's map."""
+def scored(detector: Detector, images: Pixels, detectors: list[str]) -> dict[str, Floats]:
+    """The score of each detector, and the largest value of its map of places."""
     parts: dict[str, list[Floats]] = {}
     for start in range(0, len(images), CHUNK):
         features = detector.features(images[start : start + CHUNK])
         members = detector.member_scores(features)
-        members = {"detector": detector.combine(members), **members}
-        if any(member.places for member in detector.members):
-            members["map"] = detector.place_surprise(features).max((1, 2))
-        for name, values in members.items():
-            parts.setdefault(name, []).append(values)
-    whole = {name: np.concatenate(values) for name, values in parts.items()}
-    return whole, whole.pop("map", whole["detector"])
+        largest = {
+            member.name: member.places(features, detector.fitted(member.name)).max((1, 2))
+            for member in detector.members
+            if member.places is not None
+        }
+        for row in detectors:
+            names = row.split(",")
+            parts.setdefault(row, []).append(detector.combine({name: members[name] for name in names}))
+            if maps := [largest[name] for name in names if name in largest]:
+                parts.setdefault(f"map of {row}", []).append(np.max(maps, axis=0))
+    return {name: np.concatenate(values) for name, values in parts.items()}
 
 
 def floors(kinds: dict[str, Pixels]) -> dict[str, dict[str, Floats]]:
@@ -200,8 +211,8 @@ def false_alarms(what: str, scores: dict[str, dict[str, Floats]], row: str, spli
     p = []
     for _ in range(splits):
         shuffled = generator.permutation(pool)
-        rank = place_p_values if what != "images flagged" else p_values
-        p.append(rank(np.sort(shuffled[:n]), shuffled[n:]))
+        # of a map the largest place decides, and its p-value is a rank like that of a score
+        p.append(p_values(np.sort(shuffled[:n]), shuffled[n:]))
     told = []
     for level in LEVELS:
         if n < 1 / level - 1:

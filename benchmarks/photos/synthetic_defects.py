@@ -1,4 +1,6 @@
-"""Small defects made of good images, to choose by: a piece of another image, a scar, blur, a blank, a spot, a shade.
+"""Defects made of good images, to choose by: a piece of another image, a scar, blur, a blank, a spot, a shade.
+
+Two more are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7 to 1.5 pixels.
 
 They stand for no kind that a test folder has. What is chosen by them is in docs/decisions/0033.
 """
@@ -77,6 +79,17 @@ def _shade(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floa
     return np.asarray(image * change, dtype=np.float32)
 
 
+def _dim(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """The whole picture darker."""
+    return np.asarray(image * (1 - generator.uniform(0.08, 0.25)), dtype=np.float32)
+
+
+def _defocus(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """The whole picture out of focus."""
+    radius = generator.uniform(0.7, 1.5)
+    return np.stack([_gaussian(plane, radius) for plane in image])
+
+
 KINDS: dict[str, Callable[[Pixels, Pixels, np.random.Generator], Floats]] = {
     "paste": _paste,
     "scar": _scar,
@@ -84,6 +97,8 @@ KINDS: dict[str, Callable[[Pixels, Pixels, np.random.Generator], Floats]] = {
     "erased": _erased,
     "spot": _spot,
     "shade": _shade,
+    "dim": _dim,
+    "defocus": _defocus,
 }
 
 

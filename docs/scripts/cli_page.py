@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from docs.scripts.from_code import cell, first_sentence
 
@@ -68,6 +68,12 @@ def usage_name(argument: Any) -> str:
     return name if argument.required else f"[{name}]"
 
 
+def value_of(annotation: Any) -> str:
+    """What stands for an option's value: a word for its type, or the words that it may be."""
+    words = get_args(annotation)
+    return "\\|".join(words) if words else VALUES[annotation]
+
+
 def options_table(command: Any) -> str:
     """Arguments and options as a table; empty where there are none."""
     rows = []
@@ -77,7 +83,7 @@ def options_table(command: Any) -> str:
         if p.param_type_name == "argument":
             name = f"`{usage_name(p)}`"
         else:
-            value = "" if p.is_flag else f" {p.metavar or VALUES[p.type_descriptor.annotation]}"
+            value = "" if p.is_flag else f" {p.metavar or value_of(p.type_descriptor.annotation)}"
             names = [*p.opts, *p.secondary_opts]
             name = ", ".join(f"`{n}{value}`" for n in names)
         default = "" if p.default in (None, False, ...) or p.param_type_name == "argument" else f"`{p.default}`"

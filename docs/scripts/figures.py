@@ -52,6 +52,18 @@ def rank(name: str) -> tuple[float, float]:
     return found.get("bits_per_dim", found.get("iwae_bits_per_dim", math.inf)), found.get("fid", math.inf)
 
 
+def real_images() -> str:
+    """What training images have as samples: the ceiling of every model's FID, precision and recall."""
+    found = next((m for m in map(read, models()) if "precision_of_real" in m), None)
+    if found is None:
+        return ""
+    return (
+        f"As many training images, measured in the same way, have an FID of {found['fid_floor']:.2f}, a precision of"
+        f" {found['precision_of_real']:.3f} and a recall of {found['recall_of_real']:.3f}: what a perfect sampler gets,"
+        " up to chance."
+    )
+
+
 def of_detector() -> str:
     """What the deployed rule finds of each kind of outlier, the worst first, next to AUROC."""
     found = read("outliers")
@@ -73,6 +85,21 @@ def of_detector() -> str:
         lines.append(f"| {words} | {' | '.join(shown)} | {auroc:.3f} | {declared:.3f} |")
     if "held_out_auroc_detector" in found:
         lines.append(f"| a class never seen, mean of ten folds | | | | {found['held_out_auroc_detector']:.3f} | |")
+    return "\n".join(lines)
+
+
+def controls() -> str:
+    """AUROC of the detector, with its networks untrained and without any, the lowest and the mean; and the gains."""
+    found = read("outliers")
+    lines = ["| detector | mean AUROC | lowest AUROC | the detector's gain in mean AUROC, 95 % |", "|---|---|---|---|"]
+    for name, words in (("", "as it is"), ("untrained", "networks untrained"), ("no_network", "no network")):
+        row = found.get(f"auroc_{name}" if name else "auroc")
+        if row is None:  # the benchmark ran before there were controls, or no member reads a network
+            continue
+        values = [value for kind, value in row.items() if kind != "min"]
+        ends = [found.get(f"auroc_gain_over_{name}{end}") for end in ("", "_low", "_high")]
+        gain = "" if None in ends else f"{ends[0]:+.4f} ({ends[1]:+.4f} to {ends[2]:+.4f})"
+        lines.append(f"| {words} | {sum(values) / len(values):.4f} | {row['min']:.3f} | {gain} |")
     return "\n".join(lines)
 
 

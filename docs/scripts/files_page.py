@@ -23,8 +23,10 @@ SCORES = {
     "score": "higher is more outlying",
     "p_value": "small is outlying: the share of calibration images at least as outlying, the image itself counted in",
     "outlier": "whether the batch calls it an outlier",
-    "label": "with `--labels`: the most probable label, or none",
+    "label": "with `--labels`: the most probable label",
     "label_probability": "with `--labels`: of that label, by Bayes' rule",
+    "label_p_value": "with `--labels`: small says that the image belongs to no class; the share of calibration images"
+    " with the same given label that are at least as outlying; null where those images are not here",
 }
 SUMMARY = {
     "batch": "the source as it was given, without secrets",
@@ -37,6 +39,8 @@ SUMMARY = {
     "changed_to_fit": "images that were resized, turned or changed in colour to fit the detector",
     "false_discovery_rate": "the rate that was asked for",
     "false_alarm_rate": "the detector's rate for single images",
+    "no_class": "with `--labels`: images whose `label_p_value` is at most `false_alarm_rate`",
+    "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
     "drift_alarm": "whether the inbox's stream has moved; this key and the five below are for the inbox alone",
@@ -45,8 +49,14 @@ SUMMARY = {
     "drift_alarm_batch": "the batch that raised the alarm",
     "drift_since": "the batch that the change most likely began with",
     "drift_moved": "what moved most: `calibration`, or a measure and its direction",
-    "promise": "what the flags promise, in a sentence",
-    "fewest_to_flag": "clear outliers that a batch of this size needs before it can flag any; null where one is enough",
+    "promise": "what the flags promise, in words",
+    "control": "the rule in force: `batch` or `stream`",
+    "level": "by the batch rule, the rate; in a stream, the budget before this batch, in false alarms",
+    "stream_batch": "the batch's number in its stream, from 1",
+    "stream_flagged_before": "images that the stream had flagged before it",
+    "fewest_to_flag": "how many images less usual than every calibration image it takes to flag any; null: no number",
+    "takes": "ways to be flagged: this many images of the batch, or of a part of it, at or below this p-value",
+    "to_be_flagged": "what it takes, in words",
     "content": "a digest of names and contents",
     "identity": "what decides the results: source, detector, rates",
     "quarantine_reasons": "how many files for each reason",
@@ -96,8 +106,8 @@ METRICS = {
     "more_images": "samples of `fid_of_more`",
     "mlflow_run_id": "the training's run",
     "neighbour_ratio": "distance of samples to training images over that of test images: near 0 is memorised",
-    "no_class_rate": "share of test images that are said to have no class",
-    "no_class_target_rate": "the share that was asked for",
+    "no_class_rate": "until 0.1: share of test images that are said to have no class; now in metrics/outliers.json",
+    "no_class_target_rate": "until 0.1: the share that was asked for",
     "parameters": "number of weights",
     "precision": "share of samples that lie among the test images",
     "precision_of_real": "the same of as many training images",
@@ -140,7 +150,9 @@ def page() -> str:
     parts.append(described(columns, SCORES, "column", "type"))
     parts.append("\n## summary.json\n\nNext to it.\n")
     keys = {name: kinds(field.annotation) for name, field in Summary.model_fields.items()}
-    parts.append(described(keys | {"false_alarm_rate": "number", "median_p_value": "number"}, SUMMARY, "key", "type"))
+    plain = {"false_alarm_rate": "number", "median_p_value": "number"}
+    plain |= {"no_class": "whole number", "labels_too_small": "text or null"}
+    parts.append(described(keys | plain, SUMMARY, "key", "type"))
     parts.append(
         "\n## metrics/MODEL.json\n\nFlat; each key only where it applies. `dvc metrics show` lists all, `dvc metrics"
         " diff` compares.\n"
@@ -152,9 +164,11 @@ def page() -> str:
         "\n`linear_probe_accuracy_N` is the probe's accuracy with N labels.\n\n## metrics/outliers.json\n\n"
         "By kind of outlier, with the lowest (`min`) or highest (`max`): `power_at_5` and `power_at_1`, the share that"
         " the deployed rule finds where 5 or 1 % of a batch are outliers; `false_alarms_at_5` and `false_alarms_at_1`,"
-        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr`, `tpr_at_1_fpr`;"
-        " AUROC with declared transformations. `power_at_5_percent_outliers` and its like are averages over calibration"
-        " sets that are drawn anew, with the false-discovery rate realised.\n"
+        " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
+        " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
+        " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
+        " drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 

@@ -1,7 +1,8 @@
 """What mkdocs runs while it builds the site: pages made from the code, and figures put into pages.
 
-A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures` or `false_discoveries` where a table
-of metrics/ goes. What stands between that and `<!-- end -->` is for readers on a git host: the table takes its place.
+A page says `<!-- {{ figures_of pixelcnn }} -->`, `all_figures`, `detector_figures`, `controls`, `false_discoveries`
+or `real_images` where figures of metrics/ go. What stands between that and `<!-- end -->` is for readers on a git host:
+the figures take its place.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def with_figures(text: str) -> str:
         "all_figures": figures.of_all,
         "detector_figures": figures.of_detector,
         "false_discoveries": figures.false_discoveries,
+        "real_images": figures.real_images,
+        "controls": figures.controls,
     }
     return MARK.sub(lambda mark: tables[mark[1]](*([mark[2]] if mark[2] else [])), text)
 

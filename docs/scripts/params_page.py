@@ -41,7 +41,7 @@ KEYS = {
     "evaluate.importance_samples": "Samples of the importance-weighted bound.",
     "evaluate.importance_images": "Test images that this bound is taken on; `null` takes all.",
     "evaluate.latent.draws": "Pairs and sums of latents that are looked at.",
-    "detector.false_discovery_rate": "Share of false alarms among the images that a batch flags, on average.",
+    "detector.false_discovery_rate": "Share of false alarms among flagged images; `inbox.control` says of which.",
     "detector.false_alarm_rate": "Share of normal images that may be flagged one by one (a report's threshold line).",
     "detector.batch_size": "Images of a chunk: what is scored and written at once.",
     "inbox.address": "The folder or address in which each folder, archive or Parquet file is a batch.",

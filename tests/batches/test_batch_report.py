@@ -111,7 +111,8 @@ def test_the_page_says_when_a_batch_is_too_large_for_single_outliers_to_be_flagg
     fill(tmp_path / "batch", 40, bright=3)
     summary = score_source("batch", params, tmp_path, tmp_path / "out", Coarse())
     assert (summary["outliers"], summary["fewest_to_flag"]) == (0, 43)
-    assert "only when 43 or more of its images" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "No image of this batch can be flagged with this promise: for 43 images at once" in page
 
 
 def test_the_page_says_in_one_line_what_was_skipped(params: Params, tmp_path: Path) -> None:

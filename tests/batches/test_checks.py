@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -33,6 +34,21 @@ def test_an_ordinary_batch_meets_every_expectation(params: Params, batch: Path, 
     ]  # fmt: skip
     assert all(outcome.holds for outcome in outcomes)
     assert "<script>alert(1)" not in (tmp_path / "out" / "validation.html").read_text()
+
+
+def test_a_batch_with_labels_meets_every_expectation(params: Params, batch: Path, tmp_path: Path) -> None:
+    class Labelled(Brightness):
+        class_names = ("shirt",)
+
+        def score(self, images: Any) -> Any:
+            scores = super().score(images)
+            scores.label, scores.label_probability = np.zeros(len(images), int), np.ones(len(images))
+            scores.label_p_value = np.full(len(images), 0.5)
+            return scores
+
+    summary = score_source("batch", params, tmp_path, tmp_path / "out", Labelled())
+    outcomes = validate_batch(tmp_path / "out", summary["files"], params)
+    assert [outcome.name for outcome in outcomes if not outcome.holds] == []
 
 
 def test_a_batch_of_mostly_broken_files_fails_by_name_and_keeps_its_results(

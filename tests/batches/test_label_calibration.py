@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import safetensors.numpy
 import torch
 
 from densitywatch.batches.label_calibration import LABEL_SCORES
@@ -100,6 +101,17 @@ def test_the_calibration_images_are_scored_once_and_again_when_the_file_is_damag
     kept.write_bytes(b"damaged")
     assert score(later)[0] == first
     assert later.seen == IMAGES
+
+
+def test_one_image_of_each_group_counts(score: Score, tmp_path: Path) -> None:
+    np.save(tmp_path / "data" / "prepared" / "calibration_groups.npy", np.arange(IMAGES) // 5)
+    detector = Calibrated()
+    score(detector)
+    (kept,) = (tmp_path / LABEL_SCORES).iterdir()
+    levels = np.load(tmp_path / "data" / "prepared" / "calibration.npy").mean((1, 2, 3)).reshape(-1, 5)
+    scores = safetensors.numpy.load_file(kept)["score"]
+    assert len(scores) == IMAGES // 5
+    assert all(value in group for value, group in zip(scores, levels, strict=True))
 
 
 def test_other_settings_and_other_calibration_images_make_the_batch_anew(score: Score, params: Params) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from densitywatch.batches.flags import fewest_to_flag
+from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.detector import detector
 from densitywatch.detector.calibrate import WEIGHT_COPIES, calibrate
 from densitywatch.detector.conformal import p_values
@@ -55,6 +57,31 @@ def test_the_calibration_scores_are_what_the_detector_says_of_those_images(
     scores = loaded.score(images).score
     assert np.allclose(np.sort(scores), loaded.calibration, rtol=1e-4, atol=1e-4)
     assert np.isclose(p_values(loaded.calibration, [np.inf])[0], 1 / (len(images) + 1))
+
+
+def test_one_calibration_image_of_each_group_gives_the_p_values(
+    project: tuple[Path, Params], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, params = project
+    again = tmp_path / "again"
+    shutil.copytree(root, again)
+    prepared = again / "data" / "prepared"
+    groups = np.random.default_rng(4).integers(0, 20, 150)
+    np.save(prepared / "calibration_groups.npy", groups)
+    facts = json.loads((prepared / "dataset.json").read_text())
+    facts["groups"] = {"setting": "folder", "rule": "folder", "counts": {"calibration": 20}}
+    (prepared / "dataset.json").write_text(json.dumps(facts))
+    calibrate(params, again)
+    grouped = detector.load(again / "models" / "detector")
+    assert len(grouped.calibration) == len(grouped.arrays["pixelcnn.nll"]) == 20
+    assert grouped.facts["data"]["groups"] == {"calibration": 20}
+    assert "one image of each of 20 groups" in capsys.readouterr().err
+    images = np.load(prepared / "calibration.npy")
+    scores = grouped.score(images).score
+    drawn = scores[one_of_each_group(groups, params.seed)]
+    assert np.allclose(np.sort(drawn), grouped.calibration, rtol=1e-4, atol=1e-4)
+    assert grouped.score(255 - images[:5]).p_value.min() >= 1 / 21 - 1e-12
+    assert fewest_to_flag(100, 0.1, grouped.calibration) == 48  # 100 * (1 / 21) / 0.1
 
 
 @pytest.mark.slow
@@ -103,7 +130,12 @@ def test_a_detector_that_reads_two_models_is_calibrated_and_measured(
 ) -> None:
     again = tmp_path / "again"
     shutil.copytree(project[0], again)
-    changes = {"members": ("composition", "vae_kl"), "reads": ("pixelcnn", "vae"), "rivals_read": (), "folds": 1}
+    changes = {
+        "members": ("composition", "surprise_arrangement", "vae_kl"),
+        "reads": ("pixelcnn", "vae"),
+        "rivals_read": (),
+        "folds": 1,
+    }
     params = project[1].model_copy(update={"detector": project[1].detector.model_copy(update=changes)})
     unread = again / WEIGHT_COPIES / "detector" / "gone.safetensors"
     unread.parent.mkdir(parents=True)

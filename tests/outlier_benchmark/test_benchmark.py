@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -17,6 +18,7 @@ from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.member_table import MEMBERS
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.benchmark import benchmark
+from densitywatch.outlier_benchmark.controls import CONTROLS, NO_NETWORK, UNTRAINED
 from densitywatch.outlier_benchmark.kinds import KINDS
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, SHOWN
 from densitywatch.params import load_params
@@ -54,15 +56,36 @@ def test_the_metrics_hold_each_figure_by_panel_member_and_the_worst_of_them(
         assert false["max"] == max(false[kind] for kind in PANEL)
     assert next(iter(metrics)) == "power_at_5", "the figure of the rule that is deployed comes first"
     assert set(metrics["auroc_declared"]) == PANEL | {"min"}
+    for name in CONTROLS.values():
+        assert set(metrics[f"auroc_{name}"]) == PANEL | {"min"}
+        low, value, high = (metrics[f"auroc_gain_over_{name}{end}"] for end in ("_low", "", "_high"))
+        assert low <= value <= high
+        means = [np.mean([metrics[row][kind] for kind in PANEL]) for row in ("auroc", f"auroc_{name}")]
+        assert value == pytest.approx(means[0] - means[1], abs=3e-4)
     assert {"held_out_auroc_detector", "held_out_auroc_pixel_mixture"} <= set(metrics)
+
+
+def test_the_promised_rates_are_measured_on_normal_test_images_with_their_range(
+    measured: tuple[Path, dict[str, Any]],
+) -> None:
+    root, metrics = measured
+    with (root / "reports" / "outliers" / "false_alarms.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["promised"] for row in rows] == ["0.01", "0.05", "0.1"]
+    for row, percent in zip(rows, (1, 5, 10), strict=True):
+        key = f"realised_at_{percent}_percent"
+        assert float(row["share of new images"]) == pytest.approx(metrics[key], abs=1e-3)
+        inside = metrics[f"{key}_low"] <= metrics[key] <= metrics[f"{key}_high"]
+        assert row["holds"] == ("yes" if inside else "no")
+        assert float(row["all images"]) == pytest.approx(metrics[key], abs=1e-3)
 
 
 def test_every_score_has_a_row(measured: tuple[Path, dict[str, Any]]) -> None:
     with (measured[0] / "reports" / "outliers" / "auroc.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["score"] for row in rows[:2]] == [DETECTOR, DECLARED]
+    assert [row["score"] for row in rows[:4]] == [DETECTOR, DECLARED, NO_NETWORK, UNTRAINED]
     # members for photographs want larger images; the page says so
-    assert {row["score"] for row in rows[2:]} == {name for name, member in MEMBERS.items() if member.smallest == 1}
+    assert {row["score"] for row in rows[4:]} == {name for name, member in MEMBERS.items() if member.smallest == 1}
     assert set(rows[0]) == PANEL | {"score", "min"}
 
 
@@ -91,6 +114,8 @@ def test_the_first_table_has_the_power_of_the_deployed_rule_next_to_auroc_the_wo
         assert share == pytest.approx(metrics["power_at_5"][kind], abs=0.006)
         assert float(row["AUROC"]) == pytest.approx(metrics["auroc"][kind], abs=6e-4)
     assert {kinds[row["outliers"]] for row in rows} == PANEL
+    assert set(shares) == {0.0}
+    assert "with 150 calibration images no p-value is below 0.0066" in figures[0]["caption"], "and says why"
 
 
 def test_a_panel_of_the_datasets_own_images_has_defects_and_shows_them(tmp_path: Path) -> None:

@@ -172,7 +172,7 @@ def test_without_its_alias_the_last_champion_is_what_a_candidate_is_compared_wit
     shelf.by_hand(None)
     shelf.add(2.5)
     said = shelf.retrain()
-    assert "rejected: bits 2.5000 is worse than the champion's 1.0000" in said
+    assert "rejected: bits 2.5000, worse than the champion's 1.0000" in said
     assert "the alias champion is gone; version 3, the newest champion that can be verified, stood in" in said
     assert shelf.champion is None
     shelf.add(0.5)
@@ -204,7 +204,7 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
     shelf.add(1.5)
     verdict = shelf.promote()
     assert verdict.passed
-    assert "next to the champion's 2.0000" in verdict.reason
+    assert "better than the champion's 2.0000" in verdict.reason
     assert "version 3: its files are gone" in verdict.reason
     assert shelf.champion == 4
     assert shelf.rollback() == 2

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.registry.gate_rates import PAIRS, promoted
 from densitywatch.params import Params
 
-RUNS, IMAGES, DRAWS = 300, 300, 100
-SMALL = {"bits": 600, "detector": 600, "samples": 200}
+RUNS, DRAWS = 200, 100
+SMALL = {"bits": 600, "detector": 400, "samples": 200}
 """Images of a simulated gate, few enough for the test to be fast."""
 
 

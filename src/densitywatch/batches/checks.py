@@ -21,7 +21,7 @@ from densitywatch.files import write_whole
 from densitywatch.params import Params
 
 COLUMNS = ["path", "sha256", "status", "reason", "bits_per_dim", "score", "p_value", "outlier"]
-LABELS = ["label", "label_probability"]
+LABELS = ["label", "label_probability", "label_p_value"]
 
 
 def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:

@@ -34,7 +34,10 @@ def flag(p: Floats, calibration: Floats, rule: Rule, *, results: Path, batch: st
         outlier, block = decision.flags, decision.gates.images
         takes = [
             {"p_value": rank / (n + 1), "images": few}
-            for rank, few in zip(decision.gates.ranks, decision.gates.fewest, strict=True)
+            for rank, few, before in zip(
+                decision.gates.ranks, decision.gates.fewest, decision.gates.before, strict=True
+            )
+            if before == 0
         ]
         level = max(0.0, rule.rate * max(1, past.flagged) - past.charged)
         place_in_stream = {"stream_batch": place, "stream_flagged_before": past.flagged}
@@ -42,7 +45,7 @@ def flag(p: Floats, calibration: Floats, rule: Rule, *, results: Path, batch: st
         decisive = conformal.conditional_p_values(p, n) if rule.strict else p
         outlier, block, level = conformal.benjamini_hochberg(decisive, rule.rate), len(p), rule.rate
         few = fewest_to_flag(len(p), rule.rate, calibration, strict=rule.strict)
-        takes = [{"p_value": 1 / (n + 1), "images": few}] if few <= len(p) else []
+        takes = [{"p_value": 1 / (n + 1), "images": few}]
     facts = {
         "control": rule.control,
         "level": level,
@@ -83,16 +86,18 @@ def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]]) -> str:
     """What it takes for an image of this batch to be flagged, in words."""
     if not images:
         return "No image was scored."
-    part = "the batch" if block == images else f"each part of about {block:,} images, in the order of names,"
-    if not takes:
+    part = "the batch" if block == images else f"each part of about {block:,} images in the order of names"
+    few = min((int(take["images"]) for take in takes), default=block + 1)
+    if few > block:
         return (
             f"No image of this batch can be flagged with this promise: for {images:,} images at once, the calibration "
             "images are too few, or too few images have been flagged so far."
         )
-    few = min(int(take["images"]) for take in takes)
-    who = "One image that is" if few == 1 else f"{few:,} images that are"
+    if few == 1:
+        return "An image is flagged when it is less usual than every calibration image; more of them need less."
     return (
-        f"{who} less usual than every calibration image {'is' if few == 1 else 'are'} enough in {part} to be flagged."
+        f"Images are flagged only together: in {part}, {few:,} that are less usual than every calibration image are "
+        f"enough, and fewer than {few:,} are never flagged."
     )
 
 

@@ -18,7 +18,7 @@ import safetensors
 import safetensors.numpy
 
 from densitywatch.data.dataset import open_split, read_info
-from densitywatch.data.reading import Images
+from densitywatch.data.reading import Images, Rows
 from densitywatch.detector.label_ranks import LabelRanks
 from densitywatch.errors import DataError
 from densitywatch.files import whole_file
@@ -39,14 +39,14 @@ class LabelCalibration:
 
 
 def label_calibration_images(detector: Any, model: Any, params: Params, root: Path) -> LabelCalibration | None:
-    """The first evaluate.label_images calibration images of data/prepared.
+    """The first evaluate.label_images calibration images of data/prepared; of a group, one counts.
 
     None, with a line that says why, where the detector or the model was made from another dataset than the one here.
     """
     prepared = root / "data" / "prepared"
     try:
         here = read_info(prepared).digest
-        images = open_split(prepared, "calibration").images
+        images = open_split(prepared, "calibration").one_of_each_group(params.seed).images
     except DataError:
         here = None
     facts = getattr(detector, "facts", {})
@@ -58,7 +58,8 @@ def label_calibration_images(detector: Any, model: Any, params: Params, root: Pa
         )
         return None
     count = min(len(images), params.evaluate.label_images)
-    return LabelCalibration(images[:count], hashlib.sha256(f"{here} {count}".encode()).hexdigest())
+    key = hashlib.sha256(f"{here} {params.seed} {count}".encode()).hexdigest()
+    return LabelCalibration(Rows(images, np.arange(count)), key)
 
 
 def label_ranks(scorer: Any, calibration: LabelCalibration, kept: Path) -> LabelRanks:

@@ -125,7 +125,7 @@ def _facts_of(groups: Grouping, splits: dict[SplitName, list[Row]]) -> dict[str,
 
 def _calibration_line(splits: dict[SplitName, list[Row]]) -> str:
     count = len({row.group for row in splits["calibration"]})
-    return f"calibration has {count:,} groups and counts each once, so no p-value is below 1 / {count + 1:,}"
+    return f"calibration counts {count:,} groups, lone images included: no p-value is below 1 / {count + 1:,}"
 
 
 def _decode_all(

@@ -169,13 +169,13 @@ def _folder(params: DataParams, folder: Path) -> Raw:
         columns = pq.read_table(file).to_pydict()
     class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
     number = {name: index for index, name in enumerate(class_names)}
+    stored = columns["row"]
     images = [
         RawImage(name, part, -1 if label is None else number[label], source=source)
         for name, part, label, source in zip(
-            columns["path"], columns["part"], columns["label"], columns["source"], strict=True
+            columns["path"], columns["part"], columns["label"], columns.get("source", [""] * len(stored)), strict=True
         )
     ]
-    stored = columns["row"]
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = {stored[index] for index in indices}, 0

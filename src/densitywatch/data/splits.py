@@ -56,8 +56,9 @@ def assign(
 ) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
     """Every row in one split, or among the dropped (path, reason). Rows of one set get one group's name.
 
-    `by_groups`: the shares are shares of the groups, not of the images. Then the groups of every split are a simple
-    random choice. Counted in images, a large group would be more likely to be the one that fills a split.
+    `by_groups`: the shares are shares of the groups, not of the images. Then the groups of every split are a random
+    choice, spread evenly over the labels. Counted in images, a large group would be more likely than a small one to be
+    the one that fills a split.
     A split's order mixes the labels evenly, so its first rows are a fair sample of the whole. Images that are for
     training alone (training_only.py) count in no share.
     """

@@ -114,8 +114,10 @@ def benjamini_hochberg(p: ArrayLike, q: float) -> NDArray[np.bool_]:
     """Which of a batch's p-values are called outliers at a false-discovery rate of q (Benjamini, Hochberg 1995).
 
     Split-conformal p-values share their calibration set, so they are not independent but positively dependent (PRDS),
-    under which the procedure keeps its promise (Bates et al. 2023, theorem 2): over many batches, the share of normal
-    images among the flagged ones is at most q on average.
+    under which the procedure keeps its promise (Bates et al. 2023, theorem 2): the share of normal images among a
+    batch's flagged ones, 0 where none is flagged, is at most q on average over batches and calibration sets. Among the
+    flagged images of many batches together it may be far higher: a batch without outliers that flags one image counts
+    as much as one that flags fifty. The rule for all flags together is in stream.py.
     """
     if not 0 < q < 1:
         raise ValueError("q: expected a false-discovery rate between 0 and 1")

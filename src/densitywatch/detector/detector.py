@@ -145,12 +145,16 @@ class Detector:
                 raise ModelError(f"the detector's member {m.name} cannot score ({why}); calibrate it again") from error
         return scores
 
+    def surprise(self, name: str, score: Floats) -> Floats:
+        """-log P(a normal image scores as high) of scores of the member `name`, nats, (B,)."""
+        return tail_surprise(score, self._tails[name])
+
     def combine(self, members: Mapping[str, Floats]) -> Floats:
         """One score of the members' -log P(a normal image scores as high), nats, (B,): see tail_combination.combined.
 
         The transformation judge is added with `judge_weight`. A member without scores is left out.
         """
-        surprises = {name: tail_surprise(values, self._tails[name]) for name, values in members.items()}
+        surprises = {m.name: self.surprise(m.name, members[m.name]) for m in self.members if m.name in members}
         judge = surprises.pop(DECLARED_MEMBER, None)
         if judge is None:
             return combined(list(surprises.values()))

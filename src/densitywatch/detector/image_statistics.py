@@ -34,7 +34,7 @@ def _shares(length: int, grid: int) -> Floats:
     edges = np.arange(grid + 1) * length / grid
     pixel = np.arange(length)
     shares = np.minimum(edges[1:, None], pixel + 1) - np.maximum(edges[:-1, None], pixel)
-    return np.maximum(shares, 0.0).astype(np.float32)
+    return np.asarray(np.maximum(shares, 0.0), dtype=np.float32)
 
 
 def gradient_histograms(images: Pixels, grid: int = 7, bins: int = 8) -> Floats:

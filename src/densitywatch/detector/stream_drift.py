@@ -139,7 +139,7 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
     for t, factors in enumerate(bets):
         fresh, waiting = _weights(t, first)
         capital = (capital + fresh) * factors
-        began[best < fresh] = t
+        began = np.where(best < fresh, t, began)
         best = np.maximum(best, fresh) * factors
         evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
         if evidence >= 1 / a:

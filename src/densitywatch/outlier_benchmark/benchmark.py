@@ -28,11 +28,12 @@ from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 from densitywatch.errors import ModelError
 from densitywatch.files import whole_folder, write_whole
 from densitywatch.outlier_benchmark.auroc import MEASURES, auroc, separation
+from densitywatch.outlier_benchmark.controls import CONTROLS, control_rows, gains
 from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_figures
 from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
 from densitywatch.outlier_benchmark.no_class import no_class_rates
 from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
-from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, realised_rates
+from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
@@ -83,6 +84,8 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             {kind: scores[DETECTOR][kind] for kind in panel},
             params,
         ),
+        gains=gains(scores, DETECTOR, NORMAL, seed=params.seed),
+        calibration_images=len(detector.calibration),
         normal_p=normal_p,
         alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
         rates={
@@ -94,6 +97,16 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
                 seed=params.seed,
             )
             for kind in track(list(panel), "false-discovery rate")
+        },
+        streams={
+            kind: rates_in_streams(
+                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                scores[DETECTOR][kind],
+                calibration_size=len(detector.calibration),
+                target=params.detector.false_discovery_rate,
+                seed=params.seed,
+            )
+            for kind in track(list(panel), "streams of batches")
         },
         folds=held_out_classes(params, root) if info.class_names else {},
         no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
@@ -112,14 +125,18 @@ def every_score(
 ) -> tuple[dict[str, dict[str, Floats]], list[str]]:
     """Score -> kind of image -> values; and the scores that were left out, each with the reason.
 
-    The first rows are the detector, and the detector as it would be with declared transformations.
+    The first rows are the detector, the detector as it would be with declared transformations, and the controls: with
+    untrained networks, and without any.
     """
     members = detector.facts["members"]
     declared = detector.facts["declared"] or list(TRANSFORMATIONS)
-    data, _ = fitting_data(params, root)
+    everything, _ = fitting_data(params, root)
     few = len(images[NORMAL])  # enough to fit what only rivals need
     data = replace(
-        data, declared=tuple(declared), sample=first(data.sample, few), validation=first(data.validation, few)
+        everything,
+        declared=tuple(declared),
+        sample=first(everything.sample, few),
+        validation=first(everything.validation, few),
     )
     result: dict[str, dict[str, Floats]] = {}
     left_out = []
@@ -149,6 +166,7 @@ def every_score(
             kind: whole[kind] + detector.judge_weight * tail_surprise(result[DECLARED_MEMBER][kind], judge_tail)
             for kind in images
         }
+    rows |= control_rows(detector, everything, images, result)
     return rows | {name: result[name] for name in MEMBERS if name in result}, left_out
 
 
@@ -181,10 +199,20 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
     if DECLARED in separations:
         values = {kind: round(found["auroc"][0], 4) for kind, found in separations[DECLARED].items()}
         metrics["auroc_declared"] = {**values, "min": min(values.values())}
+    for row, name in CONTROLS.items():
+        if row in separations:
+            values = {kind: round(found["auroc"][0], 4) for kind, found in separations[row].items()}
+            metrics[f"auroc_{name}"] = {**values, "min": min(values.values())}
+            for end, value in zip(("", "_low", "_high"), findings.gains[row], strict=True):
+                metrics[f"auroc_gain_over_{name}{end}"] = round(value, 4)
     for share in OUTLIER_SHARES:
         key = f"{share:.0%}_outliers".replace("%", "_percent")
         for rate in ("false_discovery_rate", "power"):
             metrics[f"{rate}_at_{key}"] = {kind: round(rates[share][rate], 4) for kind, rates in findings.rates.items()}
+    for rate in next(iter(findings.streams.values())):
+        metrics[f"{rate}_where_outliers_are_rare"] = {
+            kind: round(rates[rate], 4) for kind, rates in findings.streams.items()
+        }
     if findings.folds:
         for score in ("detector", "pixel_mixture"):
             mean = float(np.mean([fold[score] for fold in findings.folds.values()]))

@@ -39,7 +39,7 @@ def no_class_rates(params: Params, root: Path, kinds: Mapping[str, Pixels]) -> d
     if LABEL_MODEL not in (*params.detector.reads, *params.detector.rivals_read) or not (folder / WEIGHTS).exists():
         return {}
     model: Any = load_model_folder(folder)
-    calibration = open_split(root / "data" / "prepared", "calibration")
+    calibration = open_split(root / "data" / "prepared", "calibration").one_of_each_group(params.seed)
     if not takes_labels(model) or not (calibration.labels >= 0).any():
         return {}
     detector, rate = load(root / "models" / "detector"), params.detector.false_alarm_rate

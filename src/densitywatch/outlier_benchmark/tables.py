@@ -19,7 +19,7 @@ from densitywatch.detector.realised_alarms import INSIDE, Realised
 from densitywatch.outlier_benchmark.auroc import MEASURES
 from densitywatch.outlier_benchmark.deployed_power import SHARES, Found
 from densitywatch.outlier_benchmark.kinds import in_words
-from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES
+from densitywatch.outlier_benchmark.realised_fdr import BATCH, BATCHES, CLEAN, FEW, STREAM_BATCH, STREAMS
 from densitywatch.pages import charts, pictures
 from densitywatch.params import Params
 
@@ -39,14 +39,20 @@ class Findings:
 
     power: Mapping[str, Found]
     """Kind of outlier -> what the deployed rule finds, the worst first."""
+    calibration_images: int
+    """Number of scores that p-values are ranks among."""
     separations: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
     """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
+    gains: Mapping[str, list[float]]
+    """Control -> [value, low, high] of the detector's mean AUROC minus the control's."""
     normal_p: Floats
     """p-values of normal test images."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
     """Kind of outlier -> share of outliers in a batch -> rate -> value."""
+    streams: Mapping[str, Mapping[str, float]]
+    """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
     no_class: Mapping[str, float]
@@ -103,6 +109,7 @@ def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
         yield ablation_table(findings)
     yield alarm_table(findings)
     yield false_discovery_table(findings, params.detector.false_discovery_rate)
+    yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
@@ -137,7 +144,18 @@ def power_table(findings: Findings, params: Params) -> Table:
         f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
         "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
         "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
-        "is no promise of what is flagged.",
+        f"is no promise of what is flagged.{nothing_found(findings.power, findings.calibration_images)}",
+    )
+
+
+def nothing_found(power: Mapping[str, Found], calibration_images: int) -> str:
+    """Why the rule flags no outlier at all, where that is so; else nothing."""
+    if any(one.found for found in power.values() for one in found.by_share.values()):
+        return ""
+    return (
+        f" Nothing is found: with {calibration_images:,} calibration images no p-value is below "
+        f"{1 / (calibration_images + 1):.2g}, too high for batches of {POWER_BATCH}. Score smaller batches, "
+        "or raise data.calibration."
     )
 
 
@@ -169,7 +187,16 @@ def auroc_table(findings: Findings, slow_images: int) -> Table:
         "Every score on every kind of outlier: AUROC",
         "0.5 is guessing, 1 is perfect. The detector's row comes first; the row with declared transformations is told "
         "which transformations count as outliers. "
+        f"{in_words_of_gains(findings.gains)}"
         f"Slow scores are measured on {slow_images} images.{not_measured}",
+    )
+
+
+def in_words_of_gains(gains: Mapping[str, list[float]]) -> str:
+    """What the trained networks are worth, a sentence for each control."""
+    return "".join(
+        f"Mean AUROC is {value:+.4f} ({low:+.4f} to {high:+.4f}) next to '{name}'. "
+        for name, (value, low, high) in gains.items()
     )
 
 
@@ -247,6 +274,18 @@ def false_discovery_table(findings: Findings, target: float) -> Table:
     )
 
 
+def stream_table(findings: Findings, target: float) -> Table:
+    return Table(
+        "streams.csv",
+        ["outliers", *next(iter(findings.streams.values()))],
+        [[kind, *(f"{value:.3f}" for value in rates.values())] for kind, rates in findings.streams.items()],
+        f"Where outliers are rare: the share of false alarms among all flags together, target {target:g}",
+        f"{STREAMS} streams of batches of at most {STREAM_BATCH} images; {CLEAN:.0%} of the batches hold normal images "
+        f"alone, the others 1 to {FEW} outliers. The batch rule keeps its rate on average over batches, and not here. "
+        "The stream's rule judges all batches with one budget; its share is of max(1, flags).",
+    )
+
+
 def held_out_table(findings: Findings) -> Table:
     return Table(
         "held_out.csv",
@@ -263,8 +302,8 @@ def no_class_table(findings: Findings, false_alarm_rate: float) -> Table:
         ["images", "share said to belong to no class"],
         [[kind, f"{share:.3f}"] for kind, share in findings.no_class.items()],
         "Labels with rejection: who belongs to no class?",
-        "The class-conditional density alone, by how likely an image is for each label, at a false-alarm rate of "
-        f"{false_alarm_rate:g}. It is no outlier detector: compare with the detector's own rows.",
+        "The class-conditional density gives each image a label. The detector's score is ranked among normal images "
+        f"with that label, at a false-alarm rate of {false_alarm_rate:g}: about that share of normal images.",
     )
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import open_split
@@ -46,14 +48,15 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     What cannot be measured does not pass. A bad candidate raises nothing. Raises DataError when there are no gate
     images.
     """
-    images = gate_images(params, root, scored_twice=name == "detector")
-    if len(images) < params.gate.least_images:
+    images, groups = gate_images(params, root, scored_twice=name == "detector")
+    independent = len(np.unique(groups))
+    if independent < params.gate.least_images:
         return Decision(
             False,
-            f"rejected: there are {len(images)} images to compare on and gate.least_images asks for"
-            f" {params.gate.least_images}; raise data.gate and run `dvc repro prepare`",
+            f"rejected: there are {independent} images to compare on, each group counted once, and gate.least_images"
+            f" asks for {params.gate.least_images}; raise data.gate and run `dvc repro prepare`",
         )
-    measure = measure_detector if name == "detector" else measure_model
+    measure = partial(measure_detector, groups=groups) if name == "detector" else measure_model
     try:
         new = measure(candidate, images, params, root)
     except DensitywatchError as error:
@@ -67,18 +70,18 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
                 False, f"rejected: the champion cannot be measured to compare with ({error}); {AFRESH}", new
             )
     floor = new.trivial() if params.gate.floor and new.trivial is not None and math.isfinite(new.value) else None
-    groups = np.arange(len(images))
-    return judge(new, old, params.gate, floor, bootstrap_counts(groups, params.seed), len(np.unique(groups)))
+    return judge(new, old, params.gate, floor, bootstrap_counts(groups, params.seed), independent)
 
 
-def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> Pixels:
-    """The first gate.images images of the split `gate`, (N, C, H, W), or as many as fit into memory.
+def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """The first gate.images images of the split `gate`, (N, C, H, W), or as many as fit into memory; their groups (N,).
 
     scored_twice: half as many, for a detector, which sees each image as it is and altered.
     """
-    stored = open_split(root / "data" / "prepared", "gate").images
+    split = open_split(root / "data" / "prepared", "gate")
     most = max(1, params.gate.images // 2) if scored_twice else params.gate.images
-    return np.array(stored[: images_within(most, math.prod(stored.shape[1:]))])
+    images = np.array(split.images[: images_within(most, math.prod(split.images.shape[1:]))])
+    return images, np.arange(len(images)) if split.groups is None else split.groups[: len(images)]
 
 
 def judge(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -138,13 +139,16 @@ MEASURES: tuple[tuple[type, str, str, Values, Trivial], ...] = (
 training images and the gate's. The first that fits counts."""
 
 
-def measure_detector(folder: Path, images: Pixels, params: Params, root: Path) -> Measurement:
+def measure_detector(
+    folder: Path, images: Pixels, params: Params, root: Path, groups: npt.NDArray[np.int64] | None = None
+) -> Measurement:
     """The share of pairs that the detector in `folder` puts in the wrong order: 1 - AUROC on cut-and-paste images.
 
     Each image is scored as it is, and with a rectangle of another image in it (Li et al. 2021, "CutPaste"), drawn with
     the seed of params. This is a rough measure of power; foreign images are for the benchmark alone.
 
-    Its p-values must hold on the images as they are. Raises DensitywatchError when they do not.
+    Its p-values must hold on the images as they are, one of each group: those of alike images are alike. Raises
+    DensitywatchError when they do not.
     """
     loaded = detector.load(folder)
     pasted = cut_and_paste(images, np.random.default_rng(params.seed))
@@ -157,7 +161,8 @@ def measure_detector(folder: Path, images: Pixels, params: Params, root: Path) -
         raise DensitywatchError(
             f"{int((~np.isfinite(scores)).sum())} of its {len(scores)} scores are not finite numbers"
         )
-    _check_p_values(np.concatenate([part.p_value for part in plain]), len(loaded.calibration))
+    first = slice(None) if groups is None else np.unique(groups, return_index=True)[1]
+    _check_p_values(np.concatenate([part.p_value for part in plain])[first], len(loaded.calibration))
 
     def of_scores(a: Floats, b: Floats, trivial: Callable[[], Measurement] | None = None) -> Measurement:
         figures = wrong_pairs(a, b)
@@ -165,7 +170,10 @@ def measure_detector(folder: Path, images: Pixels, params: Params, root: Path) -
 
     def floor() -> Measurement:
         train = _training_images(root, images.shape[-1])
-        return of_scores(mean_image_errors(train, images), mean_image_errors(train, pasted))
+        near, far = mean_image_errors(train, images), mean_image_errors(train, pasted)
+        found = of_scores(near, far)
+        # where altered images are the nearer ones, the trivial score is the distance with its sign turned
+        return found if found.value <= 0.5 else of_scores(-near, -far)
 
     return of_scores(normal, outlying, floor)
 

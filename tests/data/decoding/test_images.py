@@ -105,6 +105,25 @@ def test_floating_point_pixels_from_0_to_1_are_read_and_any_others_refused_with_
             grey(saved(Image.new("F", (28, 28), value), "TIFF"))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+def test_the_time_that_exif_gives_comes_along_the_original_one_first(kind: str) -> None:
+    image, exif = Image.new("L", (20, 20), 90), Image.Exif()
+    assert decode_picture(saved(image, kind), size=20, channels=1, resize="crop").taken == ""
+    exif[0x0132] = "2026:03:04 05:06:07"
+    assert decode_picture(saved(image, kind, exif=exif), size=20, channels=1, resize="crop").taken == exif[0x0132]
+    exif.get_ifd(0x8769)[0x9003] = "2025:01:02 03:04:05"
+    told = decode_picture(saved(image, kind, exif=exif), size=20, channels=1, resize="crop").taken
+    assert told == ("2026:03:04 05:06:07" if kind == "TIFF" else "2025:01:02 03:04:05")
+
+
+@pytest.mark.parametrize("value", ["yesterday", "2026:03:04 05:06:07 and more", b"2026:03:04 05:06:07", 7])
+def test_a_time_of_another_form_is_none(value: object) -> None:
+    exif = Image.Exif()
+    exif[0x0132] = value
+    found = decode_picture(saved(Image.new("L", (9, 9)), "PNG", exif=exif), size=9, channels=1, resize="crop").taken
+    assert found in ("", "2026:03:04 05:06:07")
+
+
 def test_exif_rotation_is_applied() -> None:
     image = Image.new("L", (40, 20), 0)
     image.paste(255, (0, 0, 40, 5))  # a bright top edge; orientation 6 shows it at the right

@@ -124,7 +124,7 @@ def test_blocks_of_time_begin_with_their_first_image_and_last_the_minutes_asked_
     found = grouped("exif:10", [*known, Known("none.jpg")], Looks.joined([looks, looks]))
     assert found.names[:-1] == ["2026-01-01 10:00:00"] * 3 + ["2026-01-01 10:10:00"] * 3 + ["2026-01-01 10:25:00"]
     assert found.names[-1] == "none.jpg"
-    assert "1 images are in no group and count by themselves" in found.words
+    assert "1 images are in none and count by themselves" in found.words
     assert found.order == [1, 2, 3, 4, 5, 6, 7, 0]
 
 

@@ -56,7 +56,7 @@ def test_real_data_pass_and_leave_pages_and_figures(dataset: Path, make_params: 
     assert figures["expectations_failed"] == 0
     assert figures["expectations"] >= 18
     assert 60 < figures["mean_intensity"] < 85
-    assert "All 20 expectations on fashion_mnist hold" in page(dataset)
+    assert "All 21 expectations on fashion_mnist hold" in page(dataset)
     assert "Ankle boot" in page(dataset)
     assert sorted(path.name for path in (dataset / "reports/data").iterdir()) == ["data-docs.html", "index.html"]
     assert sorted(path.name for path in dataset.iterdir()) == ["data", "metrics", "reports"], "no gx folder is left"

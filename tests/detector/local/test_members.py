@@ -171,6 +171,23 @@ def test_a_whole_detector_keeps_its_rates_on_images_it_has_not_seen(detector: De
         assert 0.03 <= np.mean(rates) <= 0.07
 
 
+@pytest.mark.slow
+def test_the_rates_hold_over_whole_fits_on_few_images() -> None:
+    """30 detectors, each of 80 training, 40 validation and 39 calibration images of its own, on 40 fresh images each.
+
+    Spreads that came from the calibration images would make far more false alarms than were asked for.
+    """
+    flagged, outlined = [], []
+    for seed in range(30):
+        detector = made(fitting_data(seed=10 + seed), ("own_place",), plates(39, seed=5000 + seed))
+        fresh = plates(40, seed=6000 + seed)
+        flagged.append(float((detector.score(fresh).p_value <= 0.1).mean()))
+        outlined.append(float(detector.outlined(fresh, 0.1).any((1, 2)).mean()))
+    for rates in (flagged, outlined):
+        error = 3 * np.std(rates) / np.sqrt(len(rates))
+        assert 0.1 - error <= np.mean(rates) <= 0.1 + error
+
+
 def test_what_is_fitted_does_not_depend_on_calibration_images() -> None:
     data = fitting_data()
     one, other = (made(data, ("own_place",), plates(30, seed=seed)).arrays for seed in (1, 2))

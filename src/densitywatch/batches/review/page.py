@@ -50,7 +50,12 @@ class ReviewImages:
         marks = {"flagged": number < self._flagged, "drawn": self.is_drawn(number)}
         if number >= self._flagged:
             row = self._drawn[self.keys[number]]
-            shown = {"why": None, "changed": row["reason"] and visible(row["reason"]), "map": None, "neighbours": []}
+            shown: dict[str, Any] = {
+                "why": None,
+                "changed": row["reason"] and visible(row["reason"]),
+                "map": None,
+                "neighbours": [],
+            }
             about = {"path": visible(row["path"]), "p_value": row["p_value"], "picture": picture_uri(row["picture"])}
             return {**about, **shown, **marks}
         row_number = self._rows[number]

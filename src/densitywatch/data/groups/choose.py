@@ -70,8 +70,7 @@ def grouped(setting: str | None, images: Sequence[Known], looks: Looks | None) -
         alone = sum(not name for name in names)
         if alone == len(images):
             raise DataError(f"data.group: {setting} finds no group in {len(images):,} images; {_advice(setting)}")
-        lone = f" {alone:,} images are in no group and count by themselves." if alone else ""
-        words = f"data.group is {setting}: {_sizes(names)}.{lone} {_across(near, names)}"
+        words = f"data.group is {setting}: {_sizes(names)}. {_across(near, names)}"
         return _grouping(setting, setting, images, names, words)
     return _auto(images, looks, near)
 
@@ -173,7 +172,9 @@ def _each(names: Sequence[str]) -> list[str]:
 def _sizes(names: Sequence[str]) -> str:
     counts = sorted(Counter(name for name in names if name).values())
     middle = counts[len(counts) // 2] if counts else 0
-    return f"{len(counts):,} groups, {middle:,} images in the middle one, {max(counts, default=0):,} in the largest"
+    found = f"{len(counts):,} groups, {middle:,} images in the middle one, {max(counts, default=0):,} in the largest"
+    alone = sum(not name for name in names)
+    return f"{found}; {alone:,} images are in none and count by themselves" if alone else found
 
 
 def _advice(setting: str) -> str:

@@ -27,8 +27,6 @@ from densitywatch.detector.member import FittingData, with_prefix, without_prefi
 from densitywatch.detector.tail_combination import fit_tail, tail_surprise
 
 Density = Literal["place", "anywhere"]
-DIMENSIONS = 100
-"""Principal components of the features that are kept."""
 PROJECTION_IMAGES, PROJECTION_ROWS = 100, 60_000
 """Training images that the principal components, and the mixture, are taken from, and rows of them."""
 STRENGTH_IMAGES = 64
@@ -49,7 +47,7 @@ def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
     weights = source.weights()
     training = [at_size(cache.source, size) for cache in (data.train, data.sample)]
     rows = _some_rows(training, source, weights, data.seed)
-    fitted = with_prefix("weights", weights) | with_prefix("projection", _fit_projection(rows))
+    fitted = with_prefix("weights", weights) | with_prefix("projection", _fit_projection(rows, source.dimensions))
     if density == "place":
         fitted |= with_prefix("place", _fit_places(data, training, source, fitted))
     else:
@@ -127,8 +125,13 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
 
 
 def _grid(images: Tensor, source: Source, weights: Arrays) -> Tensor:
-    """Local features, (B, g, g, D). A few images at a time are read fastest: their maps stay in a core's cache."""
-    return torch.cat([source.read(part, weights) for part in torch.split(images, AT_ONCE)]).permute(0, 2, 3, 1)
+    """Local features less their mean over the image, (B, g, g, D).
+
+    Images differ in light and texture as a whole, which would hide what is different at one place; `own_whole` looks at
+    the mean. A few images at a time are read fastest: their maps stay in a core's cache.
+    """
+    maps = torch.cat([source.read(part, weights) for part in torch.split(images, AT_ONCE)])
+    return (maps - maps.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
 
 
 def _batches(images: Images, most: int | None = None) -> Iterator[Tensor]:
@@ -173,13 +176,13 @@ def from_cells(values: Tensor, b: int, g: int) -> Tensor:
     return values.reshape(b, q, q, n, n).permute(0, 3, 1, 4, 2).reshape(b, n * q, n * q)[:, :g, :g]
 
 
-def _fit_projection(rows: Floats) -> Arrays:
+def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
     """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes."""
     mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     spread = np.maximum(spread, 1e-6)
     standard = (rows - mean) / spread
     _, vectors = np.linalg.eigh(standard.T @ standard / len(rows))
-    axes = vectors[:, ::-1][:, :DIMENSIONS] / spread[:, None]
+    axes = vectors[:, ::-1][:, :dimensions] / spread[:, None]
     return {"mean": mean.astype(np.float32), "axes": np.ascontiguousarray(axes, dtype=np.float32)}
 
 

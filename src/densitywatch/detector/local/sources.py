@@ -29,6 +29,8 @@ class Source:
     """What it knows beside the image; kept with the detector, so that a machine that scores needs no package."""
     read: Callable[[Tensor, Arrays], Tensor]
     """uint8 images (B, C, H, W) and the weights -> features (B, D, H / STRIDE, W / STRIDE)."""
+    dimensions: int
+    """Principal components of the features that a density is fitted on."""
     missing: Callable[[], str | None]
     """Why this machine cannot fit it, in one line; None where it can."""
 
@@ -65,5 +67,5 @@ def _lite0(images: Tensor, weights: Arrays) -> Tensor:
     return torch.cat([fine, middle, coarse], 1)
 
 
-OWN = Source("own", _nothing, _own, lambda: None)
-LITE0 = Source("lite0", _lite0_weights, _lite0, _no_lite0)
+OWN = Source("own", _nothing, _own, 45, lambda: None)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 100, _no_lite0)

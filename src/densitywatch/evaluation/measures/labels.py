@@ -77,7 +77,7 @@ def label_prior(model: object, choice: Literal["training", "uniform"]) -> np.nda
     known = isinstance(counts, list) and len(counts) == len(header.get("class_names", counts))
     if not known or not all(type(count) is int and count >= 0 for count in counts) or not sum(counts):
         raise ModelError("the model's header has no count of training images for each label; train it again")
-    return np.array(counts, dtype=np.float64) / sum(counts)
+    return np.asarray(np.array(counts, dtype=np.float64) / sum(counts))
 
 
 @torch.no_grad()

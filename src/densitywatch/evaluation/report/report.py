@@ -178,7 +178,8 @@ def raw_pixel_probe(network: dict[str, Any], metrics: Mapping[str, Metrics]) -> 
     """
     prefix = "raw_pixel_probe_"
     curve = {int(name.removeprefix(prefix)): value for name, value in network.items() if name.startswith(prefix)}
-    shown = {m.get("linear_probe_labels") for m in at_one_number_of_labels(metrics).values()} & curve.keys()
+    counts = (m.get("linear_probe_labels") for m in at_one_number_of_labels(metrics).values())
+    shown = {int(count) for count in counts if isinstance(count, int)} & curve.keys()
     labels = min(shown, default=max(curve, default=0))
     return (labels, curve[labels]) if curve else None
 

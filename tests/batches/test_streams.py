@@ -1,0 +1,162 @@
+"""A batch has one place in its stream: whoever scores it again, when, and however a job ended."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from densitywatch.arrays import Floats
+from densitywatch.batches import streams
+from densitywatch.batches.flags import flag
+from densitywatch.batches.score_batch import ScoreOptions, score_source
+from densitywatch.batches.streams import Rule
+from densitywatch.errors import DataError
+from densitywatch.params import Params
+from tests.batches import job
+from tests.detector.standin import Brightness, fill
+
+CALIBRATION = np.linspace(0.0, 1.0, 5999)
+RULE = Rule(0.1, "stream")
+
+
+def judged(
+    results: Path, batch: str, low: int, *, content: str = "c", images: int = 60
+) -> tuple[int, dict[str, object]]:
+    p = np.ones(images)
+    p[:low] = 1 / 6000
+    found = flag(p, CALIBRATION, RULE, results=results, batch=batch, content=content)
+    return int(found.outlier.sum()), found.facts
+
+
+def file_of(results: Path) -> Path:
+    (file,) = results.glob("stream-*.json")
+    return file
+
+
+def places(results: Path) -> list[dict[str, object]]:
+    return list(json.loads(file_of(results).read_text())["batches"])
+
+
+def test_a_batch_scored_again_has_the_level_it_had_and_changes_nothing(tmp_path: Path) -> None:
+    first = judged(tmp_path, "a", 2)
+    judged(tmp_path, "b", 5)
+    later = judged(tmp_path, "c", 0)
+    before = file_of(tmp_path).read_bytes()
+    assert judged(tmp_path, "a", 2) == first
+    assert judged(tmp_path, "c", 0) == later
+    assert file_of(tmp_path).read_bytes() == before
+    assert [place["batch"] for place in places(tmp_path)] == ["a", "b", "c"]
+
+
+def test_files_that_changed_under_a_name_are_a_later_batch_and_earn_once(tmp_path: Path) -> None:
+    assert judged(tmp_path, "today", 5, content="monday")[0] == 5
+    charged = places(tmp_path)[0]["charged"]
+    again, said = judged(tmp_path, "today", 5, content="tuesday")
+    assert (again, said["stream_batch"], said["stream_flagged_before"]) == (5, 2, 5)
+    monday, tuesday = places(tmp_path)
+    assert (monday["flagged"], tuesday["flagged"]) == (0, 5)
+    assert monday["charged"] == charged
+    assert judged(tmp_path, "tomorrow", 0)[1]["stream_flagged_before"] == 5
+
+
+def test_another_detector_rate_or_number_of_alike_images_is_another_stream(tmp_path: Path) -> None:
+    judged(tmp_path, "a", 5)
+    others = [Rule(0.2, "stream"), Rule(0.1, "stream", strict=True), Rule(0.1, "stream", alike=2)]
+    for number, rule in enumerate(others, start=2):
+        said = flag(np.ones(60), CALIBRATION, rule, results=tmp_path, batch="b", content="c").facts
+        assert (said["stream_batch"], said["stream_flagged_before"]) == (1, 0)
+        assert len(list(tmp_path.glob("stream-*.json"))) == number
+    moved: Floats = CALIBRATION + 1
+    assert flag(np.ones(60), moved, RULE, results=tmp_path, batch="b", content="c").facts["stream_batch"] == 1
+
+
+def test_a_damaged_stream_stops_the_job_before_it_scores_and_is_left_as_it_is(params: Params, tmp_path: Path) -> None:
+    fill(tmp_path / "batch", 10)
+    options = ScoreOptions(control="stream")
+    score_source("batch", params, tmp_path, None, Brightness(), options)
+    file = file_of(tmp_path / "data/outliers")
+    file.write_text(file.read_text()[:-20])
+    damaged, detector = file.read_bytes(), Brightness()
+    fill(tmp_path / "next", 10)
+    with pytest.raises(DataError, match=r"stream-.*move it away to start a new stream"):
+        score_source("next", params, tmp_path, None, detector, options)
+    assert detector.seen == 0
+    assert file.read_bytes() == damaged
+    file.unlink()
+    assert score_source("next", params, tmp_path, None, detector, options)["stream_batch"] == 1
+
+
+@pytest.mark.parametrize("placed", [True, False])
+def test_a_job_that_ends_between_the_place_and_the_results_is_judged_as_before(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, placed: bool
+) -> None:
+    fill(tmp_path / "a", 40, bright=4)
+    fill(tmp_path / "b", 40, bright=2)
+    options = ScoreOptions(control="stream")
+
+    def end(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        step = "score_batch.write_gallery" if placed else "streams.write_whole"
+        patched.setattr(f"densitywatch.batches.{step}", end)
+        with pytest.raises(KeyboardInterrupt):
+            score_source("a", params, tmp_path, None, Brightness(), options)
+    score_source("b", params, tmp_path, None, Brightness(), options)
+    summary = score_source("a", params, tmp_path, None, Brightness(), options)
+    assert summary["stream_batch"] == (1 if placed else 2)
+    assert [place["batch"] for place in places(tmp_path / "data/outliers")] == (["a", "b"] if placed else ["b", "a"])
+    page = (Path(summary["folder"]) / "report.html").read_text()
+    assert f"Batch {summary['stream_batch']} of its stream" in page
+    written = {path.name: path.read_bytes() for path in Path(summary["folder"]).iterdir() if path.name != "run.json"}
+    again = score_source("a", params, tmp_path, None, Brightness(), options)
+    assert again["stream_batch"] == summary["stream_batch"]
+    assert written == {
+        path.name: path.read_bytes() for path in Path(summary["folder"]).iterdir() if path.name != "run.json"
+    }
+
+
+def test_the_batch_rule_and_the_stream_may_take_turns_on_a_batch(params: Params, tmp_path: Path) -> None:
+    fill(tmp_path / "batch", 40, bright=1)
+    plain = score_source("batch", params, tmp_path, None, Brightness())
+    stream = score_source("batch", params, tmp_path, None, Brightness(), ScoreOptions(control="stream"))
+    assert (plain["control"], plain["outliers"]) == ("batch", 1)
+    assert (stream["control"], stream["outliers"]) == ("stream", 0)
+    assert score_source("batch", params, tmp_path, None, Brightness())["outliers"] == 1
+
+
+def add(results: Path, start: int) -> None:
+    for number in range(start, start + 10):
+        judged(results, f"batch{number}", number % 7)
+
+
+def test_jobs_at_once_take_turns_and_lose_no_batch(tmp_path: Path) -> None:
+    jobs = [job.context().Process(target=add, args=(tmp_path, start)) for start in (0, 10, 20, 10)]
+    for process in jobs:
+        process.start()
+    for process in jobs:
+        process.join()
+        assert process.exitcode == 0
+    found = places(tmp_path)
+    assert sorted(str(place["batch"]) for place in found) == sorted(f"batch{number}" for number in range(30))
+    flagged, charged = 0, 0.0
+    for place in found:  # each was judged with all before it known
+        assert place["flagged_before"] == flagged
+        assert place["charged_before"] == pytest.approx(charged)
+        flagged, charged = flagged + int(str(place["flagged"])), charged + float(str(place["charged"]))
+
+
+def test_the_place_is_on_the_disk_before_the_flags_are_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decision, past, number = streams.judge(tmp_path, np.ones(60), CALIBRATION, RULE, batch="a", content="c")
+    assert (number, past.flagged, decision.charged) == (1, 0, places(tmp_path)[0]["charged"])
+
+    def full(*_: object, **__: object) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr(streams, "write_whole", full)
+    with pytest.raises(DataError, match="full"):
+        judged(tmp_path, "b", 5)
+    assert len(places(tmp_path)) == 1
