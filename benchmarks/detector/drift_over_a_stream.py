@@ -9,8 +9,9 @@ every promised share of streams, the share with any alarm and its 95 % interval 
 
 `delay`: batches until the alarm, the first changed one counted in, from `models/detector` and images of `--split` in
 `data/prepared`. Streams are drawn from these images with replacement; so are calibration images. "Another class": as in
-the benchmark's folds, the members are fitted anew on a small budget without one class, whose images then come in. A
-stream has `--before` normal batches before the change, or none. `-` is no alarm within `--within` batches.
+the benchmark's folds, the members are fitted anew on a small budget without one class, whose calibration images then
+come in among those of the other classes. A stream has `--before` normal batches before the change, or none. `-` is no
+alarm within `--within` batches.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ SCENES = (1, 5, 10, 20, None)
 ALIKE = 0.99
 """Correlation of the scores of two frames of one scene, before the square root."""
 CALIBRATION = 6000
-CLASSES = (0, 1, 8)
-"""Classes that are held out in turn: a hard, a hardest and an easy one by the AUROC of validation images."""
+CLASSES = (0, 1, 5, 8)
+"""Classes that are held out in turn. The AUROC of such a detector is 0.77, 0.66, 0.85 and 0.98."""
 OF_IMAGES = ("bits_per_dim", "brightness", "sharpness")
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     parser.add_argument("--changed", type=int, default=20, help="changed streams of a row")
     parser.add_argument("--before", type=int, default=300)
     parser.add_argument("--within", type=int, default=300)
-    parser.add_argument("--split", choices=["validation", "test"], default="test")
+    parser.add_argument("--split", choices=["validation", "test"], default="validation")
     parser.add_argument("--root", type=Path, default=Path(), help="the project with models/ and data/prepared/")
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args()
@@ -141,10 +142,9 @@ def delay(asked: argparse.Namespace) -> None:
 
 
 def in_a_cell(delays: list[float]) -> str:
-    shown = [
-        "-" if value == np.inf else f"{value:.0f}"
-        for value in np.quantile(delays, [0.5, 0.1, 0.9], method="inverted_cdf")
-    ]
+    """Median, and in brackets the 10 % and 90 % quantiles; - for no alarm."""
+    found = np.quantile(delays, [0.5, 0.1, 0.9], method="inverted_cdf")
+    shown = ["-" if value == np.inf else f"{value:.0f}" for value in found]
     return f"{shown[0]} ({shown[1]}, {shown[2]})"
 
 
@@ -159,20 +159,16 @@ def one_delay(
 ) -> float:
     """Batches until an alarm of a stream in which, after `before` batches, a share of the scenes is `changed`."""
     calibration = np.sort(rng.choice(normal[:, 0], CALIBRATION))
-    looks = []
-    for number in range(before + asked.within):
-        which = frames(rng, asked.images, scene)
-        rows = normal[rng.integers(len(normal), size=asked.images)]
-        if number >= before:
-            new = rng.uniform(size=asked.images) < share
-            rows[new] = changed[rng.integers(len(changed), size=int(new.sum()))]
-        rows = rows[which]
-        numbers = {name: rows[:, 1 + k] for k, name in enumerate(OF_IMAGES)}
-        looks.append(look(rows[:, 0], p_values(calibration, rows[:, 0]), numbers, calibration, tie=rng.uniform()))
-        if number >= before and number % 50 == 49:  # looking less often loses nothing: an alarm names its batch
-            found = follow(looks, CALIBRATION, 0.01)
-            if found.alarm is not None:
-                return after_the_change(found, before)
+    shape = (before + asked.within, asked.images)
+    rows = normal[rng.integers(len(normal), size=shape)]
+    new = rng.uniform(size=shape) < share
+    new[:before] = False
+    rows[new] = changed[rng.integers(len(changed), size=int(new.sum()))]
+    rows = rows[:, frames(rng, asked.images, scene)]  # frames of one scene are equal
+    scores = rows[..., 0]
+    p = p_values(calibration, scores.ravel()).reshape(scores.shape)
+    numbers = {name: rows[..., 1 + k] for k, name in enumerate(OF_IMAGES)}
+    looks = all_looks(scores, p, numbers, calibration, rng.uniform(size=len(scores)))
     return after_the_change(follow(looks, CALIBRATION, 0.01), before)
 
 
@@ -214,8 +210,8 @@ def held_out(label: int, asked: argparse.Namespace) -> tuple[str, Floats, Floats
         (split := open_split(prepared, name)).images[:][np.flatnonzero(split.labels != label)[:most]]
         for name, most in (("train", 6000), ("validation", 2000), ("calibration", 10_000))
     )
-    other = open_split(prepared, asked.split)
-    foreign = other.images[:][other.labels == label]
+    others = open_split(prepared, "calibration")
+    foreign = others.images[:][others.labels == label]
     small = fit_small_density(train, channels=12, dilations=(1, 2), steps=60, mutation=0.0, seed=params.seed)
     models = Models(loaded={"pixelcnn": load_small_density(small)})
     data = FittingData(

@@ -130,7 +130,12 @@ def test_a_detector_that_reads_two_models_is_calibrated_and_measured(
 ) -> None:
     again = tmp_path / "again"
     shutil.copytree(project[0], again)
-    changes = {"members": ("composition", "vae_kl"), "reads": ("pixelcnn", "vae"), "rivals_read": (), "folds": 1}
+    changes = {
+        "members": ("composition", "surprise_arrangement", "vae_kl"),
+        "reads": ("pixelcnn", "vae"),
+        "rivals_read": (),
+        "folds": 1,
+    }
     params = project[1].model_copy(update={"detector": project[1].detector.model_copy(update=changes)})
     unread = again / WEIGHT_COPIES / "detector" / "gone.safetensors"
     unread.parent.mkdir(parents=True)

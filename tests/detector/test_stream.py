@@ -192,6 +192,7 @@ def test_a_batch_of_a_hundred_thousand_is_decided_within_a_second() -> None:
     p = rng.integers(1, N + 2, 100_000) / (N + 1)
     tail_factor.cache_clear()
     for past in (Past(), Past(flagged=10_000)):
-        start = time.perf_counter()
-        decide(p, N, Q, past)
-        assert time.perf_counter() - start < 1
+        start = time.process_time()  # of this process: the machine may be busy with others
+        found = decide(p, N, Q, past)
+        assert time.process_time() - start < 1
+        assert found.gates.images == (206 if past.flagged == 0 else 100_000)

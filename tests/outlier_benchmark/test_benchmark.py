@@ -114,6 +114,8 @@ def test_the_first_table_has_the_power_of_the_deployed_rule_next_to_auroc_the_wo
         assert share == pytest.approx(metrics["power_at_5"][kind], abs=0.006)
         assert float(row["AUROC"]) == pytest.approx(metrics["auroc"][kind], abs=6e-4)
     assert {kinds[row["outliers"]] for row in rows} == PANEL
+    assert set(shares) == {0.0}
+    assert "With 150 calibration images no p-value is below 0.0066" in figures[0]["caption"], "and says why"
 
 
 def test_a_panel_of_the_datasets_own_images_has_defects_and_shows_them(tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from densitywatch.detector.power import power
+from densitywatch.detector.power import Power, power
 from densitywatch.outlier_benchmark import deployed_power
-from densitywatch.outlier_benchmark.deployed_power import SHARES, power_by_kind, power_figures
+from densitywatch.outlier_benchmark.deployed_power import SHARES, Found, power_by_kind, power_figures
+from densitywatch.outlier_benchmark.tables import nothing_found
 from densitywatch.params import Params, load_params
 
 ROOT = Path(__file__).parents[2]
@@ -82,3 +83,10 @@ def test_the_rule_is_the_one_in_force(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["batch"] > found["stream"] > found["scenes"]
     rate = power_by_kind(calibration, normal, kinds, in_force(0, rate=0.3))["a"].by_share[0.05].found
     assert rate > found["batch"]
+
+
+def test_a_table_of_zeros_says_why_and_another_one_does_not() -> None:
+    nothing = {"a": Found({0.05: Power(0.0, 0.0, 0.0), 0.01: Power(0.0, 0.0, 0.0)}, 0.0, 0.0)}
+    assert "With 99 calibration images no p-value is below 0.01" in nothing_found(nothing, 99)
+    something = nothing | {"b": Found({0.05: Power(0.2, 0.0, 0.0), 0.01: Power(0.0, 0.0, 0.0)}, 0.1, 0.3)}
+    assert nothing_found(something, 99) == ""

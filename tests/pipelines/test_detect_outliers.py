@@ -160,16 +160,36 @@ def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdi
     assert list(labelled.outlier) == list(without.outlier)
 
 
+def test_the_inbox_is_judged_as_one_stream_unless_it_says_batch_and_a_batch_keeps_its_place(root: Path) -> None:
+    fill(root / "data" / "inbox" / "a", 40, bright=1)
+    fill(root / "data" / "inbox" / "b", 40, bright=4)
+    found = {summary["batch"]: summary for summary in job.detect_outliers(root)}
+    a, b = found["data/inbox/a"], found["data/inbox/b"]
+    assert [summary["control"] for summary in (a, b)] == ["stream", "stream"]
+    assert [summary["stream_batch"] for summary in (a, b)] == [1, 2]
+    assert [summary["outliers"] for summary in (a, b)] == [0, 4]
+    assert "Over all batches of this stream together" in a["promise"]
+    (again,) = job.detect_outliers(root, batches=["a"])
+    assert again["stream_batch"] == 1
+    set_inbox(root, "control", "batch")
+    (alone,) = job.detect_outliers(root, batches=["a"])
+    assert (alone["control"], alone["outliers"]) == ("batch", 1)
+    set_inbox(root, "control", "stream")
+    set_inbox(root, "alike", "5")
+    (scenes,) = job.detect_outliers(root, batches=["a"])
+    assert "at most 5 images show the same scene" in scenes["promise"]
+
+
 def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand(root: Path) -> None:
     set_inbox(root, "drift_alarm", "0.9")  # so that two batches of outliers are enough
-    for name in ("a", "b"):
-        fill(root / "data" / "inbox" / name, 0, bright=40)
+    for name, bright in (("a", 40), ("b", 41)):  # a batch of the same files would not count again
+        fill(root / "data" / "inbox" / name, 0, bright=bright)
     state = job.detect_outliers(root, return_state=True)
     assert state.is_failed()
     assert state.name == job.ALARM == "Drift alarm"
     assert "alarm at batch b, most likely since batch a" in str(state.message)
     assert "inbox.drift_seen" in str(state.message)
-    assert len(scored(root, "b")) == 45
+    assert len(scored(root, "b")) == 46
     assert states(root) == {"a": "done", "b": "done"}, "no batch is scored again"
     assert job.detect_outliers(root) == []
     with pytest.raises(DriftAlarm, match="alarm at batch b"):
@@ -182,8 +202,8 @@ def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand
 
 def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:
     set_inbox(root, "drift_alarm", "0.9")
-    for name in ("a", "b"):
-        fill(root / "data" / "inbox" / name, 0, bright=40)
+    for name, bright in (("a", 40), ("b", 41)):  # a batch of the same files would not count again
+        fill(root / "data" / "inbox" / name, 0, bright=bright)
     (root / "data" / "inbox" / "c").mkdir()
     (root / "data" / "inbox" / "c" / "x.png").write_bytes(b"no image")
     (root / "data" / "inbox" / "c" / "_SUCCESS").touch()
@@ -192,6 +212,7 @@ def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:
 
 
 def test_a_strict_inbox_flags_by_the_bound_for_this_calibration_set(root: Path) -> None:
+    set_inbox(root, "control", "batch")
     fill(root / "data" / "inbox" / "a", 40, bright=1)
     job.detect_outliers(root, batches=["a"])
     plain = scored(root, "a")

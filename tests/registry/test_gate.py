@@ -189,6 +189,14 @@ def test_too_few_images_promote_nothing(params: Params, root: Path) -> None:
     )
 
 
+def test_images_of_one_group_count_as_one(params: Params, root: Path, tmp_path: Path) -> None:
+    prepared = tmp_path / "data" / "prepared"
+    shutil.copytree(root / "data" / "prepared", prepared)
+    np.save(prepared / "gate_groups.npy", np.arange(64) // 16)
+    reason = gate("x", write_model(root, "gate_good", steps=40), None, params, tmp_path).reason
+    assert reason.startswith("rejected: there are 4 images to compare on, each group counted once")
+
+
 def test_without_the_gates_images_the_error_says_what_to_run(params: Params, root: Path, tmp_path: Path) -> None:
     prepared = tmp_path / "data" / "prepared"
     shutil.copytree(root / "data" / "prepared", prepared)

@@ -8,14 +8,16 @@ of their flags are false, and so is most of what is flagged over a month. Here e
 A batch is charged what its flags may have cost, and earns q for each flag. It never spends more than the budget.
 
 The rule. For a few ranks r, `bound_r` bounds the chance that a normal image scores above the r-th highest calibration
-score. N_r is how many images of the batch do. The batch flags these N_r images for the largest r with N_r >= k_r. It is
-charged n * bound_r for the largest r with N_r >= k_r - alike, where one more scene of normal images would have been
-enough. The numbers k_r are fixed before the batch is looked at, from the budget and the batch's size n alone.
+score. N_r is how many images of the batch do. Rank r opens when N_r >= k_r, and the batch flags the N_r images of the
+largest r that opens. It is charged n * bound_r for the largest r that would have opened with `alike` images more above
+every rank, one scene of normal images. The numbers k_r are fixed before the batch is looked at, from the budget and the
+batch's size n alone. A rank that the budget does not cover opens only behind the rank before it, when that one has
+flagged enough to pay for it, with a scene to spare.
 
 What is proved. Let the images of different scenes be independent given the calibration set, a scene have at most
 `alike` images, and all of them lie in one batch. Let r* be the rank by which a normal image i is flagged. Without the
-scene of i, N_r* is still at least k_r* - alike. So i is above rank r(i), the largest r with N_r >= k_r - alike when its
-scene is left out, for r* <= r(i). And r(i) says nothing about i. The chance of that is at most rho * bound_r(i), where
+scene of i, r* still opens with `alike` images more. So i is above rank r(i), the largest r that opens so without its
+scene, for r* <= r(i). And r(i) says nothing about i. The chance of that is at most rho * bound_r(i), where
 rho = max_r (true chance of rank r) / bound_r is a property of the calibration set. Leaving a scene out lowers N_r, so
 bound_r(i) is at most what is charged for an image. Summed over images and batches, whatever the past was,
 
@@ -50,7 +52,7 @@ RISK, PATIENCE = 0.5, 50
 """A batch risks at most RISK / (PATIENCE + batches since the last flag) of the budget on flags that are false."""
 AT_RISK = 1.0
 """False alarms of the budget that this share is taken of at most: a rich past does not pay for careless flags."""
-BLOCKS = 64
+BLOCKS = 1000
 """Blocks that a batch is decided in at most, where the budget is too small for all of it at once."""
 
 
@@ -77,6 +79,8 @@ class Gates:
     """Of each rank: the chance that a normal image scores above it, as it is charged."""
     fewest: tuple[int, ...]
     """Of each rank: how many images of the batch must score above it before they are flagged."""
+    before: tuple[int, ...]
+    """Of each rank: how many must score above the rank before it as well; 0 where the budget covers the rank."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,20 @@ def decide(
         raise ValueError("alike: expected a number of images of at least 1")
     values = np.asarray(p, dtype=np.float64)
     flags = np.zeros(len(values), dtype=bool)
-    flagged, charged, start, first = past.flagged, past.charged, 0, Gates(0, (), (), ())
+    flagged, charged, start, first = past.flagged, past.charged, 0, Gates(0, (), (), (), ())
     blocks = _blocks(len(values), calibration_size, q, past, alike, strict)
     for size in blocks:
         budget = q * max(1, flagged) - charged
         gates = gates_of(size, calibration_size, q, budget, _risk(past, len(blocks)), alike=alike, strict=strict)
         first = gates if start == 0 else first
         part = slice(start, start + size)
+        limits = [_p(rank, calibration_size) * (1 + 1e-12) for rank in gates.ranks]
+        counts = [int(np.count_nonzero(values[part] <= limit)) for limit in limits]
         charge = 0.0
-        for rank, bound, fewest in zip(gates.ranks, gates.bounds, gates.fewest, strict=True):
-            above = values[part] <= _p(rank, calibration_size) * (1 + 1e-12)
-            count = int(np.count_nonzero(above))
-            if count >= fewest:
-                flags[part] = above
-            if count >= fewest - alike:
+        for j, (limit, bound) in enumerate(zip(limits, gates.bounds, strict=True)):
+            if _opens(gates, counts, j, 0, alike):
+                flags[part] = values[part] <= limit
+            if _opens(gates, counts, j, alike, alike):
                 charge = size * bound
         flagged += int(flags[part].sum())
         charged += charge
@@ -133,7 +137,20 @@ def after(past: Past, flagged: int, charged: float) -> Past:
 
 def fewest_to_flag(gates: Gates) -> int | None:
     """How many images must score above all calibration images before any is flagged; None where no number is enough."""
-    return min(gates.fewest, default=None)
+    return min((few for few, before in zip(gates.fewest, gates.before, strict=True) if before == 0), default=None)
+
+
+def _opens(gates: Gates, counts: list[int], j: int, slack: int, alike: int) -> bool:
+    """Whether the j-th rank's images are flagged, with `slack` images more above every rank.
+
+    If it opens, it opens with `alike` more of slack when a scene is left out: each count drops by `alike` at most.
+    If it opens with a slack of `alike`, the rank before it opens without any, so that images which pay are flagged.
+    """
+    if counts[j] + slack < gates.fewest[j]:
+        return False
+    if gates.before[j] == 0:
+        return True
+    return counts[j - 1] + slack >= gates.before[j] and _opens(gates, counts, j - 1, slack - alike, alike)
 
 
 def gates_of(
@@ -141,22 +158,27 @@ def gates_of(
 ) -> Gates:
     """What it takes to be flagged among `images`, given the budget and the share `risk` of it that may be risked.
 
-    A rank is used only where the budget covers its charge. Its number k pays for itself, q * k >= images * bound, and
-    is so high that batches without outliers are expected to be charged at most the risk.
+    The budget covers the charge of a rank, or the flags of the rank before it do. Its number k pays for itself,
+    q * k >= images * bound, and is so high that batches without outliers are expected to be charged at most the risk.
     """
-    found: list[tuple[int, float, int]] = []
     all_ranks, factor = ranks(calibration_size), tail_factor(calibration_size, strict=strict)
-    affordable = [r for r in all_ranks if images * factor * _p(r, calibration_size) <= budget]
-    for rank in affordable:
-        bound = factor * _p(rank, calibration_size)
-        cost = images * bound
-        allowed = risk * min(budget, AT_RISK) / len(affordable)
-        scenes = _scenes(cost / alike, allowed / cost)
+    costs = [images * factor * _p(rank, calibration_size) for rank in all_ranks]
+    covered = sum(cost <= budget for cost in costs)
+    found: list[tuple[int, float, int, int]] = []
+    for rank, cost in zip(all_ranks, costs, strict=True):
+        # one flag more, because the first one of a stream earns nothing
+        before = 0 if cost <= budget else math.ceil((cost - budget) / q) + alike + 1
+        if before and not found:
+            break
+        scenes = _scenes(cost / alike, risk * min(budget, AT_RISK) / covered / cost)
         fewest = max(1 if scenes == 0 else alike * (scenes + 1), math.ceil(cost / q - 1e-9))
-        if fewest <= images:
-            found.append((rank, bound, fewest))
+        if max(fewest, before) > images:
+            break
+        found.append((rank, factor * _p(rank, calibration_size), fewest, before))
     return (
-        Gates(images, *(tuple(column) for column in zip(*found, strict=True))) if found else Gates(images, (), (), ())
+        Gates(images, *(tuple(column) for column in zip(*found, strict=True)))
+        if found
+        else Gates(images, (), (), (), ())
     )
 
 
@@ -209,10 +231,10 @@ def _scenes(expected: float, chance: float) -> int:
 
     By P(at least j) <= expected^j / j!, which holds for independent scenes.
     """
-    scenes, bound = 0, 1.0
-    while bound > chance:
+    scenes, bound = 0, 0.0  # the bound's logarithm: it is large before it is small
+    while bound > math.log(chance):
         scenes += 1
-        bound *= expected / scenes
+        bound += math.log(expected / scenes)
     return scenes
 
 

@@ -85,6 +85,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             params,
         ),
         gains=gains(scores, DETECTOR, NORMAL, seed=params.seed),
+        calibration_images=len(detector.calibration),
         normal_p=normal_p,
         alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
         rates={

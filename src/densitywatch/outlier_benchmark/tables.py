@@ -39,6 +39,8 @@ class Findings:
 
     power: Mapping[str, Found]
     """Kind of outlier -> what the deployed rule finds, the worst first."""
+    calibration_images: int
+    """Number of scores that p-values are ranks among."""
     separations: Mapping[str, Mapping[str, Mapping[str, list[float]]]]
     """Score -> kind of outlier -> measure -> [value, low, high]."""
     ablation: Mapping[str, Mapping[str, float]]
@@ -142,7 +144,18 @@ def power_table(findings: Findings, params: Params) -> Table:
         f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
         "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
         "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
-        "is no promise of what is flagged.",
+        f"is no promise of what is flagged.{nothing_found(findings.power, findings.calibration_images)}",
+    )
+
+
+def nothing_found(power: Mapping[str, Found], calibration_images: int) -> str:
+    """Why the rule flags no outlier at all, where that is so; else nothing."""
+    if any(one.found for found in power.values() for one in found.by_share.values()):
+        return ""
+    return (
+        f" Nothing is found. With {calibration_images:,} calibration images no p-value is below "
+        f"{1 / (calibration_images + 1):.2g}. Where that is too high for batches of {POWER_BATCH}, score smaller ones, "
+        "or raise data.calibration."
     )
 
 

@@ -9,6 +9,7 @@ images or by other code, or is missing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,9 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
             f"rejected: there are {independent} images to compare on, each group counted once, and gate.least_images"
             f" asks for {params.gate.least_images}; raise data.gate and run `dvc repro prepare`",
         )
-    measure = partial(measure_detector, groups=groups) if name == "detector" else measure_model
+    measure: Callable[..., Measurement] = (
+        partial(measure_detector, groups=groups) if name == "detector" else measure_model
+    )
     try:
         new = measure(candidate, images, params, root)
     except DensitywatchError as error:
@@ -81,8 +84,7 @@ def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> tu
     split = open_split(root / "data" / "prepared", "gate")
     most = max(1, params.gate.images // 2) if scored_twice else params.gate.images
     images = np.array(split.images[: images_within(most, math.prod(split.images.shape[1:]))])
-    groups = getattr(split, "groups", None)
-    return images, np.arange(len(images)) if groups is None else np.asarray(groups[: len(images)])
+    return images, np.arange(len(images)) if split.groups is None else split.groups[: len(images)]
 
 
 def judge(
