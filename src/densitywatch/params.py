@@ -195,7 +195,8 @@ class InboxParams(Block):
     judged with one budget. batch: of each batch by itself, on average; where most batches hold no outlier, the share of
     false alarms among all flagged images together is then much higher."""
     alike: int = Field(default=1, ge=1)
-    """Images of one scene in a batch, at most; all of them are in one batch. The stream's rule relies on it."""
+    """Images of one scene in a batch, at most; all of them are in one batch. The stream's promise is void where this is
+    too low: in simulated streams of undeclared scenes 0.6 to 1.0 of all flags were false."""
     follow_links: bool = False
     """Read the files that symbolic links in a batch lead to, and batches that are links, as in a Hugging Face cache."""
     drift_alarm: float | None = Field(default=0.01, gt=0, lt=1)
