@@ -95,8 +95,8 @@ def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]]) -> str:
         )
     if few == 1:
         return (
-            "An image is flagged when it is less usual than every calibration image. Where several are unusual, less is "
-            "enough."
+            "An image is flagged when it is less usual than every calibration image. Where several are unusual, less "
+            "is enough."
         )
     return (
         f"Images are flagged only together: in {part}, {few:,} that are less usual than every calibration image are "
