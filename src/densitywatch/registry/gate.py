@@ -9,6 +9,7 @@ images or by other code, or is missing.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -56,7 +57,9 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
             f"rejected: there are {independent} images to compare on, each group counted once, and gate.least_images"
             f" asks for {params.gate.least_images}; raise data.gate and run `dvc repro prepare`",
         )
-    measure = partial(measure_detector, groups=groups) if name == "detector" else measure_model
+    measure: Callable[..., Measurement] = (
+        partial(measure_detector, groups=groups) if name == "detector" else measure_model
+    )
     try:
         new = measure(candidate, images, params, root)
     except DensitywatchError as error:

@@ -58,7 +58,8 @@ def place_gaussian(moments: PlaceMoments, strength: float) -> Arrays:
     """
     own = moments.covariance()
     within = own.mean(0)
-    shrunk = (moments.count * own + strength * within) / (moments.count + strength)
+    # single precision halves the memory of what follows; the floor keeps every variance far above its error
+    shrunk = ((moments.count * own + strength * within) / (moments.count + strength)).float()
     spread = float(torch.diagonal(within).mean())
     shrunk.diagonal(dim1=1, dim2=2).add_(FLOOR * spread + TINY)
     lower = torch.linalg.cholesky(shrunk)

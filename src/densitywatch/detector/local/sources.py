@@ -68,4 +68,4 @@ def _lite0(images: Tensor, weights: Arrays) -> Tensor:
 
 
 OWN = Source("own", _nothing, _own, 45, lambda: None)
-LITE0 = Source("lite0", _lite0_weights, _lite0, 100, _no_lite0)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0)
