@@ -73,8 +73,8 @@ def page() -> str:
     parts = [
         "# params.yaml\n",
         "Made from `src/densitywatch/params.py`, `src/densitywatch/params_models.py`, the models' settings and the"
-        " comments in `params.yaml`. An unknown key, a wrong type or a value out of range is an error that names the key."
-        " *Value* is that of the default profile.\n",
+        " comments in `params.yaml`. An unknown key, a wrong type or a value out of range is an error that names the"
+        " key. *Value* is that of the default profile.\n",
     ]
     for name, field in Params.model_fields.items():
         if name == "models":
