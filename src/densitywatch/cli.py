@@ -280,6 +280,44 @@ def score(
 
 
 @app.command(
+    epilog="Examples:\n\n\b\n  densitywatch assess my/sorted              # my/sorted/good, my/sorted/scratch, ...\n"
+    "  densitywatch assess bottle/test            # MVTec's layout, with masks in bottle/ground_truth\n"
+    "  densitywatch assess bottle --detector models/detector --out my/assessment"
+)
+def assess(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="A folder with good/ and a folder for each kind of bad image.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; by default data/assessments/<name>.", show_default=False)
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
+    ] = None,
+    follow_links: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow-links/--no-follow-links",
+            help="Read what symbolic links lead to; by default inbox.follow_links.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure how well the detector finds bad images that you have sorted by kind.
+
+    Writes assessment.json and assessment.html: for each kind AUROC and the share found, next to what needs no model,
+    figures of pixels where ground_truth/ has masks, and the false alarms on good/. Changes nothing that is fitted.
+    """
+    params, root = _load(context)
+    from densitywatch.batches.assess.assessment import assess as measure
+    from densitywatch.batches.assess.assessment import in_lines
+
+    found = measure(folder, params, root, out, detector, follow_links=follow_links)
+    for line in in_lines(found):
+        tell(line)
+    tell(f"results: {found['out']}")
+
+
+@app.command(
     epilog="Examples:\n\n\b\n  densitywatch review demo\n  densitywatch review demo --to-csv verdicts.csv\n"
     "  densitywatch review demo --from-csv verdicts.csv\n"
     "  densitywatch review demo --at-random 50                # images drawn at random are asked about too\n"

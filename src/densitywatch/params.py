@@ -225,7 +225,9 @@ class GateMargin(Block):
     samples: float = Field(default=0.1, ge=0)
     """Models that only draw samples: share of the champion's FID."""
     detector: float = Field(default=0.01, ge=0)
-    """The detector: AUROC on cut-and-paste images."""
+    """The detector: AUROC on images with defects."""
+    power: float = Field(default=0.05, ge=0)
+    """The detector, too: share of the images with defects that the rule of `inbox` finds, where 5 % of a batch are."""
 
 
 class GateParams(Block):
