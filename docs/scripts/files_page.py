@@ -167,8 +167,8 @@ def page() -> str:
         " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
         " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
         " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
-        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
-        " drawn anew, with the false-discovery rate realised.\n"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are of the batch rule: averages over"
+        " calibration sets that are drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 
