@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from densitywatch.pages import pictures
@@ -43,3 +45,36 @@ def test_heat_is_brighter_where_values_are_higher_and_stops_at_the_top() -> None
 
 def test_a_map_of_zeros_is_black() -> None:
     assert pictures.heat(np.zeros((1, 2, 2)), top=0.0).max() <= 4
+
+
+def test_a_map_over_a_picture_is_clear_where_nothing_is_unusual_and_never_hides_the_picture() -> None:
+    over = opened(pictures.map_over(np.array([[0.0, 0.2, 0.7, 1.0], [np.nan, -1.0, 9.0, np.inf]])))
+    assert over.shape == (2, 4, 4)
+    assert over[0, 0].tolist() == over[1, 0].tolist() == over[1, 1].tolist() == [0, 0, 0, 0]
+    alpha = over[..., 3].astype(int)
+    assert (np.diff(alpha[0]) > 0).all()
+    assert alpha.max() == alpha[1, 2] == round(255 * pictures.DENSEST)
+
+
+def filled(path: str, shape: tuple[int, int]) -> np.ndarray:
+    """The mask that an outline is of: a place is marked when an odd number of vertical borders is to its left."""
+    mask = np.zeros(shape, dtype=bool)
+    for x, y, length in re.findall(r"M(\d+) (\d+)v(\d+)", path):
+        mask[int(y) : int(y) + int(length), int(x) :] ^= True
+    return mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_an_outline_goes_round_the_marked_places_and_no_others(seed: int) -> None:
+    mask = np.random.default_rng(seed).random((9, 13)) < 0.4
+    path = pictures.outline(mask)
+    assert (filled(path, mask.shape) == mask).all()
+    # the horizontal borders alone say the same
+    only = "".join(re.findall(r"M\d+ \d+h\d+", path))
+    only = re.sub(r"M(\d+) (\d+)h(\d+)", r"M\2 \1v\3", only)
+    assert (filled(only, mask.T.shape) == mask.T).all()
+
+
+def test_outlines_are_short_and_the_edge_of_the_picture_is_a_border() -> None:
+    assert pictures.outline(np.zeros((4, 4), dtype=bool)) == ""
+    assert pictures.outline(np.ones((2, 3), dtype=bool)) == "M0 0h3M0 2h3M0 0v2M3 0v2"

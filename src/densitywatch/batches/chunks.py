@@ -61,6 +61,8 @@ class Loaded:
     image: NDArray[np.uint8] | None
     reason: str | None
     """Why there is no image; or, with an image, what was changed to fit the detector."""
+    original: tuple[int, int] | None = None
+    """Width and height of the file's picture."""
 
 
 def load(entry: Entry, detector: Scorer) -> Loaded:
@@ -82,7 +84,8 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     wanted = "L" if detector.channels == 1 else "RGB"
     if seen.mode != wanted:
         changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")
-    return Loaded(entry.path, digest, seen.pixels, f"changed to fit: {', '.join(changes)}" if changes else None)
+    changed = f"changed to fit: {', '.join(changes)}" if changes else None
+    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height))
 
 
 def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:

@@ -94,7 +94,10 @@ def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]]) -> str:
             "images are too few, or too few images have been flagged so far."
         )
     if few == 1:
-        return "An image is flagged when it is less usual than every calibration image; more of them need less."
+        return (
+            "An image is flagged when it is less usual than every calibration image. Where several are unusual, less "
+            "is enough."
+        )
     return (
         f"Images are flagged only together: in {part}, {few:,} that are less usual than every calibration image are "
         f"enough, and fewer than {few:,} are never flagged."

@@ -1,6 +1,8 @@
-"""Grids of images and heat maps as PNG."""
+"""Grids of images, heat maps as PNG, and maps and outlines that lie over a picture."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from densitywatch.data.reading import resized
 GAP = 2
 WIDTH = 1024
 """Width in pixels of a grid of large pictures."""
+DENSEST = 0.6
+"""How much of the picture a map over it hides at most."""
 # from black over violet and orange to pale yellow; lightness rises all the way, so it is readable in grey too
 HEAT = np.array(
     [
@@ -57,3 +61,36 @@ def heat(maps: np.ndarray, top: float) -> np.ndarray:
 def as_rgb(images: np.ndarray) -> np.ndarray:
     """Grey or colour images (n, C, H, W) with three channels."""
     return np.broadcast_to(images, (len(images), 3, *images.shape[2:]))
+
+
+def map_over(strength: np.ndarray) -> bytes:
+    """A map (h, w) of values from 0 to 1 as a PNG to lie over its picture, a pixel for each place.
+
+    0 is clear, so that the picture shows as it is. 1 is the brightest and hides the most, DENSEST. What is not finite
+    is clear.
+    """
+    values = np.nan_to_num(np.asarray(strength, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0, 1.0)
+    # half of the way up is an orange that stands out on dark and on light pictures
+    colour = heat(0.4 + 0.6 * values[None], 1.0)[0]
+    alpha = (255 * DENSEST * values).round().astype(np.uint8)
+    return png(np.concatenate([np.where(alpha > 0, colour, np.uint8(0)), alpha[None]]), optimize=True)
+
+
+def outline(mask: np.ndarray) -> str:
+    """The borders of the marked places of a mask (h, w) as an SVG path in a box of w x h; "" where none is marked.
+
+    Stretched over a picture, the path goes round the areas. The edge of the picture counts as a border.
+    """
+    framed = np.pad(np.asarray(mask, dtype=bool), 1)
+    across = framed[1:, 1:-1] != framed[:-1, 1:-1]  # (h + 1, w): a border between a place and the one above it
+    down = framed[1:-1, 1:] != framed[1:-1, :-1]  # (h, w + 1): between a place and the one to its left
+    lines = [f"M{start} {y}h{length}" for y, start, length in _runs(across)]
+    return "".join(lines + [f"M{x} {start}v{length}" for x, start, length in _runs(down.T)])
+
+
+def _runs(borders: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    """(row, start, length) of each run of True."""
+    for number, row in enumerate(borders):
+        ends = np.flatnonzero(np.diff(row.astype(np.int8), prepend=0, append=0))
+        for start, end in zip(ends[::2], ends[1::2], strict=True):
+            yield number, int(start), int(end - start)
