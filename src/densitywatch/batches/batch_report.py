@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densitywatch.batches.chunks import PHOTO
 from densitywatch.batches.drift_state import alarm_in_words
 from densitywatch.batches.gallery import SHOWN
+from densitywatch.batches.levels import at_levels, slider
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, read_summary
 from densitywatch.batches.verdicts import precision, read_verdicts
 from densitywatch.data.inputs.clutter import skipped_line
@@ -43,14 +45,21 @@ def write_batch_report(folder: Path) -> Path:
     verdicts = read_verdicts(folder)
     page = page_templates(Path(__file__).parent).get_template("batch_report.html.j2")
     with damage_as_error(folder):
+        levels = slider(folder, summary)
+        gallery = [
+            row
+            | at_levels(row, levels)
+            | {"photo": picture_uri(row["photo"]), "verdict": verdicts.get((row["path"], row["sha256"]))}
+            for row in islice(gallery_rows(folder), SHOWN)
+        ]
         text = page.render(
             summary=summary,
             drift_alarm=alarm_in_words(summary),
             skipped=skipped_line(Counter(summary.get("skipped_kinds", {}))),
-            gallery=[
-                row | {"verdict": verdicts.get((row["path"], row["sha256"]))}
-                for row in islice(gallery_rows(folder), SHOWN)
-            ],
+            gallery=gallery,
+            photos=any(row["over"] for row in gallery),
+            photo_side=PHOTO,
+            slider=levels,
             quarantined=list(islice(quarantined(folder), QUARANTINE_SHOWN)),
             bars=bars(summary["histogram"]),
             precision=precision(verdicts.get(key) for key in flagged(folder)),

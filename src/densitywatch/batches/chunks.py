@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from densitywatch.batches.scorer import BatchScores, Scorer
+from densitywatch.batches.scorer import BatchScores, Scorer, has_places
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.errors import DataError
@@ -48,8 +48,18 @@ RESULTS = pa.schema(
     ]
 )
 PICTURE = pa.field("pixels", pa.binary())
-OF_PIXELS = [PICTURE, pa.field("brightness", pa.float64()), pa.field("sharpness", pa.float64())]
-"""Columns of a chunk that are not published: kept images, and two means over pixels of every decoded image."""
+OF_PIXELS = [
+    PICTURE,
+    pa.field("photo", pa.binary()),
+    pa.field("brightness", pa.float64()),
+    pa.field("sharpness", pa.float64()),
+]
+"""Columns of a chunk that are not published: kept images, as the detector sees them and for the report, and two means
+over pixels of every decoded image."""
+PHOTOS_OF_CHUNK = 100
+"""Pictures for the report that are kept of every chunk; the report shows as many in all."""
+PHOTO = 512
+"""Pixels a side, at most, of a picture in the report of a detector that says where an image is unusual."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ class Loaded:
     """Why there is no image; or, with an image, what was changed to fit the detector."""
     original: tuple[int, int] | None = None
     """Width and height of the file's picture."""
+    photo: bytes | None = None
+    """The picture closer to its own resolution, for the report of a detector that says where an image is unusual."""
 
 
 def load(entry: Entry, detector: Scorer) -> Loaded:
@@ -71,7 +83,13 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     try:
         data = entry.read()
         digest = hashlib.sha256(data).hexdigest()
-        seen = decode_picture(data, size=detector.size, channels=detector.channels, resize=detector.resize)  # type: ignore[arg-type]
+        seen = decode_picture(
+            data,
+            size=detector.size,
+            channels=detector.channels,
+            resize=detector.resize,  # type: ignore[arg-type]
+            photo=PHOTO if has_places(detector) else None,
+        )
     except SourceUnreachable:
         raise
     except DataError as error:
@@ -85,7 +103,7 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     if seen.mode != wanted:
         changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")
     changed = f"changed to fit: {', '.join(changes)}" if changes else None
-    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height))
+    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height), seen.photo or None)
 
 
 def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
@@ -172,18 +190,23 @@ def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
 def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.Table:
     """`table` with the columns OF_PIXELS.
 
-    `pixels`: the decoded images that may be flagged, or shown as the least usual. `brightness`: the mean of an image's
+    `pixels`: the decoded images that may be flagged, or shown as the least usual; `photo` of these the WORST_OF_PHOTOS
+    least usual. `brightness`: the mean of an image's
     pixels, from 0 to 1. `sharpness`: the mean difference of neighbouring pixels, from 0 to 1.
     """
-    p = np.array([np.inf if value is None else value for value in table.column("p_value").to_pylist()])
-    order = np.lexsort((np.arange(len(p)), p))
+    p, score = (
+        np.asarray(table.column(name).fill_null(np.inf).to_numpy(zero_copy_only=False)) for name in ("p_value", "score")
+    )
+    order = np.lexsort((np.arange(len(p)), -score, p))
     keep = {int(i) for i in order[:WORST_OF_CHUNK]} | {int(i) for i in np.flatnonzero(p <= threshold)}
     pixels = [
         item.image.tobytes() if i in keep and item.image is not None and np.isfinite(p[i]) else None
         for i, item in enumerate(chunk)
     ]
+    photos = {int(i) for i in order[:PHOTOS_OF_CHUNK]} & keep
     values = (
         pixels,
+        [item.photo if i in photos and pixels[i] is not None else None for i, item in enumerate(chunk)],
         [None if item.image is None else float(item.image.mean()) / 255 for item in chunk],
         [None if item.image is None else sharpness(item.image) for item in chunk],
     )

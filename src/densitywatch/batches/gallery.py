@@ -3,6 +3,9 @@
 gallery.parquet keeps them with the batch, so the report and the review need neither the source nor the models. The
 rows begin with the least usual image. When few images are flagged, the least usual of the others follow. The first
 SHOWN rows have all columns. Flagged images after them have a picture only, in the batch's order.
+
+Of a detector that says where an image is unusual, these rows also have a p-value for every place, and the picture
+closer to its own resolution.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from densitywatch.arrays import Pixels
+from densitywatch.batches.levels import strength
 from densitywatch.batches.results_folder import GALLERY, SCORES
-from densitywatch.batches.scorer import Scorer
+from densitywatch.batches.scorer import Scorer, has_places
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.encoding import as_pillow, png
 from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
@@ -50,6 +54,9 @@ SCHEMA = pa.schema(
         ("map", pa.binary()),
         ("neighbours", pa.list_(pa.binary())),
         ("why", pa.string()),
+        ("photo", pa.binary()),
+        ("place_p", pa.list_(pa.list_(pa.float64()))),
+        ("place_images", pa.int64()),
     ]
 )
 _FROM_SCORES = ("path", "sha256", "score", "p_value", "bits_per_dim", "reason")
@@ -68,15 +75,15 @@ def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None
     shape = (detector.channels, detector.size, detector.size)
     if shown:
         images = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in shown])
+        for row, image in zip(shown, images, strict=True):
+            row["picture"] = picture(image)
         _explain(shown, images, detector, root)
     with pq.ParquetWriter(fresh / GALLERY, SCHEMA) as writer:
-        for row in shown:
-            row["picture"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape))
         writer.write_table(_table(shown))
         rest: list[dict[str, Any]] = []
         for row in _pictured(work, flags):
             if row["outlier"] and row["row"] not in place:
-                row["picture"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape))
+                row["picture"], row["photo"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape)), None
                 rest.append(row)
                 if len(rest) == SHOWN:
                     writer.write_table(_table(rest))
@@ -88,7 +95,7 @@ def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None
 def _pictured(work: Path, flags: NDArray[np.bool_], *, pixels: bool = True) -> Iterator[dict[str, Any]]:
     """The rows whose pixels were kept, in the batch's order."""
     start = 0
-    columns = [*_FROM_SCORES, "pixels"]
+    columns = [*_FROM_SCORES, "pixels", *(["photo"] if pixels else [])]
     for part in sorted(work.glob("*.parquet")):
         table = pq.read_table(part, columns=columns)
         where = np.flatnonzero(np.asarray(table.column("pixels").is_valid()))
@@ -106,15 +113,30 @@ def _table(rows: list[dict[str, Any]]) -> pa.Table:
 
 def _explain(rows: list[dict[str, Any]], images: Pixels, detector: Scorer, root: Path) -> None:
     scores = detector.score(images)
-    try:
-        maps = list(detector.surprise_map(images))
-    except ModelError:  # a detector without an exact density has no maps
-        maps = []
+    maps = _place_maps(rows, images, detector) if has_places(detector) else _surprise_maps(images, detector)
     neighbours = nearest(images, root / "data" / "prepared")
     for i, row in enumerate(rows):
         row["why"] = detector.explain(scores, i)
-        row["map"] = heat_map(maps[i]) if maps else None
+        row["map"] = maps[i] if maps else None
         row["neighbours"] = [picture(image) for image in neighbours[i]] if neighbours is not None else None
+
+
+def _surprise_maps(images: Pixels, detector: Scorer) -> list[bytes]:
+    """A coloured PNG for each image; none for a detector without an exact density."""
+    try:
+        return [heat_map(surprise) for surprise in detector.surprise_map(images)]
+    except ModelError:
+        return []
+
+
+def _place_maps(rows: list[dict[str, Any]], images: Pixels, detector: Any) -> list[bytes]:
+    """Fill in the p-values of the places, and return them as coloured PNGs: black where p is 1, bright where lowest."""
+    count = len(detector.place_maxima)
+    p = detector.place_p_values(images)
+    for row, places in zip(rows, p, strict=True):
+        row["place_p"], row["place_images"] = places.tolist(), count
+        row["photo"] = row["photo"] or row["picture"]
+    return [picture(image) for image in pictures.heat(strength(p, count), 1.0)]
 
 
 def nearest(images: Pixels, data: Path) -> Pixels | None:

@@ -81,6 +81,11 @@ class Scorer(Protocol):
         """Why image i has its score, in words."""
 
 
+def has_places(scorer: Scorer) -> bool:
+    """Whether the scorer gives every place of an image a p-value, with `place_p_values` and `place_maxima`."""
+    return bool(getattr(scorer, "has_places", False)) and getattr(scorer, "place_maxima", None) is not None
+
+
 class WithLabels:
     """A scorer whose scores also have labels, from `model`, a class-conditional density by Bayes' rule.
 
@@ -107,6 +112,8 @@ class WithLabels:
         self.false_discovery_rate, self.false_alarm_rate = detector.false_discovery_rate, detector.false_alarm_rate
         self.class_names: tuple[str, ...] = model.class_names
         self.label_ranks: LabelRanks | None = None
+        self.has_places = has_places(detector)
+        self.place_maxima: Floats | None = getattr(detector, "place_maxima", None)
 
     def score(self, images: Pixels) -> Any:
         """The detector's scores, with labels, their probabilities and, where they can be had, their p-values."""
@@ -117,6 +124,11 @@ class WithLabels:
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
         """The detector's."""
         return self.detector.surprise_map(images)
+
+    def place_p_values(self, images: Pixels) -> Floats:
+        """The detector's, where it `has_places`."""
+        inner: Any = self.detector
+        return np.asarray(inner.place_p_values(images))
 
     def explain(self, scores: Any, i: int) -> str:
         """The detector's."""
