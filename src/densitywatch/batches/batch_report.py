@@ -18,10 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from densitywatch.batches.chunks import PHOTO
 from densitywatch.batches.drift_state import alarm_in_words
 from densitywatch.batches.gallery import SHOWN
 from densitywatch.batches.levels import at_levels, slider
+from densitywatch.batches.photos import SIDE
 from densitywatch.batches.results_folder import GALLERY, REPORT, SCORES, read_summary
 from densitywatch.batches.verdicts import precision, read_verdicts
 from densitywatch.data.inputs.clutter import skipped_line
@@ -49,7 +49,7 @@ def write_batch_report(folder: Path) -> Path:
         gallery = [
             row
             | at_levels(row, levels)
-            | {"photo": picture_uri(row["photo"]), "verdict": verdicts.get((row["path"], row["sha256"]))}
+            | {"photo": picture_uri(row.get("photo")), "verdict": verdicts.get((row["path"], row["sha256"]))}
             for row in islice(gallery_rows(folder), SHOWN)
         ]
         text = page.render(
@@ -58,7 +58,7 @@ def write_batch_report(folder: Path) -> Path:
             skipped=skipped_line(Counter(summary.get("skipped_kinds", {}))),
             gallery=gallery,
             photos=any(row["over"] for row in gallery),
-            photo_side=PHOTO,
+            photo_side=SIDE,
             slider=levels,
             quarantined=list(islice(quarantined(folder), QUARANTINE_SHOWN)),
             bars=bars(summary["histogram"]),

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from densitywatch.batches.photos import photo_again, photo_of
 from densitywatch.batches.scorer import BatchScores, Scorer, has_places
-from densitywatch.data.decoding.images import decode_picture
+from densitywatch.data.decoding.images import Picture, decode_picture
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.errors import DataError
 from densitywatch.text import one_line
@@ -58,8 +60,10 @@ OF_PIXELS = [
 over pixels of every decoded image."""
 PHOTOS_OF_CHUNK = 100
 """Pictures for the report that are kept of every chunk; the report shows as many in all."""
-PHOTO = 512
-"""Pixels a side, at most, of a picture in the report of a detector that says where an image is unusual."""
+
+
+def _no_photo() -> None:
+    return None
 
 
 @dataclass(frozen=True)
@@ -73,8 +77,8 @@ class Loaded:
     """Why there is no image; or, with an image, what was changed to fit the detector."""
     original: tuple[int, int] | None = None
     """Width and height of the file's picture."""
-    photo: bytes | None = None
-    """The picture closer to its own resolution, for the report of a detector that says where an image is unusual."""
+    photo: Callable[[], bytes | None] = _no_photo
+    """Gives the picture closer to its own resolution, where the report has a use for it."""
 
 
 def load(entry: Entry, detector: Scorer) -> Loaded:
@@ -83,13 +87,8 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     try:
         data = entry.read()
         digest = hashlib.sha256(data).hexdigest()
-        seen = decode_picture(
-            data,
-            size=detector.size,
-            channels=detector.channels,
-            resize=detector.resize,  # type: ignore[arg-type]
-            photo=PHOTO if has_places(detector) else None,
-        )
+        seen = decode_picture(data, size=detector.size, channels=detector.channels, resize=detector.resize)  # type: ignore[arg-type]
+        photo = _photo(entry, data, digest, seen, detector) if has_places(detector) else _no_photo
     except SourceUnreachable:
         raise
     except DataError as error:
@@ -103,7 +102,16 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     if seen.mode != wanted:
         changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")
     changed = f"changed to fit: {', '.join(changes)}" if changes else None
-    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height), seen.photo or None)
+    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height), photo)
+
+
+def _photo(entry: Entry, data: bytes, digest: str, seen: Picture, detector: Scorer) -> Callable[[], bytes | None]:
+    """What gives the report's picture of an entry: by reading it again, or made now where it can be read only once."""
+    facts: dict[str, Any] = {"channels": detector.channels, "resize": detector.resize}
+    if entry.independent:
+        return partial(photo_again, entry, digest, seen, **facts)
+    made = photo_of(data, seen, **facts)
+    return lambda: made
 
 
 def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
@@ -190,7 +198,7 @@ def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
 def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.Table:
     """`table` with the columns OF_PIXELS.
 
-    `pixels`: the decoded images that may be flagged, or shown as the least usual; `photo` of these the WORST_OF_PHOTOS
+    `pixels`: the decoded images that may be flagged, or shown as the least usual; `photo` of these the PHOTOS_OF_CHUNK
     least usual. `brightness`: the mean of an image's
     pixels, from 0 to 1. `sharpness`: the mean difference of neighbouring pixels, from 0 to 1.
     """
@@ -206,7 +214,7 @@ def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.
     photos = {int(i) for i in order[:PHOTOS_OF_CHUNK]} & keep
     values = (
         pixels,
-        [item.photo if i in photos and pixels[i] is not None else None for i, item in enumerate(chunk)],
+        [item.photo() if i in photos and pixels[i] is not None else None for i, item in enumerate(chunk)],
         [None if item.image is None else float(item.image.mean()) / 255 for item in chunk],
         [None if item.image is None else sharpness(item.image) for item in chunk],
     )

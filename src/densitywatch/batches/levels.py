@@ -91,7 +91,7 @@ def at_levels(row: Mapping[str, Any], shown: Mapping[str, Any] | None) -> dict[s
     if shown is None:
         return {"first_level": None, "over": None}
     first = int(first_level(np.array([row["p_value"]]), shown["levels"])[0])
-    return {"first_level": first, "over": over_picture(row, shown) if row["place_p"] else None}
+    return {"first_level": first, "over": over_picture(row, shown) if row.get("place_p") else None}
 
 
 def over_picture(row: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, Any]:

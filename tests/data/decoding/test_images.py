@@ -4,7 +4,6 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -272,31 +271,3 @@ def test_one_process_serves_one_request_after_the_other(monkeypatch: pytest.Monk
         assert len(decode_images([out.getvalue(), b"none", b""], size=8, channels=1, resize="crop")) == 3
         assert decode_image(out.getvalue(), size=8, channels=1, resize="crop").max() == 7
     assert len(started) == 1, "a process a request would cost a second a request"
-
-
-@pytest.mark.parametrize(("resize", "shape"), [("crop", (400, 400)), ("pad", (512, 512)), ("stretch", (512, 400))])
-def test_a_picture_for_a_page_is_what_the_reader_saw_with_more_pixels(
-    resize: Literal["crop", "pad", "stretch"], shape: tuple[int, int]
-) -> None:
-    pixels = np.zeros((400, 512, 3), np.uint8)
-    pixels[:, 256:] = 255
-    data = saved(Image.fromarray(pixels), "PNG")
-    plain = decode_picture(data, size=128, channels=3, resize=resize)
-    both = decode_picture(data, size=128, channels=3, resize=resize, photo=512)
-    assert (plain.photo, both.pixels.tolist()) == (b"", plain.pixels.tolist())
-    with Image.open(io.BytesIO(both.photo)) as shown:
-        assert shown.size == shape
-        again = np.asarray(shown.resize((128, 128), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
-    assert np.abs(again.astype(int) - both.pixels).max() <= 12
-    small = decode_picture(data, size=128, channels=3, resize=resize, photo=100).photo
-    with Image.open(io.BytesIO(small)) as shown:
-        assert max(shown.size) == 100
-
-
-@pytest.mark.parametrize("size", [(20_000, 3), (3, 20_000), (1, 1)])
-def test_a_picture_for_a_page_of_any_shape_is_small(size: tuple[int, int]) -> None:
-    data = saved(Image.new("L", size, 99), "PNG")
-    for resize in ("crop", "pad", "stretch"):
-        photo = decode_picture(data, size=32, channels=1, resize=resize, photo=512).photo
-        with Image.open(io.BytesIO(photo)) as shown:
-            assert 1 <= max(shown.size) <= 512

@@ -17,6 +17,8 @@ from densitywatch.batches.verdicts import Key, Verdict, precision
 from densitywatch.templates import page_templates
 from densitywatch.text import visible
 
+_SHOWN = ["path", "why", "reason", "p_value", "picture", "photo", "map", "neighbours"]
+
 
 class ReviewImages:
     """The images that a person is asked about, numbered from 0: the flagged ones, the least usual first, then those
@@ -61,13 +63,14 @@ class ReviewImages:
         row_number = self._rows[number]
         group = bisect_right(self._starts, row_number) - 1
         with damage_as_error(self._folder):
-            image = self._file.read_row_group(group).slice(row_number - self._starts[group], 1).to_pylist()[0]
+            rows = self._file.read_row_group(group, columns=_SHOWN)
+            image = rows.slice(row_number - self._starts[group], 1).to_pylist()[0]
             return {
                 "path": visible(image["path"]),
                 "why": image["why"] and visible(image["why"]),
                 "changed": image["reason"] and visible(image["reason"]),
                 "p_value": image["p_value"],
-                "picture": picture_uri(image["picture"]),
+                "picture": picture_uri(image.get("photo") or image["picture"]),
                 "map": picture_uri(image["map"]),
                 "neighbours": [picture_uri(neighbour) for neighbour in image["neighbours"] or []],
                 **marks,

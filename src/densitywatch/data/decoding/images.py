@@ -28,7 +28,6 @@ from PIL import Image, UnidentifiedImageError
 from densitywatch.data.decoding.bit_depth import GAP, eight_bits
 from densitywatch.data.decoding.file_headers import prepared, what_it_is
 from densitywatch.data.decoding.sandbox import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
-from densitywatch.data.encoding import for_page
 from densitywatch.errors import DataError
 from densitywatch.text import one_line
 
@@ -56,8 +55,6 @@ class Picture(NamedTuple):
     """Pillow's name of the original's pixel format: L, RGB, RGBA, P, CMYK, I;16, ..."""
     taken: str = ""
     """When it was taken, as EXIF writes it: YYYY:MM:DD HH:MM:SS. Empty where the file does not say."""
-    photo: bytes = b""
-    """What `pixels` are of, for a page, closer to its own resolution; empty unless it was asked for."""
 
 
 def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
@@ -65,16 +62,9 @@ def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> np
     return decode_picture(data, size=size, channels=channels, resize=resize).pixels
 
 
-def decode_picture(
-    data: bytes, *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS, photo: int | None = None
-) -> Picture:
-    """Like `decode_image`, with the original's width and height (after EXIF rotation) and mode.
-
-    `photo`: also give the picture itself as a file for a page, of at most this many pixels a side, cut or padded as
-    `resize` says and with its own shape where it is "stretch". It has at least about 3 * `size` of the original's
-    pixels on its shorter side where the original has them: decoding goes no further.
-    """
-    found = decode_images([data], size=size, channels=channels, resize=resize, max_pixels=max_pixels, photo=photo)[0]
+def decode_picture(data: bytes, *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Like `decode_image`, with the original's width and height (after EXIF rotation) and mode."""
+    found = decode_images([data], size=size, channels=channels, resize=resize, max_pixels=max_pixels)[0]
     if isinstance(found, DataError):
         raise found
     return found
@@ -84,16 +74,10 @@ _turns = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
 
 
 def decode_images(
-    files: Sequence[bytes],
-    *,
-    size: int,
-    channels: int,
-    resize: Resize,
-    max_pixels: int = MAX_PIXELS,
-    photo: int | None = None,
+    files: Sequence[bytes], *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
 ) -> list[Picture | DataError]:
     """For each of `files` a picture or the reason for none; many at once are much faster than one by one."""
-    facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels, "photo": photo}
+    facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels}
     found: list[Picture | DataError] = []
     one_by_one_until = 0
     while len(found) < len(files):
@@ -132,10 +116,8 @@ def _picture(answer: Answer, data: bytes, size: int, channels: int) -> Picture |
     facts = answer.facts
     if "reason" in facts:
         return DataError(str(facts["reason"]))
-    count = channels * size * size
-    pixels = np.frombuffer(answer.data[:count], dtype=np.uint8).reshape(channels, size, size).copy()
-    width, height, photo = int(facts["width"]), int(facts["height"]), answer.data[count:]
-    return Picture(pixels, width, height, str(facts["mode"]), str(facts["taken"]), photo)
+    pixels = np.frombuffer(answer.data, dtype=np.uint8).reshape(channels, size, size).copy()
+    return Picture(pixels, int(facts["width"]), int(facts["height"]), str(facts["mode"]), str(facts["taken"]))
 
 
 def decode_each(request: Request) -> Iterator[Answer]:
@@ -149,8 +131,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
         pi_heif.register_heif_opener()
     for data in request.blobs:
         try:
-            shape = (facts["size"], facts["channels"], facts["resize"])
-            seen = _read(data, *shape, facts["max_pixels"], facts["photo"])
+            seen = _read(data, facts["size"], facts["channels"], facts["resize"], facts["max_pixels"])
         except DataError as error:
             yield Answer({"reason": str(error)})
         except MemoryError:
@@ -159,14 +140,14 @@ def decode_each(request: Request) -> Iterator[Answer]:
             )
         else:
             told = {"width": seen.width, "height": seen.height, "mode": seen.mode, "taken": seen.taken}
-            yield Answer(told, seen.pixels.tobytes() + seen.photo)
+            yield Answer(told, seen.pixels.tobytes())
 
 
-def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int, photo: int | None) -> Picture:
+def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
     if not data:
         raise DataError("the file is empty")
     try:
-        return _decode(data, size, channels, resize, max_pixels, photo)
+        return _decode(data, size, channels, resize, max_pixels)
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -175,7 +156,7 @@ def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int
         raise DataError(f"broken or cut short: {one_line(error)[:120]}") from None
 
 
-def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int, photo: int | None) -> Picture:
+def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
     told = prepared(data)
     known = tuple(name for name in FORMATS if name != "HEIF" or name in Image.OPEN)
     with Image.open(io.BytesIO(told.data), formats=known) as image:
@@ -199,8 +180,7 @@ def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: i
         if turned in _TURNS:
             small = small.transpose(_TURNS[turned])
         fitted = fit_image(small, size=size, channels=channels, resize=resize)
-        shown = b"" if photo is None else _for_page(small, channels, resize, photo)
-        return Picture(fitted, width, height, mode, _taken(exif), shown)
+        return Picture(fitted, width, height, mode, _taken(exif))
 
 
 def _taken(exif: Image.Exif) -> str:
@@ -266,23 +246,6 @@ def fit_image(image: Image.Image, *, size: int, channels: int, resize: Resize) -
             image.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
     array = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
-
-
-def _for_page(image: Image.Image, channels: int, resize: Resize, most: int) -> bytes:
-    """`image` as a file for a page: the part that `fit_image` takes, padded where it pads, in the same colours."""
-    image = eight_bits(image, "L" if channels == 1 else "RGB")
-    width, height = image.size
-    if resize == "crop":
-        side = min(width, height)
-        image = image.crop(((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2))
-    elif resize == "pad":
-        side = max(width, height)
-        # a picture of 20,000 x 200 would be a large square, so it is made small before it is padded
-        scale = min(1.0, most / side)
-        inner = image.resize((max(1, round(width * scale)), max(1, round(height * scale))), Image.Resampling.LANCZOS)
-        image = Image.new(image.mode, (max(inner.size),) * 2)
-        image.paste(inner, ((image.width - inner.width) // 2, (image.height - inner.height) // 2))
-    return for_page(image, most)
 
 
 def _scaled(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
