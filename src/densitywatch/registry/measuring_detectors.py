@@ -113,7 +113,7 @@ def with_many_defects(images: Pixels, seed: int) -> tuple[Pixels, npt.NDArray[np
                 made, kept = spoiled(copies[rows], kinds[(turn + step) % len(kinds)], seed + step)
                 copies[rows[kept]] = made
                 shows[rows[kept]] = True
-    return copies[shows], np.flatnonzero(shows)
+    return copies[shows], np.flatnonzero(shows).astype(np.int64)
 
 
 def missed_by_rule(
