@@ -207,7 +207,7 @@ def test_the_slider_shows_other_levels_and_goes_back_to_what_was_promised(scored
     page.keyboard.press("ArrowRight")
     assert levels[levels.index(0.05) + 1] == 0.1
     expect(says).to_contain_text("At 10 %, 4 of all 24 images would be flagged, 4 of them among those below.")
-    expect(says).to_contain_text("That is not the rate of the batch")
+    expect(says).to_contain_text("This is not the rate of the batch")
     expect(flagged).to_have_count(4)
     expect(page.locator("#gallery li", has_text="faint.png").locator(".state")).to_have_text("flagged at 10 %")
     assert page.evaluate(outlined) == 4

@@ -199,8 +199,8 @@ def with_pictures(table: pa.Table, chunk: list[Loaded], threshold: float) -> pa.
     """`table` with the columns OF_PIXELS.
 
     `pixels`: the decoded images that may be flagged, or shown as the least usual; `photo` of these the PHOTOS_OF_CHUNK
-    least usual. `brightness`: the mean of an image's
-    pixels, from 0 to 1. `sharpness`: the mean difference of neighbouring pixels, from 0 to 1.
+    least usual. `brightness`: the mean of an image's pixels, from 0 to 1. `sharpness`: the mean difference of
+    neighbouring pixels, from 0 to 1.
     """
     p, score = (
         np.asarray(table.column(name).fill_null(np.inf).to_numpy(zero_copy_only=False)) for name in ("p_value", "score")
