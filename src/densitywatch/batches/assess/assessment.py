@@ -7,6 +7,7 @@ assessment.json and assessment.html (page.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
@@ -115,7 +116,7 @@ def _target(source: str, folder: Path, root: Path, out: Path | None) -> Path:
         name = batch_name(str(named.parent if named.name.lower() == "test" and named.parent.name else named))
         out = root / RESULTS / name
         if _owner(out) not in (None, shown):
-            out = out.with_name(batch_name(f"{name}:{shown}"))
+            out = out.with_name(f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}")
     out = behind_link(out)
     if out.exists() and not out.is_dir():
         raise DataError(f"{as_text(str(out))}: is a file; choose another --out")
@@ -225,15 +226,15 @@ def _notes(good: Kind, bad: list[Kind], layout: Layout, detector: Scorer) -> lis
         if digest in digests
     ]
     if both:
-        notes.append(f"The same file is in good/ and in a kind's folder, {len(both):,} times: {', '.join(both[:3])}.")
+        notes.append(f"Files that are in good/ and in a kind's folder as well: {len(both):,}, such as {both[0]}.")
     if any(kind.masks_used for kind in bad) and not good.maps:
         notes.append(f"{NO_MAP[:1].upper()}{NO_MAP[1:]}.")
     unmarked = sum(kind.without_mask for kind in bad if kind.name in layout.masks)
     if unmarked:
-        notes.append(f"{unmarked:,} bad images have no usable mask; the figures of pixels leave them out.")
+        notes.append(f"Bad images without a usable mask, which the figures of pixels leave out: {unmarked:,}.")
     empty_masks = sum(kind.masks_empty for kind in bad)
     if empty_masks:
-        notes.append(f"{empty_masks:,} masks mark nothing; all pixels of their images count as normal.")
+        notes.append(f"Masks that mark nothing, so that all pixels of their images count as normal: {empty_masks:,}.")
     return notes
 
 
