@@ -82,9 +82,10 @@ ASSESSED_KIND = {
     "kind": "the name of its folder",
     "images": "images with a score; with 0 there are no figures",
     "auroc": "[AUROC of the images, low, high]: the middle 95 % of bootstrap resamples",
-    "found": "at 1 and 5 %: `share` with a p-value of at most `level`, and its exact binomial interval of 95 %, `low` to"
-    " `high`; where calibration images are too few, `share` is null and `words` say what it takes. `false_alarms` has"
-    " the same of good images, with `expected`, where 95 of 100 such shares lie when the promise holds, and `above`",
+    "found": "at 1 and 5 %: `share` with a p-value of at most `level`, and its exact binomial interval of 95 %, `low`"
+    " to `high`; where calibration images are too few, `share` is null and `words` say what it takes. `false_alarms`"
+    " has the same of good images, with `expected`, where 95 of 100 such shares lie when the promise holds, and"
+    " `above`",
     "floors": "`name` and `auroc` of mean intensity and of WebP length, each in its better direction",
     "below_floor": "the floors that have a higher AUROC than the detector",
     "quarantined": "number of files that could not be scored",
