@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from playwright.sync_api import Browser
@@ -300,3 +303,18 @@ def test_a_real_detector_finds_scratches_and_its_map_overlaps_their_masks(params
     assert scratch["pixel_auroc"] > 0.9
     assert scratch["pro"] > 0.8
     assert "The map is brightest where one normal image of 22,000" in (tmp_path / "out/assessment.html").read_text()
+
+
+def test_good_images_that_the_detector_is_made_of_are_counted(folder: Path, params: Params, tmp_path: Path) -> None:
+    images = [np.asarray(Image.open(path)) for path in sorted((folder / "good").iterdir())]
+    table = pa.table(
+        {
+            "split": ["train", "calibration", "test", *["gate"] * 22],
+            "sha256": [hashlib.sha256(image.tobytes()).hexdigest() for image in images],
+        }
+    )
+    (tmp_path / "data/prepared").mkdir(parents=True)
+    pq.write_table(table, tmp_path / "data/prepared/manifest.parquet")
+    assert "fitted and calibrated on: 2 of 25. If it is this" in measure(folder, params, tmp_path)["notes"][0]
+    (tmp_path / "data/prepared/manifest.parquet").write_bytes(b"cut")
+    assert measure(folder, params, tmp_path)["notes"] == []

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.assess import region_overlap
@@ -33,6 +36,9 @@ from densitywatch.text import as_text
 
 FIGURES = "assessment.json"
 RESULTS = "data/assessments"
+MANIFEST = "data/prepared/manifest.parquet"
+MADE_OF = ["train", "validation", "calibration"]
+"""The splits that a detector is made of."""
 FEW = 20
 """With fewer images the intervals are too wide, or the bootstrap's too narrow, to compare detectors by."""
 NO_MAP = "the detector has no map of where an image is unusual, so there are no figures of pixels"
@@ -100,7 +106,7 @@ def assess(
         "masks_refused": [[f"{kind.name}/{path}", why] for kind in bad for path, why in kind.masks_refused],
         "left_out": [list(item) for item in layout.left_out],
         "skipped": skipped.total(),
-        "notes": _notes(good, bad, layout, loaded),
+        "notes": [*_seen(good, root), *_notes(good, bad, layout)],
     }
     target.mkdir(parents=True, exist_ok=True)
     write_page(target / PAGE, found, kinds, loaded)
@@ -204,7 +210,23 @@ def _values(kind: Kind) -> Floats:
     return np.concatenate([small.ravel() for small in kind.maps]) if kind.maps else np.zeros(0, np.float32)
 
 
-def _notes(good: Kind, bad: list[Kind], layout: Layout, detector: Scorer) -> list[str]:
+def _seen(good: Kind, root: Path) -> list[str]:
+    """A sentence where good images are among those that data/prepared gives a detector to be made of."""
+    try:
+        table = pq.read_table(root / MANIFEST, columns=["split", "sha256"])
+    except (OSError, ValueError, pa.ArrowException):
+        return []  # a detector from elsewhere, or nothing prepared here
+    used = set(table.filter(pc.field("split").isin(MADE_OF)).column("sha256").to_pylist())
+    count = sum(digest in used for digest in good.digests)
+    if not count:
+        return []
+    return [
+        f"Good images that are in data/prepared among those that a detector is fitted and calibrated on: {count:,} of"
+        f" {len(good):,}. If it is this detector, its false alarms and AUROC here are too good."
+    ]
+
+
+def _notes(good: Kind, bad: list[Kind], layout: Layout) -> list[str]:
     """What a reader of the figures has to know, a sentence each."""
     notes = []
     if len(good) < FEW:
