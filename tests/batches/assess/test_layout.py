@@ -44,6 +44,9 @@ def test_what_is_missing_is_said_in_one_sentence(tmp_path: Path, made: list[str]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "set.zip").write_bytes(b"x")
+    with pytest.raises(DataError, match="a file; unpack it"):
+        find_layout(tmp_path / "set.zip")
     with pytest.raises(DataError, match="nowhere: no such folder; give one that has good/"):
         find_layout(tmp_path / "nowhere")
 

@@ -7,12 +7,16 @@ assessment.json and assessment.html (page.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.assess import region_overlap
@@ -32,6 +36,9 @@ from densitywatch.text import as_text
 
 FIGURES = "assessment.json"
 RESULTS = "data/assessments"
+MANIFEST = "data/prepared/manifest.parquet"
+MADE_OF = ["train", "validation", "calibration"]
+"""The splits that a detector is made of."""
 FEW = 20
 """With fewer images the intervals are too wide, or the bootstrap's too narrow, to compare detectors by."""
 NO_MAP = "the detector has no map of where an image is unusual, so there are no figures of pixels"
@@ -99,7 +106,7 @@ def assess(
         "masks_refused": [[f"{kind.name}/{path}", why] for kind in bad for path, why in kind.masks_refused],
         "left_out": [list(item) for item in layout.left_out],
         "skipped": skipped.total(),
-        "notes": _notes(good, bad, layout, loaded),
+        "notes": [*_seen(good, root), *_notes(good, bad, layout)],
     }
     target.mkdir(parents=True, exist_ok=True)
     write_page(target / PAGE, found, kinds, loaded)
@@ -115,7 +122,7 @@ def _target(source: str, folder: Path, root: Path, out: Path | None) -> Path:
         name = batch_name(str(named.parent if named.name.lower() == "test" and named.parent.name else named))
         out = root / RESULTS / name
         if _owner(out) not in (None, shown):
-            out = out.with_name(batch_name(f"{name}:{shown}"))
+            out = out.with_name(f"{name}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}")
     out = behind_link(out)
     if out.exists() and not out.is_dir():
         raise DataError(f"{as_text(str(out))}: is a file; choose another --out")
@@ -203,7 +210,23 @@ def _values(kind: Kind) -> Floats:
     return np.concatenate([small.ravel() for small in kind.maps]) if kind.maps else np.zeros(0, np.float32)
 
 
-def _notes(good: Kind, bad: list[Kind], layout: Layout, detector: Scorer) -> list[str]:
+def _seen(good: Kind, root: Path) -> list[str]:
+    """A sentence where good images are among those that data/prepared gives a detector to be made of."""
+    try:
+        table = pq.read_table(root / MANIFEST, columns=["split", "sha256"])
+    except (OSError, ValueError, pa.ArrowException):
+        return []  # a detector from elsewhere, or nothing prepared here
+    used = set(table.filter(pc.field("split").isin(MADE_OF)).column("sha256").to_pylist())
+    count = sum(digest in used for digest in good.digests)
+    if not count:
+        return []
+    return [
+        f"Good images that are in data/prepared among those that a detector is fitted and calibrated on: {count:,} of"
+        f" {len(good):,}. If it is this detector, its false alarms and AUROC here are too good."
+    ]
+
+
+def _notes(good: Kind, bad: list[Kind], layout: Layout) -> list[str]:
     """What a reader of the figures has to know, a sentence each."""
     notes = []
     if len(good) < FEW:
@@ -225,15 +248,15 @@ def _notes(good: Kind, bad: list[Kind], layout: Layout, detector: Scorer) -> lis
         if digest in digests
     ]
     if both:
-        notes.append(f"The same file is in good/ and in a kind's folder, {len(both):,} times: {', '.join(both[:3])}.")
+        notes.append(f"Files that are in good/ and in a kind's folder as well: {len(both):,}, such as {both[0]}.")
     if any(kind.masks_used for kind in bad) and not good.maps:
         notes.append(f"{NO_MAP[:1].upper()}{NO_MAP[1:]}.")
     unmarked = sum(kind.without_mask for kind in bad if kind.name in layout.masks)
     if unmarked:
-        notes.append(f"{unmarked:,} bad images have no usable mask; the figures of pixels leave them out.")
+        notes.append(f"Bad images without a usable mask, which the figures of pixels leave out: {unmarked:,}.")
     empty_masks = sum(kind.masks_empty for kind in bad)
     if empty_masks:
-        notes.append(f"{empty_masks:,} masks mark nothing; all pixels of their images count as normal.")
+        notes.append(f"Masks that mark nothing, so that all pixels of their images count as normal: {empty_masks:,}.")
     return notes
 
 

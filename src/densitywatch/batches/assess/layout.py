@@ -37,6 +37,8 @@ class Layout:
 def find_layout(folder: Path, *, follow_links: bool = False) -> Layout:
     """The kinds in `folder`. Raises DataError where it has no `good`, or nothing next to it."""
     shown = as_text(str(folder))
+    if folder.is_file():
+        raise DataError(f"{shown}: a file; unpack it, and give the folder that has good/")
     if not folder.is_dir():
         raise DataError(f"{shown}: no such folder; give one that has good/ and a folder for each kind of bad image")
     test = folder / "test"

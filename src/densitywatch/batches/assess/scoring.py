@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,7 @@ class Kind:
     name: str
     paths: list[str] = field(default_factory=list)
     digests: list[str] = field(default_factory=list)
+    """Of the pixels that the detector takes, as data/prepared/manifest.parquet has them."""
     scores: list[float] = field(default_factory=list)
     p_values: list[float] = field(default_factory=list)
     trivial: list[Floats] = field(default_factory=list)
@@ -149,7 +151,7 @@ def _add(kind: Kind, items: list[Loaded], masks: MasksOfKind, detector: Scorer, 
             kind.quarantined.append((item.path, "the detector gives it no finite score"))
             continue
         kind.paths.append(item.path)
-        kind.digests.append(str(item.sha256))
+        kind.digests.append(hashlib.sha256(image.tobytes()).hexdigest())
         kind.scores.append(score)
         kind.p_values.append(p_value)
         kind.trivial.append(floors[i])
