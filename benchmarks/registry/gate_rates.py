@@ -9,7 +9,8 @@ because its values are drawn. Reads params.yaml and nothing else.
 * bits: values of an image (bits/dim) are how hard the image is, which both models share, and noise of their own.
 * detector: Gaussian scores of images as they are and of altered ones, correlated between the two detectors. For
   Gaussian scores of variance 1 that lie `shift` apart, AUROC = Phi(shift / sqrt(2)).
-* power: the same with five kinds of altered images, the scores of calibration images, and the rule of `inbox`. A worse
+* power: the same with five kinds of altered images and the rule of `inbox`. Calibration scores are the quantiles of a
+  Gaussian, for both: else equal detectors would have unequal limits, which is a difference between them. A worse
   detector scores a share of the altered images like normal ones, so it ranks them worse as well: only what the rule
   finds is compared.
 * samples: Gaussian features. Their FID to the real ones is the squared distance of the means.
@@ -141,17 +142,16 @@ def two_detectors(
 ) -> tuple[Missed, Missed]:
     """Candidate and champion, the candidate finding about `worse` margins less by the rule."""
     rule = params.model_copy(update={"inbox": params.inbox.model_copy(update={"control": control})})
-    shared = [rng.standard_normal(count) for count in (CALIBRATION, images, images)]
+    calibration = np.asarray(norm.ppf((np.arange(CALIBRATION) + 0.5) / CALIBRATION))
+    shared = rng.standard_normal((2, images))
     lost = worse * params.gate.margin.power / FOUND[control]
     blind = rng.random(images)
     shifts = np.array(SHIFTS)[np.arange(images) % len(SHIFTS)]
 
     def measured(share: float) -> Missed:
-        calibration, normal, altered = (
-            math.sqrt(0.9) * part + math.sqrt(0.1) * rng.standard_normal(len(part)) for part in shared
-        )
+        normal, altered = math.sqrt(0.9) * shared + math.sqrt(0.1) * rng.standard_normal((2, images))
         seen = altered + np.where(blind < share, 0.0, shifts)
-        return missed_by_rule(np.sort(calibration), normal, seen, slice(None), rule, streams)
+        return missed_by_rule(calibration, normal, seen, slice(None), rule, streams)
 
     return measured(max(0.0, lost)), measured(max(0.0, -lost))
 

@@ -44,7 +44,10 @@ def compared(candidate: Measurement, champion: Measurement | None, params: Param
 def test_a_detector_with_half_the_power_and_equal_auroc_is_rejected(
     control: Literal["batch", "stream"], params: Params
 ) -> None:
-    params = params.model_copy(update={"inbox": params.inbox.model_copy(update={"control": control})})
+    # an AUROC of equal figures that the images are enough for
+    margin = params.gate.margin.model_copy(update={"detector": 0.1})
+    gate = params.gate.model_copy(update={"margin": margin})
+    params = params.model_copy(update={"inbox": params.inbox.model_copy(update={"control": control}), "gate": gate})
     ranks = np.sort(NORMAL)
     champion = measured(outlying(0.6, ranks[IMAGES // 2]), params)
     # 0.6 + 0.4 * 0.5 = 0.3 + 0.7 * 0.714: the same AUROC
