@@ -35,6 +35,7 @@ GROUND = (
     "errors",
     "files",
     "params",
+    "params_models",
     "profiles",
     "progress",
     "stopping",
@@ -42,13 +43,14 @@ GROUND = (
     "text",
 )
 """Files below all wings."""
-ENTRIES = ("densitywatch", "__main__", "answers", "cli", "console", "doctor", "loading", "sample")
+ENTRIES = ("densitywatch", "__main__", "answers", "cli", "cli_app", "console", "doctor", "loading", "sample")
 """Files above all wings: what people and programs call."""
 PLUMBING = {
     # what these do is the same whatever the figures are: a change in them need not train a model again
     *(f"densitywatch.{name}" for name in GROUND if name not in ("devices", "templates", "text")),
     "densitywatch",
     "densitywatch.cli",
+    "densitywatch.cli_app",
     "densitywatch.console",
     "densitywatch.data.dataset",
     "densitywatch.loading",

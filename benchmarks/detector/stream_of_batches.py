@@ -1,6 +1,6 @@
 """What is realised in a stream of batches, by simulation: the share of false alarms by each rule, and what is found.
 
-    PYTHONPATH=src:. python benchmarks/detector/stream_of_batches.py --out docs/lab/stream.md
+    PYTHONPATH=src:. python benchmarks/detector/stream_of_batches.py --out streams.md
     PYTHONPATH=src:. python benchmarks/detector/stream_of_batches.py --year --streams 5
 
 A stream has 1,000 batches. 98 of 100 hold normal images alone, the others have 1 to 5 outliers. Each stream has a

@@ -38,7 +38,7 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (5, LEARN, "registry", "champion", ["the detector on watch;", "a person may choose it"], "registry/versions.py"),
     (1, SIDE, "data", "five splits", ["train · validation", "calibration · gate · test"], "data/dataset.py"),
     (2, SIDE, "evaluation", "evaluate", ["bits/dim, samples, FID,", "labels, latent space"], "evaluation/evaluate.py"),
-    (3, SIDE, "evaluation", "benchmark", ["against foreign images", "that nothing else reads"], "outlier_benchmark/"),
+    (3, SIDE, "evaluation", "benchmark", ["against a panel of outliers", "that no fit reads"], "outlier_benchmark/"),
     (4, SIDE, "evaluation", "report", ["reports/index.html and", "metrics/*.json, in git"], "evaluation/report/"),
     (0, WATCH, "file", "A batch", ["a folder, zip, tar or", "Parquet in the inbox"], "batches/inbox.py"),
     (1, WATCH, "data", "open", ["one entry a file; nothing", "is unpacked to disk"], "data/inputs/source.py"),
@@ -49,7 +49,7 @@ BOXES: list[tuple[int, int, str, str, list[str], str]] = [
     (2, RESULT, "batches", "quarantined", ["what cannot be read has", "a row with the reason"], "batches/chunks.py"),
     (3, RESULT, "batches", "review", ["a person's verdicts:", "outlier or fine"], "batches/review/"),
     (4, RESULT, "batches", "results", ["scores.parquet, a report,", "summary.json; all at once"], "batches/results.py"),
-    (5, RESULT, "batches", "flags", ["Benjamini-Hochberg over", "the whole batch"], "detector/conformal.py"),
+    (5, RESULT, "batches", "flags", ["one budget for a stream,", "or each batch by itself"], "detector/stream.py"),
 ]
 ARROWS: list[tuple[int, int, int, int]] = [
     # from column and top, to column and top

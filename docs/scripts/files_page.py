@@ -62,6 +62,39 @@ SUMMARY = {
     "quarantine_reasons": "how many files for each reason",
     "histogram": "the scores of the batch and of the calibration images in bins",
 }
+ASSESSMENT = {
+    "folder": "what was assessed",
+    "detector": "a digest of the detector",
+    "size": "pixels a side of the images that it takes; figures of pixels are of images of this size",
+    "channels": "1 grey, 3 RGB",
+    "resize": "how images and masks are brought to that size",
+    "calibration_images": "number of them; no p-value is below 1 / (this + 1)",
+    "good": "`images`, `quarantined`, `scores`, and `false_alarms` at 1 and 5 %",
+    "kinds": "one entry for each kind of bad images, the worst first; its keys are below",
+    "all": "the figures of all bad images together",
+    "quarantined": "[file, reason] of every file that could not be scored",
+    "masks_refused": "[mask, reason] of every mask that could not be used",
+    "left_out": "[name, reason] of what lies next to the kinds and is none",
+    "skipped": "files that are no images by their names",
+    "notes": "what limits the figures, in sentences",
+}
+ASSESSED_KIND = {
+    "kind": "the name of its folder",
+    "images": "images with a score; with 0 there are no figures",
+    "auroc": "[AUROC of the images, low, high]: the middle 95 % of bootstrap resamples",
+    "found": "at 1 and 5 %: `share` with a p-value of at most `level`, and its exact binomial interval of 95 %, `low`"
+    " to `high`; where calibration images are too few, `share` is null and `words` say what it takes. `false_alarms`"
+    " has the same of good images, with `expected`, where 95 of 100 such shares lie when the promise holds, and"
+    " `above`",
+    "floors": "`name` and `auroc` of mean intensity and of WebP length, each in its better direction",
+    "below_floor": "the floors that have a higher AUROC than the detector",
+    "quarantined": "number of files that could not be scored",
+    "masks": "number of masks that were `used`, `unusable` and, of those used, `empty`",
+    "scores": "`path`, `score` and `p_value` of each image, from the lowest score up",
+    "pixel_auroc": "where there are masks and a map: the AUROC of its pixels",
+    "pro": "the same: overlap with the marked regions up to 30 % false positives (Bergmann et al. 2019)",
+    "regions": "number of marked regions",
+}
 METRICS = {
     "accuracy": "share of test images whose label is found",
     "accuracy_at_90_coverage": "the same among the 90 % that the model is surest of",
@@ -154,6 +187,12 @@ def page() -> str:
     plain |= {"no_class": "whole number", "labels_too_small": "text or null"}
     parts.append(described(keys | plain, SUMMARY, "key", "type"))
     parts.append(
+        "\n## assessment.json\n\nIn `data/assessments/<name>/`, next to `assessment.html`: `densitywatch assess`.\n"
+    )
+    parts.append(meanings(ASSESSMENT))
+    parts.append("\nOf each kind:\n")
+    parts.append(meanings(ASSESSED_KIND))
+    parts.append(
         "\n## metrics/MODEL.json\n\nFlat; each key only where it applies. `dvc metrics show` lists all, `dvc metrics"
         " diff` compares.\n"
     )
@@ -167,8 +206,8 @@ def page() -> str:
         " the share of normal images among all that it flags there; `auroc`, `aupr`, `fpr_at_95_tpr` and"
         " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
         " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
-        " interval of 95 %. `power_at_5_percent_outliers` and its like are averages over calibration sets that are"
-        " drawn anew, with the false-discovery rate realised.\n"
+        " interval of 95 %. `power_at_5_percent_outliers` and its like are of the batch rule: averages over"
+        " calibration sets that are drawn anew, with the false-discovery rate realised.\n"
     )
     return "\n".join(parts) + "\n"
 
@@ -178,6 +217,11 @@ def described(given: Mapping[str, str], words: Mapping[str, str], first: str, se
         raise ValueError(f"docs/scripts/files_page.py: describe {sorted(set(given) ^ set(words))}")
     rows = [f"| `{name}` | {cell(given[name])} | {text} |" for name, text in words.items()]
     return f"| {first} | {second} | what it is |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def meanings(words: Mapping[str, str]) -> str:
+    rows = [f"| `{name}` | {text} |" for name, text in words.items()]
+    return "| key | what it is |\n|---|---|\n" + "\n".join(rows) + "\n"
 
 
 def metric_keys() -> dict[str, list[str]]:

@@ -72,9 +72,9 @@ def page() -> str:
     notes, values = comments(text), yaml.safe_load(text)
     parts = [
         "# params.yaml\n",
-        "Made from `src/densitywatch/params.py`, the models' settings and the comments in `params.yaml`. An unknown"
-        " key, a wrong type or a value out of range is an error that names the key. *Value* is that of the default"
-        " profile.\n",
+        "Made from `src/densitywatch/params.py`, `src/densitywatch/params_models.py`, the models' settings and the"
+        " comments in `params.yaml`. An unknown key, a wrong type or a value out of range is an error that names the"
+        " key. *Value* is that of the default profile.\n",
     ]
     for name, field in Params.model_fields.items():
         if name == "models":

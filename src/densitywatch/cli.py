@@ -6,83 +6,22 @@ order: the stages of dvc.yaml, models by hand, the registry, batches, the checko
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from densitywatch import __version__, console, environment
+from densitywatch import console
+from densitywatch.cli_app import Name, app
+from densitywatch.cli_app import load as _load
+from densitywatch.cli_app import load_for as _load_for
 from densitywatch.errors import GateRejected, ParamsError
 from densitywatch.progress import tell
-
-if TYPE_CHECKING:
-    from densitywatch.params import Params
-
-app = typer.Typer(
-    name="densitywatch",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
-)
-
-Name = Annotated[str, typer.Argument(help="A model's name: a key under `models:` in params.yaml.")]
 
 
 def main() -> None:
     """The console script."""
     console.run(app)
-
-
-def _version(value: bool) -> None:
-    if value:
-        print(f"densitywatch {__version__}")
-        raise typer.Exit
-
-
-@app.callback(
-    epilog="Examples:\n\n\b\n  densitywatch doctor\n  densitywatch train vae\n"
-    "  densitywatch score my/images --out my/results\n  dvc repro      # every stage that is not up to date"
-)
-def options(
-    context: typer.Context,
-    params: Annotated[Path, typer.Option(help="The file with every knob.")] = Path("params.yaml"),
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
-) -> None:
-    """Train generative image models, compare them in the same units, and put them on watch for outliers.
-
-    Run from the project's top folder. `make run` does everything; these are its steps.
-    """
-    context.obj = params
-
-
-def _load(context: typer.Context, *, check_models: bool = False, stage: bool = False) -> tuple[Params, Path]:
-    """The params and the project's top folder (where the command was typed).
-
-    `stage`: other stages may run at the same time, so this one keeps to its share of the cores.
-    """
-    from densitywatch.params import load_params
-
-    params = load_params(context.obj)
-    if stage:
-        environment.limit_threads(os.environ, params.device.threads_of_a_stage)
-        environment.keep_freed_memory()
-    if check_models:
-        from densitywatch.models.storage import check_settings
-
-        check_settings(params, context.obj)
-    return params, Path.cwd()
-
-
-def _load_for(context: typer.Context, name: str, *also: str, stage: bool = False) -> tuple[Params, Path]:
-    """`_load`, once `name` is a model of params.yaml or one of `also`. Raises ParamsError otherwise."""
-    params, root = _load(context, check_models=True, stage=stage)
-    if name not in params.models and name not in also:
-        known = ", ".join([*params.models, *also])
-        raise ParamsError(f"no model '{name}' in {context.obj}; there is: {known}")
-    return params, root
 
 
 @app.command()
@@ -338,6 +277,44 @@ def score(
     folder = summary.pop("folder")
     _show(summary)
     tell(f"results: {folder}")
+
+
+@app.command(
+    epilog="Examples:\n\n\b\n  densitywatch assess my/sorted              # my/sorted/good, my/sorted/scratch, ...\n"
+    "  densitywatch assess bottle/test            # MVTec's layout, with masks in bottle/ground_truth\n"
+    "  densitywatch assess bottle --detector models/detector --out my/assessment"
+)
+def assess(
+    context: typer.Context,
+    folder: Annotated[str, typer.Argument(help="A folder with good/ and a folder for each kind of bad image.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the results; by default data/assessments/<name>.", show_default=False)
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
+    ] = None,
+    follow_links: Annotated[
+        bool | None,
+        typer.Option(
+            "--follow-links/--no-follow-links",
+            help="Read what symbolic links lead to; by default inbox.follow_links.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Measure how well the detector finds bad images that you have sorted by kind.
+
+    Writes assessment.json and assessment.html: for each kind AUROC and the share found, next to what needs no model,
+    figures of pixels where ground_truth/ has masks, and the false alarms on good/. Changes nothing that is fitted.
+    """
+    params, root = _load(context)
+    from densitywatch.batches.assess.assessment import assess as measure
+    from densitywatch.batches.assess.assessment import in_lines
+
+    found = measure(folder, params, root, out, detector, follow_links=follow_links)
+    for line in in_lines(found):
+        tell(line)
+    tell(f"results: {found['out']}")
 
 
 @app.command(

@@ -63,6 +63,13 @@ def test_a_batch_in_which_nothing_can_be_flagged_says_so_and_flags_nothing(tmp_p
     assert said["fewest_to_flag"] is None
     assert said["takes"] == []
     assert "No image of this batch can be flagged" in str(said["to_be_flagged"])
+    assert "With inbox.alike at 20, it takes more than one scene" in str(said["to_be_flagged"])
+    few, of_few = facts(np.full(30, 1 / 6000), Rule(0.1, "stream", alike=20), tmp_path, "few")
+    assert not few.any()
+    assert "With inbox.alike at 20" in str(of_few["to_be_flagged"])
+    alone = facts(np.ones(700_000), Rule(0.1, "stream"), tmp_path)[1]["to_be_flagged"]
+    assert "No image of this batch can be flagged" in str(alone)
+    assert "inbox.alike" not in str(alone)
     assert facts(np.ones(0), Rule(0.1, "stream"), tmp_path)[1]["to_be_flagged"] == "No image was scored."
 
 

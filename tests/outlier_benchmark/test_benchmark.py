@@ -84,7 +84,7 @@ def test_every_score_has_a_row(measured: tuple[Path, dict[str, Any]]) -> None:
     with (measured[0] / "reports" / "outliers" / "auroc.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["score"] for row in rows[:4]] == [DETECTOR, DECLARED, NO_NETWORK, UNTRAINED]
-    # members for photographs want larger images; the page says so
+    # members for photographs want larger images
     assert {row["score"] for row in rows[4:]} == {name for name, member in MEMBERS.items() if member.smallest == 1}
     assert set(rows[0]) == PANEL | {"score", "min"}
 

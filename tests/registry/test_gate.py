@@ -15,7 +15,7 @@ from densitywatch.evaluation.measures.feature_network import train_classifier
 from densitywatch.params import GateMargin, GateParams, Params
 from densitywatch.registry.floors import PRIOR, independent_bits, independent_pixels
 from densitywatch.registry.gate import Decision, gate, judge
-from densitywatch.registry.measuring import cut_and_paste
+from densitywatch.registry.measuring_detectors import with_many_defects
 from densitywatch.registry.resampling import Measurement, bootstrap_counts, mean_figures, wrong_pairs
 from tests.registry.registry_project import write_model
 
@@ -303,8 +303,14 @@ def test_a_detector_whose_p_values_do_not_hold_is_rejected(params: Params, root:
     assert "p-values do not hold on the gate's images" in decision.reason
 
 
-def test_cut_and_paste_takes_a_rectangle_of_the_next_image() -> None:
-    plain = np.stack([np.full((1, 8, 8), value, dtype=np.uint8) for value in (10, 20)])
-    pasted = cut_and_paste(plain, np.random.default_rng(0))
-    assert [int((image == other).sum()) for image, other in zip(pasted, (20, 10), strict=True)] == [16, 16]
-    assert plain[0].max() == 10
+def test_images_have_1_to_16_defects_of_all_kinds_in_turn() -> None:
+    plain = np.random.default_rng(0).integers(0, 256, (120, 1, 16, 16)).astype(np.uint8)
+    altered, rows = with_many_defects(plain, 3)
+    again, _ = with_many_defects(plain, 3)
+    assert (altered == again).all()
+    changed = np.full(len(plain), np.nan)
+    changed[rows] = (altered != plain[rows]).mean((1, 2, 3))
+    by_number = [np.nanmean(changed[np.arange(120) // 6 % 5 == step]) for step in range(5)]
+    assert by_number == sorted(by_number)
+    assert by_number[0] < 0.1 < 0.3 < by_number[-1]
+    assert len(rows) > 110

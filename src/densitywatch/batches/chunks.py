@@ -75,6 +75,8 @@ class Loaded:
     image: NDArray[np.uint8] | None
     reason: str | None
     """Why there is no image; or, with an image, what was changed to fit the detector."""
+    original: tuple[int, int] | None = None
+    """Width and height of the file's picture."""
     photo: Callable[[], bytes | None] = _no_photo
     """Gives the picture closer to its own resolution, where the report has a use for it."""
 
@@ -100,7 +102,7 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     if seen.mode != wanted:
         changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")
     changed = f"changed to fit: {', '.join(changes)}" if changes else None
-    return Loaded(entry.path, digest, seen.pixels, changed, photo)
+    return Loaded(entry.path, digest, seen.pixels, changed, (seen.width, seen.height), photo)
 
 
 def _photo(entry: Entry, data: bytes, digest: str, seen: Picture, detector: Scorer) -> Callable[[], bytes | None]:

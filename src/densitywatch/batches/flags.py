@@ -14,6 +14,9 @@ from densitywatch.arrays import Floats
 from densitywatch.batches.streams import Rule, judge
 from densitywatch.detector import conformal
 
+SCENES = "it takes more than one scene of that size, and a large batch is not decided in parts"
+"""What `alike` above 1 asks for."""
+
 
 @dataclass(frozen=True)
 class Flags:
@@ -53,7 +56,7 @@ def flag(p: Floats, calibration: Floats, rule: Rule, *, results: Path, batch: st
         "promise": promise(rule),
         "fewest_to_flag": min((int(take["images"]) for take in takes), default=None),
         "takes": takes,
-        "to_be_flagged": to_be_flagged(len(p), block, takes),
+        "to_be_flagged": to_be_flagged(len(p), block, takes, alike=rule.alike if rule.control == "stream" else 1),
     }
     return Flags(outlier, facts)
 
@@ -82,8 +85,8 @@ def promise(rule: Rule) -> str:
     )
 
 
-def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]]) -> str:
-    """What it takes for an image of this batch to be flagged, in words."""
+def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]], *, alike: int = 1) -> str:
+    """What it takes for an image of this batch to be flagged, in words. `alike`: the stream's; 1 for the batch rule."""
     if not images:
         return "No image was scored."
     part = "the batch" if block == images else f"each part of about {block:,} images in the order of names"
@@ -92,9 +95,13 @@ def to_be_flagged(images: int, block: int, takes: list[dict[str, Any]]) -> str:
         return (
             f"No image of this batch can be flagged with this promise: for {images:,} images at once, the calibration "
             "images are too few, or too few images have been flagged so far."
+            + (f" With inbox.alike at {alike:,}, {SCENES}." if alike > 1 else "")
         )
     if few == 1:
-        return "An image is flagged when it is less usual than every calibration image; more of them need less."
+        return (
+            "An image is flagged when it is less usual than every calibration image. Where several are unusual, less "
+            "is enough."
+        )
     return (
         f"Images are flagged only together: in {part}, {few:,} that are less usual than every calibration image are "
         f"enough, and fewer than {few:,} are never flagged."

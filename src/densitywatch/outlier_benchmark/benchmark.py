@@ -145,6 +145,8 @@ def every_score(
     # the detector's own members first: they read most of what the models say, and the other scores find it in the cache
     for name in sorted(MEMBERS, key=lambda name: name not in members):
         member = MEMBERS[name]
+        if member.smallest > detector.reading_size:  # made for photographs
+            continue
         if missing := [model for model in member.reads if model not in known]:
             left_out.append(f"{name}: reads the model '{missing[0]}', which detector.rivals_read does not name")
             continue

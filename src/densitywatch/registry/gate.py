@@ -1,9 +1,11 @@
 """May this model reach users? The gate measures candidate and champion now, on the same images, and fails closed.
 
 The rule is that of a non-inferiority test. A candidate passes when it beats the trivial model of its kind and one is
-`gate.confidence` sure that it is worse than the champion by no more than `gate.margin`. The images are the split
-`gate`, which fits and chooses nothing. Stored figures are never compared: a champion's old figure was taken on other
-images or by other code, or is missing.
+`gate.confidence` sure that it is worse than the champion by no more than `gate.margin`. A detector must pass it twice:
+for how it ranks images with defects, and for the share of them that the rule in force finds.
+
+The images are the split `gate`, which fits and chooses nothing. Stored figures are never compared: a champion's old
+figure was taken on other images or by other code, or is missing.
 """
 
 from __future__ import annotations
@@ -22,8 +24,9 @@ from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import images_within
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import GateParams, Params
-from densitywatch.registry.measuring import measure_detector, measure_model
-from densitywatch.registry.resampling import Difference, Measurement, bootstrap_counts, difference
+from densitywatch.registry.measuring import measure_model
+from densitywatch.registry.measuring_detectors import SHARE, measure_detector
+from densitywatch.registry.resampling import Difference, Measurement, Missed, bootstrap_counts, difference
 
 AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
 
@@ -105,6 +108,8 @@ def judge(
     told: dict[str, float | str] = {"measure": name, "candidate": value, "confidence": rules.confidence}
     told["images"] = counts.shape[1]
     below = ""
+    if candidate.missed is not None:
+        told |= {"found": 1 - candidate.missed.value, "outliers": SHARE}
     if floor is not None:
         told["floor"] = floor.value
         gap = difference(candidate, floor, counts, rules.confidence, independent)
@@ -116,7 +121,8 @@ def judge(
             return Decision(False, reason, candidate, champion, told)
         below = f"; a trivial model has {floor.value:.4f}"
     if champion is None:
-        reason = f"passed: {name} {value:.4f}, and there is no champion to compare it with{below}"
+        alone = "" if candidate.missed is None else f"; {found_alone(candidate.missed)}"
+        reason = f"passed: {name} {value:.4f}, and there is no champion to compare it with{alone}{below}"
         return Decision(True, reason, candidate, None, told)
     if champion.measure != name:
         reason = f"rejected: it is measured by {name} and the champion by {champion.measure}; {AFRESH}"
@@ -130,11 +136,41 @@ def judge(
     told |= {"champion": champion.value, "difference": gap.value, "at_least": gap.low, "at_most": gap.high}
     told["margin"] = margin
     passed = gap.high <= margin
-    reason = (
-        f"{'passed' if passed else 'rejected'}: {name} {value:.4f}, {in_words(gap, passed)} {champion.value:.4f}"
+    compared = (
+        f"{name} {value:.4f}, {in_words(gap, passed)} {champion.value:.4f}"
         f" ({sure(rules, gap)}; the margin is {margin:.4f}){below}"
     )
-    return Decision(passed, reason, candidate, champion, told)
+    if candidate.missed is None or champion.missed is None:
+        return Decision(passed, f"{'passed' if passed else 'rejected'}: {compared}", candidate, champion, told)
+    enough, found, figures = compare_found(candidate.missed, champion.missed, rules, counts, independent)
+    # what it is rejected for comes first
+    parts = [found, compared] if passed and not enough else [compared, found]
+    verdict = "passed" if passed and enough else "rejected"
+    return Decision(passed and enough, f"{verdict}: {'; '.join(parts)}", candidate, champion, told | figures)
+
+
+def compare_found(
+    candidate: Missed, champion: Missed, rules: GateParams, counts: Floats, independent: int
+) -> tuple[bool, str, dict[str, float | str]]:
+    """Whether the candidate finds no less than the champion by more than the margin; that in words, and as figures.
+
+    Where neither finds anything, that is said and nothing is held against the candidate.
+    """
+    margin = rules.margin.power + rules.tolerance * champion.value
+    gap = difference(candidate, champion, counts, rules.confidence, independent, rules.tolerance)
+    found, before, least = 1 - candidate.value, 1 - champion.value, -gap.high
+    figures: dict[str, float | str] = {"champion_found": before, "found_difference": -gap.value}
+    figures |= {"found_at_least": least, "found_at_most": -gap.low, "found_margin": margin}
+    if found == before == 0:
+        return True, nothing("neither detector finds any", candidate), figures
+    passed = gap.high <= margin
+    words = in_words(gap, passed, better="more", worse="less")
+    told = (
+        f"where {SHARE:.0%} of a batch have defects the rule finds {found:.3f} of them, {words} {before:.3f}"
+        f" (difference {-gap.value:+.3f}, {rules.confidence:.0%} sure that it is above {least:+.3f}; the margin is"
+        f" {margin:.3f})"
+    )
+    return passed, told, figures
 
 
 def margin_of(kind: str, rules: GateParams) -> tuple[float, float]:
@@ -148,12 +184,12 @@ def margin_of(kind: str, rules: GateParams) -> tuple[float, float]:
     return unit, share + rules.tolerance
 
 
-def in_words(gap: Difference, passed: bool) -> str:
+def in_words(gap: Difference, passed: bool, better: str = "better", worse: str = "worse") -> str:
     """What the interval of a difference says, up to the champion's figure."""
     if gap.high < 0:
-        return "better than the champion's"
+        return f"{better} than the champion's"
     if gap.low > 0:
-        return "worse than the champion's" + (", within the margin:" if passed else "")
+        return f"{worse} than the champion's" + (", within the margin:" if passed else "")
     if passed:
         return "no evidence of a difference from the champion's"
     return "too uncertain to say that it is within the margin of the champion's"
@@ -161,3 +197,18 @@ def in_words(gap: Difference, passed: bool) -> str:
 
 def sure(rules: GateParams, gap: Difference) -> str:
     return f"difference {gap.value:+.4f}, {rules.confidence:.0%} sure that it is below {gap.high:+.4f}"
+
+
+def found_alone(missed: Missed) -> str:
+    """The share that the rule finds, in words."""
+    if missed.value == 1:
+        return nothing("it finds none", missed)
+    return f"where {SHARE:.0%} of a batch have defects the rule finds {1 - missed.value:.3f} of them"
+
+
+def nothing(who: str, missed: Missed) -> str:
+    """That nothing is found, and what is the likely reason."""
+    return (
+        f"{who} of the defects by the rule, where {SHARE:.0%} of a batch have them: there are {missed.calibration:,}"
+        " calibration images, and with few of them no p-value is small enough"
+    )

@@ -1,6 +1,7 @@
-"""What the gate measures of a model or a detector, on images that nothing else has seen, and the floor next to it.
+"""What the gate measures of a model, on images that nothing else has seen, and the floor next to it.
 
-Every measure is a figure of the same N images, so that two models can be compared image by image.
+Every measure is a figure of the same N images, so that two models can be compared image by image. The detector's
+measures are in measuring_detectors.py.
 """
 
 from __future__ import annotations
@@ -11,14 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import at_size, images_at_once, stored_size
-from densitywatch.detector import detector
 from densitywatch.errors import DensitywatchError
 from densitywatch.evaluation.measures import sample_quality
 from densitywatch.evaluation.measures.distances import frechet_of_counts
@@ -27,11 +26,9 @@ from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor, Sam
 from densitywatch.models.storage import load_model_folder
 from densitywatch.params import Params
 from densitywatch.registry.floors import independent_bits, independent_pixels, mean_image_errors, training_sample
-from densitywatch.registry.resampling import Measurement, mean_figures, one_figure, wrong_pairs
+from densitywatch.registry.resampling import Measurement, mean_figures, one_figure
 
 BATCH = 250
-CHANCE = 1.63
-"""Kolmogorov-Smirnov at 1 %: a well calibrated detector exceeds this in one of a hundred gates."""
 
 
 def measure_model(folder: Path, images: Pixels, params: Params, root: Path) -> Measurement:
@@ -62,7 +59,7 @@ def measure_model(folder: Path, images: Pixels, params: Params, root: Path) -> M
     name = measure + of_size(model.size, images)
 
     def floor() -> Measurement:
-        return mean_of(name, kind, trivial(_training_images(root, model.size), seen))
+        return mean_of(name, kind, trivial(training_images(root, model.size), seen))
 
     return mean_of(name, kind, torch.cat(parts).numpy(), floor)
 
@@ -97,7 +94,7 @@ def measure_samples(model: Any, images: Pixels, params: Params, root: Path) -> M
         return Measurement(name, one_figure(figures, len(seen)), "samples", figures, trivial)
 
     def floor() -> Measurement:
-        train = _training_images(root, seen.shape[-1])
+        train = training_images(root, seen.shape[-1])
         return measured(independent_pixels(train, len(seen), np.random.default_rng(params.seed)))
 
     return measured(drawn, floor)
@@ -115,7 +112,7 @@ def shape_of(channels: int, size: int) -> str:
     return f"{size} x {size} pixels in {'grey' if channels == 1 else 'colour'}"
 
 
-def _training_images(root: Path, size: int) -> Pixels:
+def training_images(root: Path, size: int) -> Pixels:
     return training_sample(open_split(root / "data" / "prepared", "train", size).images)
 
 
@@ -137,66 +134,3 @@ MEASURES: tuple[tuple[type, str, str, Values, Trivial], ...] = (
 )
 """What a model may offer; the measure's name and kind; values (B,) of images; values (N,) of the trivial model, from
 training images and the gate's. The first that fits counts."""
-
-
-def measure_detector(
-    folder: Path, images: Pixels, params: Params, root: Path, groups: npt.NDArray[np.int64] | None = None
-) -> Measurement:
-    """The share of pairs that the detector in `folder` puts in the wrong order: 1 - AUROC on cut-and-paste images.
-
-    Each image is scored as it is, and with a rectangle of another image in it (Li et al. 2021, "CutPaste"), drawn with
-    the seed of params. This is a rough measure of power; foreign images are for the benchmark alone.
-
-    Its p-values must hold on the images as they are, one of each group: those of alike images are alike. Raises
-    DensitywatchError when they do not.
-    """
-    loaded = detector.load(folder)
-    pasted = cut_and_paste(images, np.random.default_rng(params.seed))
-    plain, altered = (
-        [loaded.score(part[start : start + BATCH]) for start in range(0, len(part), BATCH)] for part in (images, pasted)
-    )
-    normal, outlying = (np.concatenate([part.score for part in parts]).astype(np.float64) for parts in (plain, altered))
-    scores = np.concatenate([normal, outlying])
-    if not np.isfinite(scores).all():
-        raise DensitywatchError(
-            f"{int((~np.isfinite(scores)).sum())} of its {len(scores)} scores are not finite numbers"
-        )
-    first = slice(None) if groups is None else np.unique(groups, return_index=True)[1]
-    _check_p_values(np.concatenate([part.p_value for part in plain])[first], len(loaded.calibration))
-
-    def of_scores(a: Floats, b: Floats, trivial: Callable[[], Measurement] | None = None) -> Measurement:
-        figures = wrong_pairs(a, b)
-        return Measurement("cut-and-paste error", one_figure(figures, len(images)), "detector", figures, trivial)
-
-    def floor() -> Measurement:
-        train = _training_images(root, images.shape[-1])
-        near, far = mean_image_errors(train, images), mean_image_errors(train, pasted)
-        found = of_scores(near, far)
-        # where altered images are the nearer ones, the trivial score is the distance with its sign turned
-        return found if found.value <= 0.5 else of_scores(-near, -far)
-
-    return of_scores(normal, outlying, floor)
-
-
-def _check_p_values(p_values: Floats, calibration: int) -> None:
-    """Raises DensitywatchError when the p-values of normal images stray from uniform further than chance explains."""
-    n, p = len(p_values), np.sort(p_values)
-    distance = float(np.abs(p - (np.arange(n) + 0.5) / n).max())
-    limit = CHANCE * math.sqrt(1 / n + 1 / calibration) + 1 / n + 1 / calibration
-    if distance > limit:
-        raise DensitywatchError(
-            f"its p-values do not hold on the gate's images (they stray by {distance:.2f} where chance explains"
-            f" {limit:.2f}); calibrate it again"
-        )
-
-
-def cut_and_paste(images: Pixels, rng: np.random.Generator) -> Pixels:
-    """Each image with a rectangle from the same place of the next image, half as wide and half as high."""
-    out = images.copy()
-    size = images.shape[-1]
-    side = max(1, size // 2)
-    for i in range(len(images)):
-        top, left = rng.integers(0, size - side + 1, 2)
-        where = (slice(None), slice(top, top + side), slice(left, left + side))
-        out[i][where] = images[(i + 1) % len(images)][where]
-    return out

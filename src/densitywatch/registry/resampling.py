@@ -32,6 +32,18 @@ class Measurement:
     """The same figure of resampled images; None where there is a number alone, and then chance explains nothing."""
     trivial: Callable[[], Measurement] | None = field(default=None, compare=False, repr=False)
     """Measures the trivial model of the same kind on the same images: the floor."""
+    missed: Missed | None = field(default=None, compare=False, repr=False)
+    """Of a detector: what the rule in force does not find."""
+
+
+@dataclass(frozen=True)
+class Missed:
+    """The share of outlying images that the rule in force does not flag, 0 to 1."""
+
+    value: float
+    figures: Figures | None
+    calibration: int
+    """Number of calibration images: with few of them no p-value is small enough to be flagged."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +70,8 @@ def bootstrap_counts(groups: npt.NDArray[np.int64], seed: int, draws: int = DRAW
 
 
 def difference(
-    candidate: Measurement,
-    other: Measurement,
+    candidate: Measurement | Missed,
+    other: Measurement | Missed,
     counts: Floats,
     confidence: float,
     independent: int,
@@ -85,11 +97,11 @@ def mean_figures(values: Floats) -> Figures:
     return lambda counts: counts @ values / counts.sum(1)
 
 
-def wrong_pairs(normal: Floats, outlying: Floats) -> Figures:
+def wrong_pairs(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64] | slice = slice(None)) -> Figures:
     """1 - AUROC: the share of pairs (normal, outlying) that scores put in the wrong order; a tie counts half.
 
-    normal, outlying: (N,) scores of the same N images, as they are and altered. An image that is taken twice counts
-    twice in both.
+    normal: (N,) scores of images as they are. outlying: scores of the same images altered, or of those of them that
+    `rows` names. An image that is taken twice counts twice in both.
     """
     order = np.argsort(normal, kind="stable")
     ranked = normal[order]
@@ -101,7 +113,9 @@ def wrong_pairs(normal: Floats, outlying: Floats) -> Figures:
         np.cumsum(counts[:, order], axis=1, out=taken[:, 1:])
         lower = (taken[:, below] + taken[:, not_above]) / 2 if ties else taken[:, below]
         # the mean over outlying images of how many normal ones lie below, over all pairs
-        return np.asarray(1.0 - np.einsum("bn,bn->b", counts, lower) / counts.sum(1) ** 2)
+        altered = counts[:, rows]
+        pairs = counts.sum(1) * np.maximum(altered.sum(1), 1)
+        return np.asarray(1.0 - np.einsum("bn,bn->b", altered, lower) / pairs)
 
     return figures
 

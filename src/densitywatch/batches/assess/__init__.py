@@ -1,0 +1,1 @@
+"""`densitywatch assess FOLDER`: how well the detector finds bad images that somebody has sorted by kind."""
