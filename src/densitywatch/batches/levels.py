@@ -45,7 +45,7 @@ def slider_levels(level: float, images: int) -> list[float]:
 
 def first_level(p: Floats, levels: list[float]) -> NDArray[np.int64]:
     """The number of the smallest level with p <= level, for each of `p`; len(levels) where there is none."""
-    return np.searchsorted(levels, p, side="left")
+    return np.asarray(np.searchsorted(levels, p, side="left"), dtype=np.int64)
 
 
 def letters(p: Floats, levels: list[float]) -> str:

@@ -70,4 +70,5 @@ def small_file(image: Image.Image) -> bytes:
             image.save(file, "JPEG", quality=quality)
             if file.tell() <= BYTES:
                 return file.getvalue()
-        image = image.resize(tuple(max(1, side * 3 // 4) for side in image.size), Image.Resampling.LANCZOS)
+        smaller = (max(1, image.width * 3 // 4), max(1, image.height * 3 // 4))
+        image = image.resize(smaller, Image.Resampling.LANCZOS)
