@@ -161,7 +161,7 @@ def compare_found(
     found, before, least = 1 - candidate.value, 1 - champion.value, -gap.high
     figures: dict[str, float | str] = {"champion_found": before, "found_difference": -gap.value}
     figures |= {"found_at_least": least, "found_at_most": -gap.low, "found_margin": margin}
-    if found == before == 0:
+    if round(found, 3) == round(before, 3) == 0:
         return True, nothing("neither detector finds any", candidate), figures
     passed = gap.high <= margin
     words = in_words(gap, passed, better="more", worse="less")
@@ -201,7 +201,7 @@ def sure(rules: GateParams, gap: Difference) -> str:
 
 def found_alone(missed: Missed) -> str:
     """The share that the rule finds, in words."""
-    if missed.value == 1:
+    if round(1 - missed.value, 3) == 0:
         return nothing("it finds none", missed)
     return f"where {SHARE:.0%} of a batch have defects the rule finds {1 - missed.value:.3f} of them"
 
