@@ -95,7 +95,9 @@ def test_flagged_pictures_keep_their_shape_and_have_their_areas_outlined(scored:
     assert page.count(f'<path class="edge" d="{pictures.outline(p <= 0.05)}"/>') == 3
     assert page.count("At most 1 of 100 normal pictures has an area as unusual as this anywhere.") == 3
     assert page.count("No area is outlined at 5 %.") == 9
-    assert "A normal picture has any area outlined with probability at most 5 %." in page
+    assert (
+        'A normal picture has any area outlined with probability at most <span class="level-name">5 %</span>.' in page
+    )
     assert "Pictures are shown with 512 pixels a side at most. The detector sees 64 x 64." in page
 
 
@@ -120,7 +122,7 @@ def test_a_rate_that_is_out_of_reach_is_said_to_be_so(params: Params, tmp_path: 
     (tmp_path / "batch" / "spot.png").write_bytes(photo(240))
     score_source("batch", params, tmp_path, tmp_path / "out", Few())
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "outlined with probability at most 1 %. 99 calibration images do not reach the 0.1 %" in page
+    assert ">1 %</span>. 99 calibration images do not reach the 0.1 %" in page
 
 
 def test_fifty_pictures_of_noise_stay_below_the_limit(params: Params, tmp_path: Path) -> None:
