@@ -56,15 +56,17 @@ def test_a_detector_with_half_the_power_and_equal_auroc_is_rejected(
     decision = compared(candidate, champion, params)
     assert not decision.passed
     assert decision.reason.startswith("rejected: where 5% of a batch have defects")
-    assert re.search(r"the rule finds 0\.[23]\d\d of them, less than the champion's 0\.[56]", decision.reason)
+    assert re.search(r"the rule finds 0\.[123]\d\d of them, less than the champion's 0\.[56]", decision.reason)
     assert "the margin is 0.050" in decision.reason
     assert "error on defects" in decision.reason
-    assert float(decision.figures["found"]) == pytest.approx(0.3, abs=0.03)
+    found = float(decision.figures["found"])
+    # a stream in which the candidate flags nothing for a while has little to spend, and may find nothing at all
+    assert found == pytest.approx(0.3, abs=0.03) if control == "batch" else 0.1 < found < 0.33
     assert float(decision.figures["champion_found"]) == pytest.approx(0.6, abs=0.03)
     assert decision.figures["found_margin"] == 0.05
     back = compared(champion, candidate, params)
     assert back.passed
-    assert re.search(r"the rule finds 0\.[56]\d\d of them, more than the champion's 0\.[23]", back.reason)
+    assert re.search(r"the rule finds 0\.[56]\d\d of them, more than the champion's 0\.[123]", back.reason)
 
 
 def test_a_wider_margin_of_power_lets_less_power_pass(params: Params) -> None:

@@ -158,7 +158,7 @@ def compare_found(
     """
     margin = rules.margin.power + rules.tolerance * champion.value
     gap = difference(candidate, champion, counts, rules.confidence, independent, rules.tolerance)
-    found, before, least = 1 - candidate.value, 1 - champion.value, -gap.high
+    found, before, least = 1 - candidate.value, 1 - champion.value, 0.0 - gap.high
     figures: dict[str, float | str] = {"champion_found": before, "found_difference": -gap.value}
     figures |= {"found_at_least": least, "found_at_most": -gap.low, "found_margin": margin}
     if round(found, 3) == round(before, 3) == 0:
@@ -167,7 +167,7 @@ def compare_found(
     words = in_words(gap, passed, better="more", worse="less")
     told = (
         f"where {SHARE:.0%} of a batch have defects the rule finds {found:.3f} of them, {words} {before:.3f}"
-        f" (difference {-gap.value:+.3f}, {rules.confidence:.0%} sure that it is above {least:+.3f}; the margin is"
+        f" (difference {0.0 - gap.value:+.3f}, {rules.confidence:.0%} sure that it is above {least:+.3f}; the margin is"
         f" {margin:.3f})"
     )
     return passed, told, figures
