@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from choice_of_members import spoiled
 from scipy import stats
 
-from benchmarks.detector.choice_of_members import spoiled
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.reading import Rows

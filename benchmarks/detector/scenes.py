@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from other_data import train
 from PIL import Image
 from scipy import ndimage
 
-from benchmarks.detector.other_data import train
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import open_split, read_facts
 from densitywatch.data.fetch import fetch
