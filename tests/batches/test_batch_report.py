@@ -112,7 +112,7 @@ def test_the_page_says_when_a_batch_is_too_large_for_single_outliers_to_be_flagg
     summary = score_source("batch", params, tmp_path, tmp_path / "out", Coarse())
     assert (summary["outliers"], summary["fewest_to_flag"]) == (0, 43)
     page = (tmp_path / "out" / "report.html").read_text()
-    assert "No image of this batch can be flagged with this promise: for 43 images at once" in page
+    assert "Images are flagged only together: in the batch, 43 that are less usual than every calibration image" in page
 
 
 def test_the_page_says_in_one_line_what_was_skipped(params: Params, tmp_path: Path) -> None:
