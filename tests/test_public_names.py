@@ -18,7 +18,7 @@ NAMES = {
     "densitywatch.detector.detector.Detector.surprise_map": "self images",
     "densitywatch.detector.detector.Detector.explain": "self scores i",
     "densitywatch.detector.detector.Scores": (
-        "score p_value bits_per_dim members places? texture? label? label_probability?"
+        "score p_value bits_per_dim members places? texture? label? label_probability? label_p_value?"
     ),
     "densitywatch.detector.conformal.p_values": "calibration scores",
     "densitywatch.detector.conformal.conditional_p_values": "p calibration_size confidence?",
