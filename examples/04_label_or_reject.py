@@ -1,7 +1,4 @@
-"""Give each image a label, or reject it: the label by Bayes' rule, the rejection by the detector's p-value.
-
-`densitywatch score --labels` asks more closely: it ranks the score among normal images with the same label.
-"""
+"""Give each image a label by Bayes' rule, or reject it by the detector's p-value (`score --labels` asks by label)."""
 
 from pathlib import Path
 

@@ -22,10 +22,11 @@ for promised in (0.05, 0.1, 0.2):
             alone = benjamini_hochberg(p := p_values(np.sort(drawn[:half]), scores), promised)
             together = decide(p, half, promised, past)
             past = after(past, int(together.flags.sum()), together.charged)
-            shares.append(alone[known:].sum() / max(1, alone.sum()))
-            batch += alone[known:].sum(), alone.sum()
+            batch += (false := alone[known:].sum()), alone.sum()
+            shares.append(false / max(1, alone.sum()))
             stream += together.flags[known:].sum(), together.flags.sum()
         stream += 0, past.flagged == 0  # a stream without flags counts as one flag
-    pooled = [f"{false / max(1, every):.0%}" for false, every in (batch, stream)]
     print(f"false alarms, at most {promised:.0%} promised: {np.mean(shares):.1%} on average over batches judged alone")
-    print(f"    of all flags together: {pooled[0]} where batches are judged alone, {pooled[1]} as one stream")
+    print(
+        f"    of all flags together: {batch[0] / max(1, batch[1]):.0%} judged alone, {stream[0] / stream[1]:.0%} as one stream"
+    )
