@@ -59,7 +59,7 @@ def test_the_panel_follows_the_source_unless_params_name_one(
     params = load_params(ROOT / "params.yaml")
     params = with_detector(params, panel=asked)
     params = params.model_copy(update={"data": params.data.model_copy(update={"source": source})})
-    info = DatasetInfo(name=source, size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={})
+    info = DatasetInfo(name=source, size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={}, groups={})
     test, _ = bars(12, 0)
     assert params.own_panel == own
     if own:
@@ -86,7 +86,7 @@ def test_a_transformation_that_is_declared_is_a_kind_of_the_own_panel() -> None:
 
 def test_images_in_which_no_defect_shows_are_one_sentence(tmp_path: Path) -> None:
     params = with_detector(load_params(ROOT / "params.yaml"), panel="own")
-    info = DatasetInfo(name="flat", size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={})
+    info = DatasetInfo(name="flat", size=SIZE, channels=1, class_names=(), digest="0" * 64, counts={}, groups={})
     with pytest.raises(DataError, match=r"no defect shows in the test images.*detector\.panel"):
         make_panel(params, tmp_path, info, np.full((4, 1, SIZE, SIZE), 7, np.uint8))
 
@@ -99,7 +99,7 @@ def test_digits_are_brought_to_the_size_and_the_colours_of_the_dataset() -> None
 
 
 def test_missing_digits_are_one_sentence(tmp_path: Path) -> None:
-    info = DatasetInfo(name="bars", size=14, channels=1, class_names=(), digest="0" * 64, counts={})
+    info = DatasetInfo(name="bars", size=14, channels=1, class_names=(), digest="0" * 64, counts={}, groups={})
     with pytest.raises(DataError, match="dvc repro fetch_panel"):
         foreign_digits(tmp_path, info, 5)
     (tmp_path / "data" / "panel").mkdir(parents=True)
