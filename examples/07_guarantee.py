@@ -27,6 +27,4 @@ for promised in (0.05, 0.1, 0.2):
             stream += together.flags[known:].sum(), together.flags.sum()
         stream += 0, past.flagged == 0  # a stream without flags counts as one flag
     print(f"false alarms, at most {promised:.0%} promised: {np.mean(shares):.1%} on average over batches judged alone")
-    print(
-        f"    of all flags together: {batch[0] / max(1, batch[1]):.0%} alone, {stream[0] / stream[1]:.0%} as a stream"
-    )
+    print(f"    of all flags: {batch[0] / max(1, batch[1]):.0%} alone, {stream[0] / stream[1]:.0%} as one stream")
