@@ -149,11 +149,11 @@ def power_table(findings: Findings, params: Params) -> Table:
 
 
 def nothing_found(power: Mapping[str, Found], calibration_images: int) -> str:
-    """Why the rule flags no outlier at all, where that is so; else nothing."""
-    if any(one.found for found in power.values() for one in found.by_share.values()):
+    """Why the rule flags no outlier, or so few that the table shows 0.00; else nothing."""
+    if any(one.found >= 0.005 for found in power.values() for one in found.by_share.values()):
         return ""
     return (
-        f" Nothing is found. With {calibration_images:,} calibration images no p-value is below "
+        f" Next to nothing is found. With {calibration_images:,} calibration images no p-value is below "
         f"{1 / (calibration_images + 1):.2g}. Where that is too high for batches of {POWER_BATCH}, score smaller ones, "
         "or raise data.calibration."
     )
