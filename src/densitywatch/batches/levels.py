@@ -28,12 +28,12 @@ NOWHERE = "~"
 
 
 def lowest_level(images: int) -> float:
-    """The smallest p-value that so many calibration images give."""
+    """The smallest p-value with this number of calibration images."""
     return 1.0 / (images + 1.0)
 
 
 def in_force(rate: float, images: int) -> float:
-    """The level at which areas are outlined: the false-alarm rate, or the smallest that so many images reach."""
+    """The level at which areas are outlined: the false-alarm rate, or the smallest that `images` allow."""
     return max(rate, lowest_level(images))
 
 
@@ -113,7 +113,7 @@ def over_picture(row: Mapping[str, Any], shown: Mapping[str, Any]) -> dict[str, 
 
 
 def strength(p: Floats, images: int) -> Floats:
-    """log p as a share of the smallest that so many calibration images give: 0 where p is 1, 1 where it is lowest."""
+    """How unusual each place is: 0 where p is 1, and 1 at the smallest p that `images` calibration images give."""
     return np.asarray(np.log(p) / np.log(lowest_level(images)))
 
 

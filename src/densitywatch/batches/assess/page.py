@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.assess.scoring import SHOWN, Kind, Shown, maps_of
-from densitywatch.batches.scorer import Scorer
+from densitywatch.batches.scorer import Scorer, has_places
 from densitywatch.data.encoding import as_pillow, png
 from densitywatch.files import write_whole
-from densitywatch.pages.pictures import heat
+from densitywatch.pages.pictures import map_over
 from densitywatch.pages.words import DASH, share
 from densitywatch.templates import data_uri, page_templates
 
@@ -27,7 +27,6 @@ LARGEST = 320
 """Pixels a side of a picture, at most."""
 BRIGHTEST = 10.0
 """Nats at which a map of places is brightest: one normal image of 22,000 has a place as unusual."""
-OPAQUE = 0.6
 LISTED = 1000
 """Files that a list on the page names, at most; assessment.json names all."""
 
@@ -65,22 +64,18 @@ def write_page(path: Path, found: Mapping[str, Any], kinds: list[Kind], detector
     write_whole(path, text)
 
 
-def has_places(detector: Scorer) -> bool:
-    """Whether the map is of local members, whose values mean the same on every image."""
-    return bool(getattr(detector, "has_places", False))
-
-
 def _cards(shown: list[Shown], detector: Scorer) -> list[dict[str, Any]]:
     """What the page shows of each image."""
     if not shown:
         return []
     maps = maps_of(detector, np.stack([one.image for one in shown]))
+    top = BRIGHTEST if has_places(detector) else None
     return [
         {
             "path": one.path,
             "p_value": one.p_value,
             "picture": _picture(one.image),
-            "map": None if maps is None else data_uri(overlay(maps[i], BRIGHTEST if has_places(detector) else None)),
+            "map": None if maps is None else data_uri(map_over(strength(maps[i], top))),
             "mask": None if one.mask is None else data_uri(outline(one.mask.pixels())),
         }
         for i, one in enumerate(shown)
@@ -97,15 +92,14 @@ def _picture(image: NDArray[np.uint8]) -> str:
     return data_uri(file.getvalue(), "image/jpeg")
 
 
-def overlay(values: Floats, top: float | None) -> bytes:
-    """A map (h, w) as a PNG to lie over its picture: clear where nothing is unusual, bright and opaque at `top`.
+def strength(values: Floats, top: float | None) -> Floats:
+    """How strongly each place of a map (h, w) shows over its picture: 0 where nothing is unusual, 1 at `top`.
 
     Without `top` the map has its own scale.
     """
     finite = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=1e6, neginf=0.0).clip(0.0)
     top = float(np.quantile(finite, 0.995)) or 1.0 if top is None else top
-    alpha = (np.clip(finite / top, 0.0, 1.0) * OPAQUE * 255).round().astype(np.uint8)
-    return png(np.concatenate([heat(finite[None], top)[0], alpha[None]]), optimize=True)
+    return np.asarray(finite / top)
 
 
 def outline(mask: NDArray[np.bool_]) -> bytes:

@@ -115,4 +115,10 @@ def skipped_line(skipped: Counter[str]) -> str | None:
         for kind, count in skipped.most_common(SHOWN)
     ]
     more = [f"{len(skipped) - SHOWN} other kinds"] if len(skipped) > SHOWN else []
-    return f"skipped {skipped.total():,} files that are not images by their names: {', '.join([*kinds, *more])}"
+    total = skipped.total()
+    files = (
+        "1 file that is not an image by its name"
+        if total == 1
+        else f"{total:,} files that are not images by their names"
+    )
+    return f"skipped {files}: {', '.join([*kinds, *more])}"

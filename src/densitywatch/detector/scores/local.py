@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from sklearn.covariance import LedoitWolf
@@ -12,69 +14,41 @@ from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local.filters import filter_maps
 from densitywatch.detector.local.local_map import Density, fit_local, local_score, local_surprise
 from densitywatch.detector.local.sources import LITE0, OWN, SMALLEST, Source
-from densitywatch.detector.member import Fit, FittingData, PlaceScore, member
+from densitywatch.detector.member import FittingData, Member, Score, member
 
 
-def _fit(source: Source, density: Density) -> Fit:
+def _local(says: str, source: Source, density: Density) -> Callable[[Score], Member]:
+    """Make a local member: the features of `source` under `density`."""
+
     def fit(data: FittingData) -> Arrays:
         return fit_local(data, source, density)
 
-    return fit
-
-
-def _places(source: Source) -> PlaceScore:
     def places(features: FeatureCache, fitted: Arrays) -> Floats:
         return local_surprise(features, source, fitted)
 
-    return places
+    return member(says, fit=fit, reads=(), smallest=SMALLEST, places=places, missing=source.missing)
 
 
-@member(
-    "a small part of it is not as it is at that place in normal images",
-    fit=_fit(OWN, "place"),
-    reads=(),
-    smallest=SMALLEST,
-    places=_places(OWN),
-)
+@_local("a small part of it is not as it is at that place in normal images", OWN, "place")
 def own_place(features: FeatureCache, fitted: Arrays) -> Floats:
     """Oriented energies and shades under a Gaussian for each place (Defard et al. 2021, PaDiM, with features that
     nothing was trained for)."""
     return local_score(features, OWN, fitted)
 
 
-@member(
-    "a small part of it is unlike every part of normal images",
-    fit=_fit(OWN, "anywhere"),
-    reads=(),
-    smallest=SMALLEST,
-    places=_places(OWN),
-)
+@_local("a small part of it is unlike every part of normal images", OWN, "anywhere")
 def own_anywhere(features: FeatureCache, fitted: Arrays) -> Floats:
     """The same features under one Gaussian mixture for all places."""
     return local_score(features, OWN, fitted)
 
 
-@member(
-    "a small part of it looks unlike that place in normal images",
-    fit=_fit(LITE0, "place"),
-    reads=(),
-    smallest=SMALLEST,
-    places=_places(LITE0),
-    missing=LITE0.missing,
-)
+@_local("a small part of it looks unlike that place in normal images", LITE0, "place")
 def lite0_place(features: FeatureCache, fitted: Arrays) -> Floats:
     """Features of EfficientNet-Lite0 under a Gaussian for each place (Defard et al. 2021, PaDiM)."""
     return local_score(features, LITE0, fitted)
 
 
-@member(
-    "a small part of it looks unlike every part of normal images",
-    fit=_fit(LITE0, "anywhere"),
-    reads=(),
-    smallest=SMALLEST,
-    places=_places(LITE0),
-    missing=LITE0.missing,
-)
+@_local("a small part of it looks unlike every part of normal images", LITE0, "anywhere")
 def lite0_anywhere(features: FeatureCache, fitted: Arrays) -> Floats:
     """Features of EfficientNet-Lite0 under one Gaussian mixture for all places (Rippel et al. 2021: one Gaussian)."""
     return local_score(features, LITE0, fitted)

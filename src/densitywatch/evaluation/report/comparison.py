@@ -72,9 +72,15 @@ def counted(name: str, what: str) -> Callable[[Metrics], str]:
     return lambda metrics: f"{metrics[name]:,} {what}" if metrics.get(name) else ""
 
 
-def samples_row(title: str, name: str, show: Callable[[float], str], better: Literal["lower", "higher"]) -> Row:
-    """A figure of samples, which depends on their number."""
-    return Row(title, key(name), show, better, counted("quality_images", "samples"), count="quality_images")
+def samples_row(
+    title: str,
+    name: str,
+    show: Callable[[float], str],
+    better: Literal["lower", "higher"],
+    count: str = "quality_images",
+) -> Row:
+    """A figure of samples, which depends on their number, the metric `count`."""
+    return Row(title, key(name), show, better, counted(count, "samples"), count=count)
 
 
 def sampling(metrics: Metrics) -> float | None:
@@ -89,23 +95,9 @@ ROWS: list[Row] = [
     Row("bits/dim of a decoded file", key("code_file_bits_per_dim"), lambda v: f"{v:.3f}", "lower", of_size=True),
     Row("Reconstruction MSE", key("reconstruction_mse"), lambda v: f"{v:.4f}", "lower", of_size=True),
     samples_row("FID (our features)", "fid", number, "lower"),
-    Row(
-        "FID of more samples",
-        key("fid_of_more"),
-        number,
-        "lower",
-        counted("more_images", "samples"),
-        count="more_images",
-    ),
+    samples_row("FID of more samples", "fid_of_more", number, "lower", "more_images"),
     samples_row("KID (our features)", "kid", number, "lower"),
-    Row(
-        "FID (Inception)",
-        key("inception_fid"),
-        number,
-        "lower",
-        counted("inception_images", "samples"),
-        count="inception_images",
-    ),
+    samples_row("FID (Inception)", "inception_fid", number, "lower", "inception_images"),
     samples_row("Precision", "precision", share, "higher"),
     samples_row("Recall", "recall", share, "higher"),
     samples_row("Density", "density", number, "higher"),
