@@ -68,6 +68,7 @@ def test_what_was_skipped_is_one_line() -> None:
     assert skipped_line(Counter({"._*": 1200, ".DS_Store": 2})) == (
         "skipped 1,202 files that are not images by their names: ._* (1,200), .DS_Store (2)"
     )
+    assert skipped_line(Counter({"_SUCCESS": 1})) == "skipped 1 file that is not an image by its name: _SUCCESS (1)"
     many = skipped_line(Counter({f"kind{number}": 1 for number in range(9)} | {"icon\r": 3}))
     assert many is not None
     assert "4 other kinds" in many
