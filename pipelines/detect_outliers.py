@@ -42,7 +42,8 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     It may run while `retrain` runs: it changes nothing that DVC tracks.
 
     A drift alarm ends the run in the state ALARM, after every batch is scored and done: each run that scores a batch
-    ends so until a person has seen the alarm (inbox.drift_seen) or the detector has another version.
+    ends so until a person has seen the alarm (inbox.drift_seen) or the detector has another version. A batch that is
+    scored again says again what it said at first.
 
     Raises DataError naming the batches that failed, or those asked for that are not there; DriftAlarm as above.
     """
@@ -120,6 +121,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results are kept.
     """
     from densitywatch.batches.checks import validate_batch
+    from densitywatch.batches.drift_state import alarm_in_words
     from densitywatch.batches.results_folder import note_run
     from densitywatch.batches.score_batch import ScoreOptions, score_source
     from densitywatch.tracking.runs import log_batch
@@ -139,6 +141,10 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)
+    except DensitywatchError as error:  # the summary is not handed on, and a camera that breaks often does both
+        if (alarm := alarm_in_words(summary)) is None:
+            raise
+        raise type(error)(f"{error}; {alarm}") from error
     finally:  # a batch that breaks an expectation is done too
         note_run(Path(summary["folder"]), listing=batch.listing)
     return summary

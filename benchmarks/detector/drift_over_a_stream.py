@@ -35,7 +35,7 @@ from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import find_member
 from densitywatch.detector.scores.small_density import fit_small_density, load_small_density
 from densitywatch.detector.stream_drift import HIGH, LOW, Finding, Look, follow, look
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
 from densitywatch.params import load_params
 
 SCENES = (1, 5, 10, 20, None)
@@ -225,20 +225,20 @@ def held_out(label: int, asked: argparse.Namespace) -> tuple[str, Floats, Floats
         declared_steps=1,
     )
     caches = [FeatureCache(images, models) for images in (normal, foreign)]
-    totals = [np.zeros(len(normal)), np.zeros(len(foreign))]
+    found: list[list[Floats]] = [[], []]
     for name in params.detector.members:
         member = find_member(name)
         if member.needs_declared or not set(member.reads) <= set(models):
             continue
         fitted = member.fit(data) if member.fit else {}
         tail = fit_tail(np.asarray(member.score(data.validation, fitted), dtype=np.float64))
-        for total, cache in zip(totals, caches, strict=True):
-            total += tail_surprise(np.asarray(member.score(cache, fitted), dtype=np.float64), tail)
+        for surprises, cache in zip(found, caches, strict=True):
+            surprises.append(tail_surprise(np.asarray(member.score(cache, fitted), dtype=np.float64), tail))
     bits = [
         np.asarray(cache.nll("pixelcnn")) / (np.log(2) * images[0].size)
         for cache, images in zip(caches, (normal, foreign), strict=True)
     ]
-    rows = [with_numbers(*three) for three in zip(totals, bits, (normal, foreign), strict=True)]
+    rows = [with_numbers(*three) for three in zip(map(combined, found), bits, (normal, foreign), strict=True)]
     return f"{read_info(prepared).class_names[label]} in 5 %", rows[0], rows[1], 0.05
 
 

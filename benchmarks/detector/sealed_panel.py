@@ -3,8 +3,9 @@
     python benchmarks/detector/sealed_panel.py [IMAGES]
 
 Reads the calibrated detector. The first IMAGES test images are normal, the next IMAGES are spoiled (sealed_kinds.py).
-Prints AUROC and the power of the deployed rule by kind, for the detector and for its controls (untrained networks, no
-network), and the paired gain over each control with its interval of 95 %.
+Prints by kind what Benjamini-Hochberg finds in a batch by itself (calibration sets drawn anew) and the AUROC of the
+detector and of its controls (untrained networks, no network); then the paired gain over each control with its interval
+of 95 %.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main(count: int) -> None:
         )[0.05]["power"]
         for kind in kinds
     }
-    print("| kind | found, 5 % outliers | " + " | ".join(f"AUROC, {row}" for row in scores) + " |")
+    print("| kind | found in a batch by itself, 5 % outliers | " + " | ".join(f"AUROC, {row}" for row in scores) + " |")
     print("|---|---|" + "---|" * len(scores))
     found = {row: {kind: auroc(values[NORMAL], values[kind]) for kind in kinds} for row, values in scores.items()}
     for kind in sorted(kinds, key=power.__getitem__):

@@ -1,4 +1,4 @@
-"""densitywatch: generative image models on watch for outliers."""
+"""densitywatch: generative image models, and a watch for outliers with a stated rate of false alarms."""
 
 from __future__ import annotations
 

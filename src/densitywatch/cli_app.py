@@ -41,7 +41,7 @@ def options(
     params: Annotated[Path, typer.Option(help="The file with every knob.")] = Path("params.yaml"),
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
-    """Train generative image models, compare them in the same units, and put them on watch for outliers.
+    """Train generative image models, compare them in the same units, and watch a stream of images for outliers.
 
     Run from the project's top folder. `make run` does everything; these are its steps.
     """

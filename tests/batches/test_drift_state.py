@@ -14,6 +14,7 @@ from densitywatch.batches import score_batch
 from densitywatch.batches.drift_state import alarm_in_words, in_words
 from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.detector.stream_drift import MEASURES
+from densitywatch.errors import DataError
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, png
 
@@ -161,10 +162,27 @@ def test_the_stream_starts_anew_after_the_batch_that_a_person_has_seen(
 def test_another_detector_starts_a_stream_of_its_own(params: Params, tmp_path: Path, alarmed: dict[str, Any]) -> None:
     class Retrained(Brightness):
         digest = "brightness-2"
+        calibration = np.sort(np.append(Brightness.calibration, Brightness.calibration.mean()))
 
+    class Labelled(Brightness):
+        digest = "brightness and labels"
+
+    labelled = score_source(arrive(tmp_path, "labelled"), params, tmp_path, None, Labelled())
+    assert (labelled["drift_alarm"], labelled["drift_batches"]) == (True, 10), "labels do not end an alarm"
     summary = score_source(arrive(tmp_path, "after"), params, tmp_path, None, Retrained())
     assert (summary["drift_alarm"], summary["drift_batches"]) == (False, 1)
     assert score_source(arrive(tmp_path, "back"), params, tmp_path, None, Brightness())["drift_alarm"]
+
+
+def test_a_state_that_cannot_be_read_now_is_left_alone(params: Params, tmp_path: Path) -> None:
+    score_source(arrive(tmp_path, "a"), params, tmp_path, None, Brightness())
+    (file,) = (tmp_path / "data" / "outliers").glob("drift-*.json")
+    file.unlink()
+    file.symlink_to(file.name)  # a link to itself: the system answers with an error, and nothing is damaged
+    with pytest.raises(DataError, match="cannot be read"):
+        score_source(arrive(tmp_path, "b"), params, tmp_path, None, Brightness())
+    assert file.is_symlink()
+    assert not list(file.parent.glob("*.damaged"))
 
 
 @pytest.mark.parametrize("damage", ["[]", "{", '{"format": 1, "detector": "x", "batches": [{"name": "a"}]}', None])

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from densitywatch.arrays import Floats
-from densitywatch.detector.label_ranks import LabelRanks, least_images
+from densitywatch.detector.conformal import images_for
+from densitywatch.detector.label_ranks import LabelRanks
 
 SHARES = np.array([0.6, 0.3, 0.1])
 
@@ -66,7 +67,7 @@ def test_a_p_value_is_the_rank_among_images_of_the_same_label() -> None:
 
 @pytest.mark.parametrize(("rate", "least"), [(0.01, 99), (0.05, 19), (0.5, 1), (0.003, 333)])
 def test_the_least_number_of_images_is_the_first_that_reaches_the_rate(rate: float, least: int) -> None:
-    assert least_images(rate) == least
+    assert images_for(rate) == least
 
     def smallest(count: int) -> float:
         ranks = LabelRanks(np.arange(float(count)), np.zeros(count, int), 1)

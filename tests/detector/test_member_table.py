@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
+import importlib
+import pkgutil
 
 import pytest
 
+from densitywatch.detector import scores
+from densitywatch.detector.member import Member
 from densitywatch.detector.member_table import MEMBERS, find_member
 from densitywatch.errors import ParamsError
 
@@ -16,12 +18,8 @@ def test_an_unknown_score_is_named_together_with_those_that_exist() -> None:
         find_member("wisdom")
 
 
-def test_every_function_under_member_is_in_the_table(project_root: Path) -> None:
-    written = {
-        node.name
-        for file in (project_root / "src" / "densitywatch" / "detector" / "scores").glob("*.py")
-        for node in ast.parse(file.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.FunctionDef)
-        and any(ast.unparse(decorator).startswith("member(") for decorator in node.decorator_list)
-    }
+def test_every_member_of_a_file_of_scores_is_in_the_table() -> None:
+    names = [module.name for module in pkgutil.iter_modules(scores.__path__, f"{scores.__name__}.")]
+    found = [value for name in names for value in vars(importlib.import_module(name)).values()]
+    written = {value.name for value in found if isinstance(value, Member)}
     assert written == set(MEMBERS)

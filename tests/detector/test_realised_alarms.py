@@ -52,6 +52,7 @@ def test_the_range_holds_95_percent_of_realised_rates_when_the_promise_holds() -
         p = p_values(np.sort(rng.normal(size=300)), rng.normal(size=150)[new])
         inside += [found.holds for found in realised_alarms(p, new, 300, seed=trial)]
     assert (inside / 600 > 0.93).all()
+    assert (inside / 600 < 0.985).all(), "the range is no wider than it says"
 
 
 def test_every_group_counts_the_same_in_the_share_of_all_images() -> None:

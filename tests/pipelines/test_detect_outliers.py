@@ -180,6 +180,17 @@ def test_the_inbox_is_judged_as_one_stream_unless_it_says_batch_and_a_batch_keep
     assert "at most 5 images show the same scene" in scenes["promise"]
 
 
+def test_a_batch_that_raises_the_alarm_and_is_not_as_expected_says_both(root: Path) -> None:
+    set_inbox(root, "drift_alarm", "0.9")
+    for name, bright in (("a", 40), ("b", 41)):
+        fill(root / "data" / "inbox" / name, 0, bright=bright)
+    for number in range(30):  # more than inbox.max_quarantined_share of the last batch
+        (root / "data" / "inbox" / "b" / f"broken{number}.png").write_bytes(b"no image")
+    (root / "data" / "inbox" / "b" / "_SUCCESS").touch()
+    with pytest.raises(DataError, match=r"not as expected: b .*; the stream has moved: alarm at batch b"):
+        job.detect_outliers(root)
+
+
 def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand(root: Path) -> None:
     set_inbox(root, "drift_alarm", "0.9")  # so that two batches of outliers are enough
     for name, bright in (("a", 40), ("b", 41)):  # a batch of the same files would not count again

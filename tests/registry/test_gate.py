@@ -8,13 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
 from densitywatch.detector.calibrate import calibrate
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.evaluation.measures.feature_network import train_classifier
 from densitywatch.params import GateMargin, GateParams, Params
 from densitywatch.registry.floors import PRIOR, independent_bits, independent_pixels
 from densitywatch.registry.gate import Decision, gate, judge
+from densitywatch.registry.measuring import measure_samples
 from densitywatch.registry.measuring_detectors import with_many_defects
 from densitywatch.registry.resampling import Measurement, bootstrap_counts, mean_figures, wrong_pairs
 from tests.registry.registry_project import write_model
@@ -83,6 +86,10 @@ def test_the_tolerance_widens_the_margin_by_a_share_of_the_champions_figure(para
     wider = params.gate.model_copy(update={"tolerance": 0.01})
     assert compared(bits(3.039), bits(3.0), wider).passed
     assert not compared(bits(3.041), bits(3.0), wider).passed
+    # the tolerance of a negative figure lies above it as well
+    alone = params.gate.model_copy(update={"tolerance": 0.2, "margin": GateMargin(bits=0.0)})
+    assert compared(bits(-0.09), bits(-0.1), alone).passed
+    assert not compared(bits(-0.07), bits(-0.1), alone).passed
 
 
 def test_what_the_images_cannot_show_is_rejected_and_said(params: Params) -> None:
@@ -269,6 +276,36 @@ def test_a_model_that_only_draws_samples_is_judged_by_their_distance(
     assert decision.figures["difference"] == 0.0
     # the same samples, drawn anew together: what is left of chance is that of the margin, 10 % of the champion's FID
     assert 0.0 < float(decision.figures["at_most"]) < float(decision.figures["margin"])
+
+    prepared = tmp_path / "data" / "prepared"
+    seen, train = (np.load(prepared / f"{name}.npy") for name in ("gate", "train"))
+    noise = np.random.default_rng(0).integers(0, 256, seen.shape, dtype=np.uint8)
+    real, rough = (measure_samples(Drawn(images), seen, params, tmp_path) for images in (train, noise))
+    rules, counts = params.gate, bootstrap_counts(np.arange(len(seen)), 0)
+    assert judge(real, rough, rules, None, counts, len(seen)).passed
+    assert not judge(rough, real, rules, None, counts, len(seen)).passed
+    assert rough.trivial is not None
+    below = judge(rough, None, rules, rough.trivial(), counts, len(seen))
+    assert not below.passed
+    assert "does not beat the floor" in below.reason
+
+
+class Drawn(torch.nn.Module):
+    """Draws the first of the images that it was given."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        super().__init__()
+        self.images, self.size = torch.nn.Parameter(torch.from_numpy(images), requires_grad=False), images.shape[-1]
+        self.drawn = 0
+
+    def sample(self, n: int, labels: torch.Tensor | None = None, generator: torch.Generator | None = None) -> Tensor:
+        self.drawn += n
+        return self.images[self.drawn - n : self.drawn]
+
+
+def test_a_model_that_offers_nothing_to_measure_is_refused(params: Params, root: Path) -> None:
+    with pytest.raises(DensitywatchError, match="neither a likelihood nor a reconstruction nor samples"):
+        measure_samples(torch.nn.Identity(), np.zeros((9, 1, 8, 8), np.uint8), params, root)
 
 
 def test_a_bound_is_measured_with_the_same_draws_each_time(params: Params, root: Path) -> None:

@@ -99,13 +99,15 @@ class Stream:
         return self.results / f"drift-{hashlib.sha256(self.detector.encode()).hexdigest()[:12]}.json"
 
 
-def stream_of(
-    source: str, params: Params, root: Path, detector: str, calibration: Floats, *, whole: bool
-) -> Stream | None:
-    """The stream of the batch `source`, None where it belongs to none: not directly in the inbox, or not `whole`."""
+def stream_of(source: str, params: Params, root: Path, calibration: Floats, *, whole: bool) -> Stream | None:
+    """The stream of the batch `source`, None where it belongs to none: not directly in the inbox, or not `whole`.
+
+    A detector is known by the scores of its calibration images. Labels next to it change nothing that drift looks at.
+    """
     level = params.inbox.drift_alarm
     if level is None or not whole or not _is_in_inbox(source, params.inbox.address, root):
         return None
+    detector = hashlib.sha256(np.ascontiguousarray(calibration, dtype="<f8").tobytes()).hexdigest()
     return Stream(root / params.inbox.results, detector, calibration, level, params.inbox.drift_seen)
 
 
@@ -179,6 +181,8 @@ def _read(stream: Stream) -> State:
     except FileNotFoundError:
         return State(detector=stream.detector, batches=[])
     except DataError as error:
+        if isinstance(error.__context__, OSError):  # a disk that does not answer is no damage
+            raise
         aside = stream.file.with_suffix(".damaged")
         stream.file.replace(aside)
         say(f"score: {as_text(str(error))}; put aside as {aside.name}, and the drift test starts anew")

@@ -130,7 +130,7 @@ def _surprise_maps(images: Pixels, detector: Scorer) -> list[bytes]:
 
 
 def _place_maps(rows: list[dict[str, Any]], images: Pixels, detector: Any) -> list[bytes]:
-    """Fill in the p-values of the places, and return them as coloured PNGs: black where p is 1, bright where lowest."""
+    """Fill in the p-values of the places, and return coloured pictures (PNG): black where p is 1, bright where lowest."""
     count = len(detector.place_maxima)
     p = detector.place_p_values(images)
     for row, places in zip(rows, p, strict=True):
@@ -190,12 +190,12 @@ def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84
     return file.getvalue()
 
 
-def picture(image: Pixels) -> bytes:
-    """A (C, H, W) image as PNG, or as JPEG when it is larger than LARGEST."""
-    if max(image.shape[1:]) <= LARGEST:
+def picture(image: Pixels, largest: int = LARGEST) -> bytes:
+    """A (C, H, W) image as PNG, or as JPEG of `largest` pixels a side when it is larger."""
+    if max(image.shape[1:]) <= largest:
         return png(image)
     drawn, file = as_pillow(image), io.BytesIO()
-    drawn.thumbnail((LARGEST, LARGEST))
+    drawn.thumbnail((largest, largest))
     drawn.save(file, "JPEG", quality=85)
     return file.getvalue()
 
@@ -206,5 +206,4 @@ def heat_map(surprise: NDArray[Any]) -> bytes:
     Negative values (none for a discrete density) and values that are not finite are dark. Each map has its own scale.
     """
     values = np.nan_to_num(np.asarray(surprise, np.float64), nan=0.0, posinf=0.0, neginf=0.0).clip(0.0)
-    top = float(np.quantile(values, 0.995)) or float(values.max()) or 1.0
-    return picture(pictures.heat(values[None], top)[0])
+    return picture(pictures.heat(values[None], pictures.own_top(values))[0])

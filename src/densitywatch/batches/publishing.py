@@ -28,6 +28,7 @@ from densitywatch.batches.results_folder import (
     IDENTITY,
     SCORES,
     VERDICTS_FILE,
+    WRITTEN,
     read_summary,
     side_folder,
 )
@@ -127,7 +128,7 @@ def _recover(folder: Path) -> None:
     if names and not _are_results(folder, names):
         raise DataError(f"{as_text(str(folder))}: holds no results of a batch and is left alone; choose another --out")
     for name in names:  # whoever writes here holds the lock, so nobody is writing these now
-        if is_leftover(name, FILES):
+        if is_leftover(name, WRITTEN):
             (folder / name).unlink()
 
 
@@ -135,7 +136,7 @@ def _are_results(folder: Path, names: set[str]) -> bool:
     """Whether the folder holds a batch's results, damaged ones included."""
     if read_summary(folder) is not None or names >= {SCORES, GALLERY}:
         return True
-    return all(name == VERDICTS_FILE or is_leftover(name, FILES) for name in names)
+    return all(name == VERDICTS_FILE or is_leftover(name, WRITTEN) for name in names)
 
 
 def _work_folder(work: Path, identity: dict[str, Any]) -> Path:
@@ -161,5 +162,5 @@ def _fresh_folder(fresh: Path) -> Path:
 def _keep_others(old: Path, folder: Path) -> None:
     """Move what a person has put next to the old results to the new ones."""
     for path in old.iterdir():
-        if path.name not in FILES and not is_leftover(path.name, FILES) and not (folder / path.name).exists():
+        if path.name not in FILES and not is_leftover(path.name, WRITTEN) and not (folder / path.name).exists():
             path.rename(folder / path.name)

@@ -1,7 +1,8 @@
 """A results folder: where it is, which files it has, and what is read back from it.
 
     results/<batch>/                scores.parquet, summary.json, report.html, gallery.parquet, run.json;
-                                    verdicts.json after a review, validation.html after a scheduled job
+                                    verdicts.json and drawn.parquet after a review, validation.html after a
+                                    scheduled job
     results/.<batch>.densitywatch/  work in progress, until the results are published
     results/.<batch>.lock           held by the process that changes the results
 
@@ -37,6 +38,9 @@ CHECKS = "validation.html"
 VERDICTS_FILE = "verdicts.json"
 RUN = "run.json"
 FILES = frozenset([SCORES, SUMMARY, GALLERY, REPORT, CHECKS, VERDICTS_FILE, RUN])
+DRAWN = "drawn.parquet"
+WRITTEN = FILES | {DRAWN}
+"""With the draw of a review, which is kept as it is when the batch is scored anew."""
 IDENTITY = "identity.json"
 
 Count = Annotated[int, Field(ge=0, le=2**53)]

@@ -115,7 +115,7 @@ def score_source(
         **({"follow_links": True} if follow else {}),
     }
     folder = _target(source, params, root, out)
-    stream = stream_of(source, params, root, digest, scorer.calibration, whole=options.limit is None)
+    stream = stream_of(source, params, root, scorer.calibration, whole=options.limit is None)
     with publishing.held(folder):
         read_verdicts(folder)  # a person's work that cannot be read stops the job before hours of scoring, not after
         if rule.control == "stream":
@@ -134,7 +134,7 @@ def score_source(
             )
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
-            drift_keys = partial(drift_of_batch, stream, folder.name, work=new.work)
+            drift_keys = partial(drift_of_batch, stream, results_folder(source, params, root).name, work=new.work)
             summary = write_scores(
                 new.work,
                 new.fresh,

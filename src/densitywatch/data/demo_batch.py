@@ -64,7 +64,7 @@ def digits(root: Path, seed: int) -> list[tuple[str, Pixels]]:
 def with_one_defect(images: Pixels, seed: int) -> list[tuple[str, Pixels]]:
     """Names and images: one defect in each, the kinds in turn. An image in which its kind does not show is left out."""
     made = []
-    for turn, kind in enumerate(DEFECTS):
+    for turn, kind in enumerate(DEFECTS if len(images) else ()):
         copies, rows = spoiled(images, kind, seed)
         made += [(row, kind, copy) for copy, row in zip(copies, rows, strict=True) if row % len(DEFECTS) == turn]
     return [(f"defect_{row:02d}_{kind}", image) for row, kind, image in sorted(made, key=lambda item: item[0])]

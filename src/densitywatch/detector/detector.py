@@ -107,9 +107,9 @@ class Detector:
         self._fitted = {name: without_prefix(name, arrays) for name in facts["members"]}
         self._tails = {name: without_prefix(f"tail.{name}", arrays) for name in facts["members"]}
         self.judge_weight = float(arrays["overlap"][0])
-        """Weight of the transformation judge: variance of the combined member scores over its value for independent
-        members (Brown 1975). The members count the evidence that they share this many times over. The judge reads the
-        images by itself, so its evidence is multiplied by as much."""
+        """Weight of the transformation judge: variance of the combined member scores over their mean (Brown 1975). The
+        members count the evidence that they share about this many times over. The judge reads the images by itself, so
+        its evidence is multiplied by as much."""
         self._texture = without_prefix("texture", arrays)
         self.calibration: Floats = np.asarray(arrays["calibration.score"], dtype=np.float64)
         if self.calibration.ndim != 1 or not len(self.calibration) or not np.isfinite(self.calibration).all():

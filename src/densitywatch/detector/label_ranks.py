@@ -10,7 +10,6 @@ often the labels are right does not matter for that.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,7 +41,7 @@ class LabelRanks:
 
     def too_small(self, rate: float, names: Sequence[str]) -> str | None:
         """A sentence that names the labels with too few calibration images for any p-value up to `rate`; or None."""
-        least = least_images(rate)
+        least = conformal.images_for(rate)
         few = [(name, len(own)) for name, own in zip(names, self._scores, strict=True) if len(own) < least]
         if not few:
             return None
@@ -51,8 +50,3 @@ class LabelRanks:
             f"no image with one of these labels can be said to belong to no class at a rate of {100 * rate:.3g} in 100:"
             f" {listed}. In brackets: how many calibration images have the label; it takes {least:,}"
         )
-
-
-def least_images(rate: float) -> int:
-    """How many calibration images it takes for a p-value of at most `rate`: the smallest of n is 1 / (n + 1)."""
-    return max(1, math.ceil(1.0 / rate - 1.0 - 1e-9))

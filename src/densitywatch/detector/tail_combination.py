@@ -26,12 +26,12 @@ def combined(surprises: Sequence[Floats]) -> Floats:
 
 
 def variance_ratio(total: Floats) -> float:
-    """Variance of a sum of members' surprises (N,) over its value for independent members; at least 1.
+    """Variance of the members' combined surprise (N,) over its mean; at least 1.
 
-    A surprise is exponential with mean 1 and variance 1, so a sum of k independent ones has mean k and variance k: the
-    mean is the variance that independence would give. Where members agree, the variance is larger, and the sum counts
-    the same evidence this many times (Brown 1975, "A method for combining non-independent, one-sided tests of
-    significance").
+    A surprise is exponential with mean 1 and variance 1, so the plain sum of k independent ones has mean k and variance
+    k. Where members agree, the variance is larger, and the sum counts the same evidence this many times (Brown 1975, "A
+    method for combining non-independent, one-sided tests of significance"). With the largest surprise counted twice
+    (`combined`), independent members have a ratio of 1.4 to 2 already.
     """
     return max(1.0, float(total.var() / max(float(total.mean()), 1e-9)))
 

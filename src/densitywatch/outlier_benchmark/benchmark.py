@@ -69,6 +69,10 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         }
         for name, values in scores.items()
     }
+    # the controls have no judge of declared transformations, so they are held against the detector without it
+    members = [name for name in detector.facts["members"] if name != DECLARED_MEMBER]
+    without_judge = {kind: detector.combine({name: scores[name][kind] for name in members}) for kind in features}
+    without_judge[NORMAL] = detector.combine({name: scores[name][NORMAL] for name in members})
     normal_p = conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL])
     groups = None if tested.groups is None else tested.groups[:n]
     # frames of one scene are not exchangeable with the calibration scores, one of each scene is
@@ -84,7 +88,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             {kind: scores[DETECTOR][kind] for kind in panel},
             params,
         ),
-        gains=gains(scores, DETECTOR, NORMAL, seed=params.seed),
+        gains=gains(scores | {DETECTOR: without_judge}, DETECTOR, NORMAL, seed=params.seed),
         calibration_images=len(detector.calibration),
         normal_p=normal_p,
         alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
@@ -100,7 +104,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
         },
         streams={
             kind: rates_in_streams(
-                np.concatenate([detector.calibration, scores[DETECTOR][NORMAL]]),
+                np.concatenate([detector.calibration, exchangeable]),
                 scores[DETECTOR][kind],
                 calibration_size=len(detector.calibration),
                 target=params.detector.false_discovery_rate,

@@ -96,16 +96,21 @@ def paired_gain(
 ) -> list[float]:
     """[value, low, high]: mean AUROC of `better` over `kinds`, minus that of `other`, and its interval of 95 %.
 
-    The interval is from resamples of the normal images and of the outliers. Image i is the same photograph in every
-    kind, as far as it was made of one, so a resample draws it in all kinds or in none.
+    The interval is from resamples of the normal images and of the outliers. Where every image is there in every kind,
+    image i is the same photograph in all of them, and a resample draws it in all or in none. A kind with fewer images
+    (a defect that does not show is left out) takes the first of the draws.
     """
-    n, m = len(better[normal]), min(len(better[kind]) for kind in kinds)
-    wins = np.zeros((m, n))  # of outlier i against normal image j: difference of the two scores' wins, mean over kinds
-    for score, sign in ((better, 1.0), (other, -1.0)):
-        for kind in kinds:
-            wins += sign / len(kinds) * (np.sign(score[kind][:m, None] - score[normal][None]) + 1.0) / 2.0
+    n, most = len(better[normal]), max(len(better[kind]) for kind in kinds)
     rng = np.random.default_rng(seed)
-    outliers = rng.multinomial(m, np.full(m, 1 / m), RESAMPLES) / m
+    drawn = rng.multinomial(most, np.full(most, 1 / most), RESAMPLES)
     normals = rng.multinomial(n, np.full(n, 1 / n), RESAMPLES) / n
-    resampled = np.sum(outliers @ wins * normals, axis=1)
-    return [float(wins.mean()), *(float(bound) for bound in np.quantile(resampled, [0.025, 0.975]))]
+    values, resampled = [], np.zeros(RESAMPLES)
+    for kind in kinds:
+        wins = np.zeros((len(better[kind]), n))  # of outlier i against normal image j: difference of the scores' wins
+        for score, sign in ((better, 1.0), (other, -1.0)):
+            wins += sign * (np.sign(score[kind][:, None] - score[normal][None]) + 1.0) / 2.0
+        outliers = drawn[:, : len(wins)]
+        outliers = outliers / np.maximum(outliers.sum(1, keepdims=True), 1)
+        values.append(wins.mean())
+        resampled += np.sum(outliers @ wins * normals, axis=1) / len(kinds)
+    return [float(np.mean(values)), *(float(bound) for bound in np.quantile(resampled, [0.025, 0.975]))]

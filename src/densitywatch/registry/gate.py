@@ -58,11 +58,13 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
         return Decision(
             False,
             f"rejected: there are {independent} images to compare on, each group counted once, and gate.least_images"
-            f" asks for {params.gate.least_images}; raise data.gate and run `dvc repro prepare`",
+            f" asks for {params.gate.least_images}; {more_images(len(images), params, name)}",
         )
-    measure: Callable[..., Measurement] = (
-        partial(measure_detector, groups=groups) if name == "detector" else measure_model
-    )
+    measure: Callable[..., Measurement] = measure_model
+    measure_champion = measure
+    if name == "detector":
+        measure = partial(measure_detector, groups=groups)
+        measure_champion = partial(measure, must_hold=False)
     try:
         new = measure(candidate, images, params, root)
     except DensitywatchError as error:
@@ -70,13 +72,22 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     old = None
     if champion is not None:
         try:
-            old = measure(champion, images, params, root)
+            old = measure_champion(champion, images, params, root)
         except DensitywatchError as error:
             return Decision(
                 False, f"rejected: the champion cannot be measured to compare with ({error}); {AFRESH}", new
             )
     floor = new.trivial() if params.gate.floor and new.trivial is not None and math.isfinite(new.value) else None
     return judge(new, old, params.gate, floor, bootstrap_counts(groups, params.seed), independent)
+
+
+def more_images(images: int, params: Params, name: str) -> str:
+    """What to do where there are too few images to compare on."""
+    if 2 * images + 1 >= params.gate.images and name == "detector":
+        return "raise gate.images, of which a detector sees half"
+    if images >= params.gate.images:
+        return "raise gate.images"
+    return "raise data.gate and run `dvc repro prepare`"
 
 
 def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> tuple[Pixels, npt.NDArray[np.int64]]:

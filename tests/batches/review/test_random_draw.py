@@ -10,11 +10,11 @@ import pytest
 from scipy import stats
 
 from densitywatch.batches.batch_report import flagged
-from densitywatch.batches.results_folder import SCORES
+from densitywatch.batches.results_folder import DRAWN, SCORES
 from densitywatch.batches.review.judging import give_verdicts
 from densitywatch.batches.review.originals import collect
 from densitywatch.batches.review.page import ReviewImages
-from densitywatch.batches.review.random_draw import DRAWN, _in_order, draw, drawn, fair_sample
+from densitywatch.batches.review.random_draw import _in_order, draw, drawn, fair_sample
 from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.training_only import MARK, for_training_only
@@ -33,6 +33,13 @@ def test_the_same_images_are_drawn_again_and_a_longer_draw_adds_to_them(scored: 
     assert draw(scored, 4, tmp_path, seed=1) == first
     (scored / DRAWN).unlink()
     assert draw(scored, 4, tmp_path, seed=2) != first
+
+
+def test_a_longer_draw_with_another_seed_adds_other_images_only(scored: Path, tmp_path: Path) -> None:
+    first = draw(scored, 10, tmp_path, seed=1)
+    both = draw(scored, 20, tmp_path, seed=2)
+    assert both[:10] == first
+    assert len(set(both)) == 20
 
 
 def test_all_scored_images_are_drawn_where_more_are_asked_for(scored: Path, tmp_path: Path) -> None:

@@ -113,15 +113,16 @@ def test_the_time_that_exif_gives_comes_along_the_original_one_first(kind: str) 
     assert decode_picture(saved(image, kind, exif=exif), size=20, channels=1, resize="crop").taken == exif[0x0132]
     exif.get_ifd(0x8769)[0x9003] = "2025:01:02 03:04:05"
     told = decode_picture(saved(image, kind, exif=exif), size=20, channels=1, resize="crop").taken
+    # Pillow writes the second folder of EXIF into no TIFF file, so there is only one time in it
     assert told == ("2026:03:04 05:06:07" if kind == "TIFF" else "2025:01:02 03:04:05")
 
 
-@pytest.mark.parametrize("value", ["yesterday", "2026:03:04 05:06:07 and more", b"2026:03:04 05:06:07", 7])
+@pytest.mark.parametrize("value", ["yesterday", "2026:03:04 05:06:07 and more", 7])
 def test_a_time_of_another_form_is_none(value: object) -> None:
     exif = Image.Exif()
     exif[0x0132] = value
     found = decode_picture(saved(Image.new("L", (9, 9)), "PNG", exif=exif), size=9, channels=1, resize="crop").taken
-    assert found in ("", "2026:03:04 05:06:07")
+    assert found == ""
 
 
 def test_exif_rotation_is_applied() -> None:

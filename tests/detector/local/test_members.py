@@ -23,6 +23,8 @@ from tests.small_project import with_detector
 
 SIZE = 64
 LOCAL = sorted(name for name, member in MEMBERS.items() if member.places is not None)
+LARGE = sorted(name for name, member in MEMBERS.items() if member.smallest > 1)
+"""All that need larger images than tests/detector/scores/test_every_score.py gives: the local ones and own_whole."""
 
 
 def plates(count: int, seed: int, channels: int = 1) -> Pixels:
@@ -99,6 +101,23 @@ def test_a_scratch_is_found_and_the_same_image_scores_the_same_in_any_batch(name
     np.testing.assert_allclose(score, again, rtol=1e-3, atol=1e-3)
     odd = member.score(FeatureCache(scratched(images), Models(), size=SIZE), fitted)
     assert np.median(odd) > score.max()
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_a_score_is_finite_the_same_in_any_batch_and_reads_the_models_that_it_names(name: str) -> None:
+    member, data = MEMBERS[name], fitting_data()
+    assert member.fit is not None
+    fitted, models = member.fit(data), Models()
+    noise = np.random.default_rng(0).integers(0, 256, (2, 1, SIZE, SIZE), dtype=np.uint8)
+    images = np.concatenate([np.zeros_like(noise), np.full_like(noise, 255), noise, plates(3, seed=61)])
+    score = member.score(FeatureCache(images, models, size=SIZE), fitted)
+    assert np.isfinite(score).all()
+    again = np.concatenate(
+        [member.score(FeatureCache(images[i : i + 4], models, size=SIZE), fitted) for i in range(0, len(images), 4)]
+    )
+    np.testing.assert_allclose(score, again, rtol=1e-3, atol=1e-3)
+    assert set(models.used) == set(member.reads)
+    assert member.score.__doc__, "a score names its source"
 
 
 def test_colour_images_are_read_as_well() -> None:

@@ -29,7 +29,7 @@ from densitywatch.batches.scorer import Scorer, load_detector
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.source import is_local, local_path
 from densitywatch.errors import DataError
-from densitywatch.files import read_json, write_whole
+from densitywatch.files import MOST_LISTS, read_json, write_whole
 from densitywatch.params import Params
 from densitywatch.progress import say
 from densitywatch.text import as_text
@@ -134,7 +134,7 @@ def _target(source: str, folder: Path, root: Path, out: Path | None) -> Path:
 def _owner(out: Path) -> str | None:
     """The folder that an assessment in `out` is of; None where there is none."""
     try:
-        before = read_json(out / FIGURES)
+        before = read_json(out / FIGURES, MOST_LISTS)
     except (FileNotFoundError, DataError):
         return None
     return str(before.get("folder")) if isinstance(before, dict) else None

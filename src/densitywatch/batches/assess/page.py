@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,12 @@ from scipy import ndimage
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.assess.scoring import SHOWN, Kind, Shown, maps_of
+from densitywatch.batches.batch_report import picture_uri
+from densitywatch.batches.gallery import picture
 from densitywatch.batches.scorer import Scorer, has_places
-from densitywatch.data.encoding import as_pillow, png
+from densitywatch.data.encoding import png
 from densitywatch.files import write_whole
-from densitywatch.pages.pictures import map_over
+from densitywatch.pages.pictures import map_over, own_top
 from densitywatch.pages.words import DASH, share
 from densitywatch.templates import data_uri, page_templates
 
@@ -74,22 +75,12 @@ def _cards(shown: list[Shown], detector: Scorer) -> list[dict[str, Any]]:
         {
             "path": one.path,
             "p_value": one.p_value,
-            "picture": _picture(one.image),
+            "picture": picture_uri(picture(one.image, LARGEST)),
             "map": None if maps is None else data_uri(map_over(strength(maps[i], top))),
             "mask": None if one.mask is None else data_uri(outline(one.mask.pixels())),
         }
         for i, one in enumerate(shown)
     ]
-
-
-def _picture(image: NDArray[np.uint8]) -> str:
-    """A (C, H, W) image as the address of an <img>: PNG when it is small, or else JPEG."""
-    if max(image.shape[1:]) <= 64:
-        return data_uri(png(image))
-    drawn, file = as_pillow(image), io.BytesIO()
-    drawn.thumbnail((LARGEST, LARGEST))
-    drawn.save(file, "JPEG", quality=85)
-    return data_uri(file.getvalue(), "image/jpeg")
 
 
 def strength(values: Floats, top: float | None) -> Floats:
@@ -98,8 +89,7 @@ def strength(values: Floats, top: float | None) -> Floats:
     Without `top` the map has its own scale.
     """
     finite = np.nan_to_num(np.asarray(values, np.float64), nan=0.0, posinf=1e6, neginf=0.0).clip(0.0)
-    top = float(np.quantile(finite, 0.995)) or 1.0 if top is None else top
-    return np.asarray(finite / top)
+    return np.asarray(finite / (own_top(finite) if top is None else top))
 
 
 def outline(mask: NDArray[np.bool_]) -> bytes:

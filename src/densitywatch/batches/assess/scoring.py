@@ -145,11 +145,12 @@ def _add(kind: Kind, items: list[Loaded], masks: MasksOfKind, detector: Scorer, 
     drawn = maps_of(detector, images) if maps else None
     floors = floor_values(images)
     for i, (item, image) in enumerate(usable):
-        mask = _mask(kind, item, masks, detector)
         score, p_value = float(found.score[i]), float(found.p_value[i])
         if not (np.isfinite(score) and np.isfinite(p_value)):
+            masks.of(item.path)  # its mask is not without an image
             kind.quarantined.append((item.path, "the detector gives it no finite score"))
             continue
+        mask = _mask(kind, item, masks, detector)
         kind.paths.append(item.path)
         kind.digests.append(hashlib.sha256(image.tobytes()).hexdigest())
         kind.scores.append(score)

@@ -28,7 +28,7 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     Raises DataError when the source is gone or some of the images are no longer in it.
     """
     verdicts = read_verdicts(folder)
-    fair = fair_sample(folder, verdicts)
+    fair, sample = fair_sample(folder, verdicts), drawn(folder)
     wanted = {
         digest: (verdict, digest if verdict == "outlier" or digest in fair else f"{MARK}{digest}")
         for (_, digest), verdict in verdicts.items()
@@ -43,7 +43,7 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
             if (verdict, name) != wanted.get(digest)
             for copy in (target / verdict).glob(f"{name}*")
         ]
-        for _, digest in {*flagged(folder), *drawn(folder)}
+        for digest in {digest for _, digest in (*flagged(folder), *sample, *verdicts)}
     }
     missing = wanted.keys() | {digest for digest, copies in stale.items() if copies}
     where = str(root / local_path(source)) if is_local(source) else source
@@ -67,9 +67,7 @@ def collect(folder: Path, target: Path, root: Path) -> dict[str, int]:
     if missing := missing & wanted.keys():
         raise DataError(f"{source}: {len(missing)} of {len(wanted)} reviewed images are not there any more")
     fine = [name for verdict, name in wanted.values() if verdict == "fine"]
-    _tell(
-        sum(name.startswith(MARK) for name in fine), len(drawn(folder)), sum(key in verdicts for key in drawn(folder))
-    )
+    _tell(sum(name.startswith(MARK) for name in fine), len(sample), sum(key in verdicts for key in sample))
     return {"outlier": len(wanted) - len(fine), "fine": len(fine)}
 
 

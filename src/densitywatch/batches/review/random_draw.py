@@ -11,6 +11,7 @@ batch's scored images. So asking again gives the same images, and asking for mor
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from densitywatch.batches import publishing
 from densitywatch.batches.batch_report import damage_as_error
 from densitywatch.batches.gallery import picture
-from densitywatch.batches.results_folder import SCORES
+from densitywatch.batches.results_folder import DRAWN, SCORES
 from densitywatch.batches.review.judging import summary_of
 from densitywatch.batches.verdicts import Key, Verdict
 from densitywatch.data.decoding.images import decode_picture
@@ -29,7 +30,6 @@ from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError
 from densitywatch.files import whole_file
 
-DRAWN = "drawn.parquet"
 MOST = 1000
 """Images that are drawn at most: a person looks at each."""
 
@@ -52,13 +52,16 @@ def draw(folder: Path, count: int, root: Path, seed: int) -> list[Key]:
         return [(row["path"], row["sha256"]) for row in before]
     rows = before + [
         {"row": row, "path": path, "sha256": digest}
-        for row, path, digest in _in_order(folder, count, content, seed)[len(before) :]
+        for row, path, digest in _in_order(folder, count, content, seed, {row["row"] for row in before})
     ]
     _add_pictures(rows[len(before) :], identity, root)
     try:
         with publishing.held(folder):
             if summary_of(folder)["content"] != content:
                 raise DataError(f"{folder}: the batch was scored anew meanwhile; start the review anew")
+            now = _read(folder)
+            if now is not None and now.num_rows >= len(rows):  # another draw was faster and no shorter
+                return [(row["path"], row["sha256"]) for row in _without_pictures(now)]
             with whole_file(folder / DRAWN, new_folder=False) as temporary:
                 table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata({_CONTENT: content}))
                 pq.write_table(table, temporary)
@@ -73,7 +76,8 @@ def drawn(folder: Path) -> list[Key]:
     A draw of other files than the batch has now counts for nothing.
     """
     table = _read(folder)
-    return [] if table is None else [(row["path"], row["sha256"]) for row in _without_pictures(table)]
+    rows = [] if table is None else _without_pictures(table)
+    return list(dict.fromkeys((row["path"], row["sha256"]) for row in rows))  # an archive may hold a file twice
 
 
 def drawn_rows(folder: Path) -> dict[Key, dict[str, Any]]:
@@ -113,13 +117,18 @@ def _without_pictures(table: pa.Table) -> list[dict[str, Any]]:
     return rows
 
 
-def _in_order(folder: Path, count: int, content: str, seed: int) -> list[tuple[int, str, str]]:
-    """The first `count` of the batch's scored images in the order of the draw: (row, path, sha256)."""
+def _in_order(
+    folder: Path, count: int, content: str, seed: int, before: Collection[int] = ()
+) -> list[tuple[int, str, str]]:
+    """The first of the batch's scored images in the order of the draw, up to `count` with those `before`: (row, path,
+    sha256) of the others. What is left of a random order without `before`, whatever seed drew these, is one too.
+    """
     with damage_as_error(folder):
         status = pq.read_table(folder / SCORES, columns=["status"]).column("status").to_numpy(zero_copy_only=False)
         # the order depends on the batch's contents and the seed alone, so a longer draw begins with the shorter one
         generator = np.random.default_rng([seed, int(hashlib.sha256(content.encode()).hexdigest()[:16], 16)])
-        chosen = generator.permutation(np.flatnonzero(status == "scored"))[:count]
+        order = generator.permutation(np.flatnonzero(status == "scored"))
+        chosen = order[~np.isin(order, list(before))][: max(0, count - len(before))]
         names = pq.read_table(folder / SCORES, columns=["path", "sha256"]).take(pa.array(chosen))
         paths, digests = (names.column(name).to_pylist() for name in ("path", "sha256"))
     return [(int(row), path, digest) for row, path, digest in zip(chosen, paths, digests, strict=True)]

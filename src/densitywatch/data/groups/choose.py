@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from densitywatch.data.groups import rules
 from densitywatch.data.groups.likeness import CLOSE, Looks, Neighbours, name_key, neighbours
@@ -123,7 +124,7 @@ def _grouping(setting: str, rule: str, images: Sequence[Known], names: Sequence[
     # two sources may use the same names; a group does not span them
     several = len({image.source for image in images}) > 1
     whole = [
-        (f"{image.source}: {name}" if several else name) or image.path if name else image.path
+        (f"{image.source}: {name}" if several else name) if name else image.path
         for image, name in zip(images, names, strict=True)
     ]
     order = _by_time(images) if rule.startswith("exif:") else _by_name(images)
@@ -141,8 +142,9 @@ def _by_name(images: Sequence[Known]) -> list[int]:
 
 
 def _by_time(images: Sequence[Known]) -> list[int]:
-    """Images without a time come first."""
-    return _places(sorted(range(len(images)), key=lambda index: (images[index].taken, name_key(images[index].path))))
+    """Images without a time that can be read come first."""
+    times = [rules.taken(image.taken) or datetime.min for image in images]
+    return _places(sorted(range(len(images)), key=lambda index: (times[index], name_key(images[index].path))))
 
 
 def _places(order: Sequence[int]) -> list[int]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+import numpy as np
+
 from densitywatch.data.groups.likeness import Looks, Neighbours, distances, near_duplicates
 from densitywatch.data.groups.union import Union
 
@@ -29,8 +31,9 @@ class Known:
 
 
 def by_folder(images: Sequence[Known]) -> list[str]:
-    """The folder that an image is in."""
-    return [image.path.rpartition("/")[0] for image in images]
+    """The folder that an image is in; none at the top of its source, whose name begins the path of joined sources."""
+    folders = [image.path.rpartition("/")[0] for image in images]
+    return ["" if folder == image.source else folder for folder, image in zip(folders, images, strict=True)]
 
 
 def by_pattern(images: Sequence[Known], pattern: str) -> list[str]:
@@ -72,9 +75,11 @@ def by_likeness(images: Sequence[Known], looks: Looks, near: Neighbours) -> list
     apart are compared, so one frame that differs does not end a run.
     """
     joined = Union(len(images))
-    for one, other in near_duplicates(looks.hashes):
-        if images[one].source == images[other].source:
-            joined.join(one, other)
+    sources = np.array([image.source for image in images])
+    for source in np.unique(sources):  # pairs of one source connect its images; through another one's they might not
+        rows = np.flatnonzero(sources == source)
+        for one, other in near_duplicates(looks.hashes[rows]):
+            joined.join(int(rows[one]), int(rows[other]))
     if near.alike:
         for apart in range(1, WINDOW + 1):
             first, second = near.order[:-apart], near.order[apart:]

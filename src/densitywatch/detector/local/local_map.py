@@ -10,6 +10,7 @@ Calibration images take part in none of these, so that ranks among them stay val
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Literal
 
@@ -119,8 +120,9 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
             return densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g)
         return from_cells(densities.place_distance(to_cells(projected), gaussians), b, g)
 
-    # two fits on other images have other projections, or another strength of shrinkage
-    key = (source.name, fitted["projection.mean"].tobytes(), gaussians.get("strength", np.zeros(0)).tobytes())
+    # two fits on other images may have the same projection, which is made of the first of them
+    arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
+    key = (source.name, hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest())
     return features.by_batch(("local map", *key), read)
 
 
