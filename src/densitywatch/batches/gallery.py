@@ -130,7 +130,7 @@ def _surprise_maps(images: Pixels, detector: Scorer) -> list[bytes]:
 
 
 def _place_maps(rows: list[dict[str, Any]], images: Pixels, detector: Any) -> list[bytes]:
-    """Fill in the p-values of the places, and return coloured pictures (PNG): black where p is 1, bright where lowest."""
+    """Fill in the p-values of the places; return coloured pictures (PNG): black where p is 1, bright where lowest."""
     count = len(detector.place_maxima)
     p = detector.place_p_values(images)
     for row, places in zip(rows, p, strict=True):
