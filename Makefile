@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down clean lock
+.PHONY: help run test test-fast lint docs format bench up down worker clean lock
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -12,12 +12,13 @@ help:
 	@echo "make lint                ruff, typos and mypy"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
+	@echo "make worker GPU=0        a worker that trains for others on this GPU; then: make run PLACEMENT=pool"
 	@echo "make bench               the benchmarks"
 	@echo "make format | lock | clean"
 
 run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
-	@$(BIN)/python -m pipelines retrain
+	@$(BIN)/python -m pipelines retrain $(PLACEMENT)
 
 # in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
 WORKERS := 2
@@ -52,6 +53,10 @@ up: .venv/ready
 
 down: .venv/ready
 	@$(BIN)/python -m pipelines.services down
+
+# in a clone of its own, var/workers/gpu0; without GPU on the processor: docs/how-to/gpu-machines.md
+worker: .venv/ready
+	@$(BIN)/python -m pipelines.worker $(GPU)
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

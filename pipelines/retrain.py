@@ -19,7 +19,7 @@ from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
-from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from pipelines import dvc_commands, dvc_graph, stoppable_runs, training_pool
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
@@ -33,11 +33,16 @@ WATCH = "calibrate"
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: Path = Path()) -> list[Step]:
+def retrain(root: Path = Path(), placement: training_pool.Placement = "here") -> list[Step]:
     """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
     A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
     scored again with the present champion; so are all new batches.
+
+    Args:
+        root: The checkout.
+        placement: Where models are trained: "here" in this checkout, or on the "pool" of workers that `make worker`
+            starts, each in its own clone.
 
     One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
 
@@ -48,10 +53,10 @@ def retrain(root: Path = Path()) -> list[Step]:
         stoppable_runs.stoppable(root),
         stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
     ):
-        return _retrain(root)
+        return _retrain(root, placement)
 
 
-def _retrain(root: Path) -> list[Step]:
+def _retrain(root: Path, placement: training_pool.Placement) -> list[Step]:
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
@@ -60,6 +65,8 @@ def _retrain(root: Path) -> list[Step]:
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
+    stages = dvc_graph.read_graph(root)
+    elsewhere = training_pool.elsewhere(placement, stages, root)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))
@@ -68,7 +75,6 @@ def _retrain(root: Path) -> list[Step]:
         from densitywatch.devices import say_if_eager  # imports torch, which counts its threads at that moment
 
         say_if_eager(params.device)
-    stages = dvc_graph.read_graph(root)
     names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []
     released: list[Step] = []
@@ -92,6 +98,7 @@ def _retrain(root: Path) -> list[Step]:
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
         order=[f"train@{name}" for name in params.models],
+        elsewhere=elsewhere,
     )
     assert_fresh(root)
     steps += released
