@@ -135,11 +135,6 @@ def after(past: Past, flagged: int, charged: float) -> Past:
     return Past(past.flagged + flagged, past.charged + charged, 0 if flagged else past.quiet + 1)
 
 
-def fewest_to_flag(gates: Gates) -> int | None:
-    """How many images must score above all calibration images before any is flagged; None where no number is enough."""
-    return min((few for few, before in zip(gates.fewest, gates.before, strict=True) if before == 0), default=None)
-
-
 def _opens(gates: Gates, counts: list[int], j: int, slack: int, alike: int) -> bool:
     """Whether the j-th rank's images are flagged, with `slack` images more above every rank.
 
