@@ -62,10 +62,14 @@ def false_and_all(
     return wrong, past.flagged
 
 
+def fewest_to_flag(gates: Gates) -> int | None:
+    """How many images must score above all calibration images before any is flagged; None where no number is enough."""
+    return min((few for _, few in gates.takes), default=None)
+
+
 def nearly(gates: Gates, rng: np.random.Generator) -> int:
     """One scene fewer than it takes: each normal image that is added makes all of them flagged."""
-    covered = [few for few, before in zip(gates.fewest, gates.before, strict=True) if before == 0]
-    return max(0, min(covered, default=1) - 1)
+    return max(0, (fewest_to_flag(gates) or 1) - 1)
 
 
 ADVERSARIES: dict[str, Callable[[Gates, np.random.Generator], int]] = {

@@ -82,6 +82,12 @@ class Gates:
     before: tuple[int, ...]
     """Of each rank: how many must score above the rank before it as well; 0 where the budget covers the rank."""
 
+    @property
+    def takes(self) -> list[tuple[int, int]]:
+        """(rank, how many images must score above it before they are flagged) of each rank that the budget covers."""
+        ranks = zip(self.ranks, self.fewest, self.before, strict=True)
+        return [(rank, few) for rank, few, before in ranks if before == 0]
+
 
 @dataclass(frozen=True)
 class Decision:
