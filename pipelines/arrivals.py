@@ -53,15 +53,15 @@ def check_digests(wanted: Mapping[str, str], root: Path) -> None:
             raise StageFailed(f"{path} did not arrive through the DVC remote") from None
         if found != expected:
             damaged = _remove_damaged(root / path, expected, root)
-            files = " ".join(f"files/md5/{name[:2]}/{name[2:]}" for name in damaged) or "its list of files"
+            files = " and ".join(f"files/md5/{name[:2]}/{name[2:]}" for name in damaged)
             raise StageFailed(
-                f"{path} arrived with the digest {found}, not {expected}: in the DVC remote {files} is damaged; delete"
-                " that there, and run again"
+                f"{path} arrived with the digest {found}, not {expected}, so it is damaged in the DVC remote; delete"
+                f" {files} there, and run again"
             )
 
 
 def _remove_damaged(path: Path, expected: str, root: Path) -> list[str]:
-    """Remove `path`, and from the cache what is damaged in it; return the names of those in the cache."""
+    """Remove `path`, and from the cache what is damaged in it; return the names to delete in the remote."""
     with opened(root) as repo:
         cache = repo.cache.local
         names = {path: expected}
@@ -70,6 +70,8 @@ def _remove_damaged(path: Path, expected: str, root: Path) -> list[str]:
                 listed = json.loads(Path(cache.oid_to_path(expected)).read_bytes())
                 names = {path / entry["relpath"]: str(entry["md5"]) for entry in listed}
         damaged = [name for file, name in names.items() if not file.is_file() or md5_of(file) != name]
+        if path not in names or not damaged:
+            damaged.append(expected)  # while the remote has a folder's list, DVC does not look for the folder's files
         for name in damaged:
             Path(cache.oid_to_path(name)).unlink(missing_ok=True)
     shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -30,7 +30,7 @@ def read_inputs(name: str, root: Path) -> Inputs:
     found = Inputs()
     entries = arrivals.lock_entries(root)
     with arrivals.opened(root) as repo:
-        (stage,) = repo.stage.collect(name)
+        (stage,) = (one for one in repo.index.stages if isinstance(one, PipelineStage) and one.name == name)
         found.unpushed_outs = [out.def_path for out in stage.outs if not out.use_cache]
         deps = [Path(dep.fs_path) for dep in stage.deps]
         for out in repo.index.outs:

@@ -39,6 +39,8 @@ TRIES = 3
 """Number of workers that may die over one stage: a stage that kills each of them would go round for ever."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a worker's run."""
+NO_WORKER_SECONDS = 30.0
+"""How often a run that waits asks whether there still is a worker."""
 PENDING_SECONDS = 300.0
 """After this time a run that a worker took and did not begin counts as dead."""
 AWAY_SECONDS = 600.0
@@ -107,7 +109,8 @@ def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
         say(f"{name}: its worker is gone ({state.message or 'no sign of life'}); the next one takes it up")
     if state is None or state.type != StateType.COMPLETED:
         reason = state.message if state and state.message else "it ended without a reason"
-        raise StageFailed(f"stage {name} on the pool {POOL}: {reason}")
+        died = f"{TRIES} workers died over it; " if state and state.type == StateType.CRASHED else ""
+        raise StageFailed(f"stage {name} on the pool {POOL}: {died}{reason}")
     say(str(state.message))
     return _take_over(name, run.id, root, say)
 
@@ -155,7 +158,7 @@ def _wait(run_id: UUID, name: str, say: Callable[[str], None]) -> FlowRun:
                         began, last = answered, kind
                         if kind == StateType.RUNNING:
                             say(f"{name}: a worker computes it")
-                    if kind == StateType.SCHEDULED and answered - began > 30:
+                    if kind == StateType.SCHEDULED and answered - began > NO_WORKER_SECONDS:
                         began = answered
                         _check_workers(client)
                     elif kind == StateType.PENDING and answered - began > PENDING_SECONDS:
