@@ -39,7 +39,9 @@ def deploy(root: Path, params: Params) -> None:
     Raises ServiceFailed when Prefect refuses one.
     """
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
 
     before = _noted(root)
     with get_client(sync_client=True) as client:
@@ -47,7 +49,8 @@ def deploy(root: Path, params: Params) -> None:
             try:
                 client.read_work_pool(pool)
             except ObjectNotFound:
-                _prefect(root, params, "work-pool", "create", pool, "--type", "process")
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
         _keep_device_limit(client, params.device.slots, before.get("slots"))
         watch_silent_runs(client)
         wanted = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))

@@ -88,7 +88,9 @@ def make_clone(root: Path, clone: Path) -> None:
         shutil.copy(own, clone / ".dvc" / "config.local")  # with its mode: it may hold passwords
     if dvc_commands.default_remote(clone) != remote:  # a path that counts from this checkout, or set here alone
         name = dvc_commands.run_dvc(root, "config", "core.remote").splitlines()[-1]
-        dvc_commands.run_dvc(clone, "remote", "add", "--local", "--force", "--default", name, remote)
+        # relative, as DVC writes it: its writer may not take letters that a folder's name may have
+        address = remote if "://" in remote else os.path.relpath(remote, clone)
+        dvc_commands.run_dvc(clone, "remote", "add", "--local", "--force", "--default", name, address)
 
 
 def end_all(root: Path) -> list[str]:
