@@ -1,4 +1,7 @@
-"""`python -m pipelines [retrain | detect-outliers]`: run a flow here and now; `make run` is `retrain`."""
+"""`python -m pipelines [retrain | detect-outliers]`: run a flow here and now; `make run` is `retrain`.
+
+`python -m pipelines ask REF`, `propose BASE`, `compare BASE`, `fresh` and `pull` are what people and CI do without one.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
 from densitywatch import environment
@@ -16,6 +20,8 @@ from densitywatch.text import visible
 from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
+PROGRAMS = {"ask": "ask_retrain", "propose": "propose_retrain", "compare": "compare", "fresh": "fresh", "pull": "pull"}
+"""What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
@@ -25,8 +31,10 @@ def main(arguments: list[str]) -> int:
     A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
     flow = arguments[0] if arguments else "retrain"
+    if flow in PROGRAMS:
+        return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
     if flow not in FLOWS or len(arguments) > 1:
-        print(f"usage: python -m pipelines [{' | '.join(FLOWS)}]", file=sys.stderr)
+        print(f"usage: python -m pipelines [{' | '.join([*FLOWS, *PROGRAMS])}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import partial
@@ -17,9 +18,12 @@ from prefect.transactions import Transaction, transaction
 from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DensitywatchError, DriftAlarm
+from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
 from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_to_commit
+from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
@@ -33,13 +37,15 @@ WATCH = "calibrate"
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: Path = Path()) -> list[Step]:
+def retrain(root: Path = Path(), ref: str | None = None) -> list[Step]:
     """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
     A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
     scored again with the present champion; so are all new batches.
 
     One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
+
+    ref: a commit, branch or tag of git to retrain, in a clone next to the checkout; None for the checkout as it is.
 
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
@@ -48,10 +54,11 @@ def retrain(root: Path = Path()) -> list[Step]:
         stoppable_runs.stoppable(root),
         stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
     ):
-        return _retrain(root)
+        return retrain_commit(root, ref) if ref else _retrain(root)
 
 
 def _retrain(root: Path) -> list[Step]:
+    note_uncommitted(root)
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
@@ -97,6 +104,7 @@ def _retrain(root: Path) -> list[Step]:
     steps += released
     if not early:
         steps.append(_release("detector", params, root, verdicts))
+    write_whole(root / VERDICTS, json.dumps(verdicts) + "\n")
     leave_artifact(
         lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
     )
@@ -106,6 +114,7 @@ def _retrain(root: Path) -> list[Step]:
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
     note_up_to_date(root)
+    tell_what_to_commit(root)
     return steps
 
 
@@ -117,9 +126,14 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
 
 
 def _detect(params: Params, root: Path, *, demo: bool) -> Step:
-    """Score the new batches; with `demo` also the demo batch, even if it has been scored."""
+    """Score the new batches; with `demo` also the demo batch, even if it has been scored.
+
+    In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
+    """
     with timed("detect outliers") as step:
-        present = find_batches(params, root, now=time.time())
+        present = [
+            batch for batch in find_batches(params, root, now=time.time()) if batch.name == DEMO or not is_clone(root)
+        ]
         wanted = [
             batch.name
             for batch in present

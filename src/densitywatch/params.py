@@ -36,6 +36,7 @@ __all__ = [
     "ExpectationParams",
     "GateMargin",
     "GateParams",
+    "GitParams",
     "InboxParams",
     "LatentParams",
     "MlflowParams",
@@ -246,6 +247,14 @@ class GateParams(Block):
     """Widens every margin by this share of the champion's figure."""
 
 
+class GitParams(Block):
+    """What a run makes of the git repository that the checkout is."""
+
+    uncommitted: Literal["record", "refuse"] = "record"
+    """Code or params that are not committed when a run begins: `record` names them in the run, `refuse` stops it.
+    dvc.lock and metrics/ do not count: runs change them."""
+
+
 class Params(Block):
     """The whole of params.yaml."""
 
@@ -260,6 +269,7 @@ class Params(Block):
     inbox: InboxParams
     mlflow: MlflowParams
     gate: GateParams
+    git: GitParams = GitParams()
 
     @property
     def own_panel(self) -> bool:
