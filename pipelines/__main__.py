@@ -1,8 +1,13 @@
-"""`python -m pipelines [retrain | detect-outliers]`: run a flow here and now; `make run` is `retrain`."""
+"""`python -m pipelines [retrain | detect-outliers | status]`: run a flow here and now, or say what goes on.
+
+`make run` is `retrain`, `make status` is `status`.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import sys
 import time
 import traceback
@@ -25,8 +30,10 @@ def main(arguments: list[str]) -> int:
     A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
     flow = arguments[0] if arguments else "retrain"
+    if arguments in (["status"], ["status", "--json"]):
+        return _status(Path.cwd(), as_json=len(arguments) == 2)
     if flow not in FLOWS or len(arguments) > 1:
-        print(f"usage: python -m pipelines [{' | '.join(FLOWS)}]", file=sys.stderr)
+        print(f"usage: python -m pipelines [{' | '.join(FLOWS)} | status [--json]]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()
@@ -85,6 +92,19 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
     for summary in detect_outliers(root):
         counts = f"{summary['outliers']} outliers, {summary['quarantined']} quarantined of {summary['files']} files"
         tell(f"{summary['batch']}: {counts}; {summary['folder']}/report.html")
+    return 0
+
+
+def _status(root: Path, *, as_json: bool) -> int:
+    from pipelines.status import status, text
+
+    try:
+        environment.settle(os.environ)
+        found = status(root)
+    except DensitywatchError as error:
+        print(f"pipelines: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=2) if as_json else text(found, time.time()))
     return 0
 
 
