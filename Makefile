@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast lint docs format bench up down status clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -11,7 +11,8 @@ help:
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
-	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
+	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
+	@echo "make status              what runs, what waits, what the gate said, what the last batches were like"
 	@echo "make pull                data, models and pages of dvc.lock, from the DVC remote"
 	@echo "make fresh               does dvc.lock belong to the code?"
 	@echo "make ask-retrain REF=x   a run of commit x on the Prefect server; make propose-retrain: a pull request of it"
@@ -69,12 +70,16 @@ format: .venv/ready-dev
 bench: .venv/ready
 	@for file in benchmarks/*/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-# other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100
+# other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100 REPORTS_PORT=4500
 up: .venv/ready
-	@PREFECT_PORT=$(or $(PREFECT_PORT),4200) MLFLOW_PORT=$(or $(MLFLOW_PORT),5000) $(BIN)/python -m pipelines.services up
+	@PREFECT_PORT=$(or $(PREFECT_PORT),4200) MLFLOW_PORT=$(or $(MLFLOW_PORT),5000) \
+		REPORTS_PORT=$(or $(REPORTS_PORT),4400) $(BIN)/python -m pipelines.services up
 
 down: .venv/ready
 	@$(BIN)/python -m pipelines.services down
+
+status: .venv/ready
+	@$(BIN)/python -m pipelines status
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

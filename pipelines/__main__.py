@@ -1,6 +1,7 @@
 """`python -m pipelines [retrain | detect-outliers]`: run a flow here and now; `make run` is `retrain`.
 
-`python -m pipelines ask REF`, `propose BASE`, `compare BASE`, `fresh` and `pull` are what people and CI do without one.
+`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh` and
+`pull` are what people and CI do without a flow.
 """
 
 from __future__ import annotations
@@ -20,7 +21,14 @@ from densitywatch.text import visible
 from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
-PROGRAMS = {"ask": "ask_retrain", "propose": "propose_retrain", "compare": "compare", "fresh": "fresh", "pull": "pull"}
+PROGRAMS = {
+    "status": "status",
+    "ask": "ask_retrain",
+    "propose": "propose_retrain",
+    "compare": "compare",
+    "fresh": "fresh",
+    "pull": "pull",
+}
 """What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"
 

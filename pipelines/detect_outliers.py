@@ -21,10 +21,10 @@ from prefect.states import Failed
 
 from densitywatch import environment
 from densitywatch.batches.inbox import Batch, find_batches
-from densitywatch.errors import DataError, DensitywatchError, DriftAlarm
+from densitywatch.errors import DataError, DensitywatchError, DriftAlarm, ValidationFailed
 from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
-from pipelines import stoppable_runs
+from pipelines import reports, stoppable_runs
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
 
@@ -58,6 +58,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
 
 
 def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, Any]]:
+    started = time.time()
     params = load_params(root / "params.yaml")
     environment.limit_threads(os.environ, params.device.threads_of_a_stage)  # a batch is scored in one device slot
     present = find_batches(params, root, now=time.time())
@@ -70,6 +71,7 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
             raise DataError(f"inbox {params.inbox.address}: no batch {', '.join(sorted(missing))} that is complete")
     if not wanted:
         get_run_logger().info("no new batch in %s", params.inbox.address)
+        _note_look(params, root, started, present, {}, [])
         return []
     from densitywatch.batches.drift_state import alarm_in_words
 
@@ -77,15 +79,19 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     for note in stand_ins(params, root):
         get_run_logger().warning("%s", note)
     summaries, failures = [], []
+    done: dict[str, bool] = {}
     for batch in wanted:
         try:
             named = score_batch.with_options(task_run_name=verbatim(f"score {batch.name}"))
             summaries.append(named(batch, params, root))
+            done[batch.name] = True
         except (DensitywatchError, OSError) as error:
+            done[batch.name] = isinstance(error, ValidationFailed)  # its results stand
             failures.append(f"{batch.name} ({error})")
         except Exception as error:  # one batch never stops the others
             get_run_logger().error("%s: %s", visible(batch.name), visible(one_line(error)), exc_info=True)
             failures.append(f"{batch.name} ({type(error).__name__}: {one_line(error)})")
+    _note_look(params, root, started, present, done, failures)
     if summaries:
         rows = [_row(summary) for summary in summaries]
         leave_artifact(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
@@ -96,6 +102,30 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if alarm is not None:
         raise DriftAlarm(alarm)
     return summaries
+
+
+def _note_look(
+    params: Params, root: Path, started: float, present: list[Batch], done: dict[str, bool], failures: list[str]
+) -> None:
+    """Keep what this run found for `make status` and for Prometheus; where that fails, a warning says so.
+
+    `done`: for each batch that it took up, whether it is done.
+    """
+    from densitywatch.batches.looks import note_look
+
+    left = [batch for batch in present if batch.state in ("ready", "waiting") and not done.get(batch.name, False)]
+    try:
+        note_look(
+            params,
+            root,
+            started=started,
+            ended=time.time(),
+            scored=sum(done.values()),
+            left=left,
+            failures=failures,
+        )
+    except (DataError, OSError) as error:
+        get_run_logger().warning("what this run found is not kept: %s", visible(one_line(error)))
 
 
 def stand_ins(params: Params, root: Path) -> list[str]:
@@ -133,11 +163,8 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()
-    page = folder / "report.html"
-    text = (
-        f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
-        f"{gallery_text(folder)}\n"
-    )
+    link = f"[report of {_text(folder.name)}]({reports.page_of(folder, root)})"
+    text = f"| | |\n|---|---|\n{figures}\n\nThe page with the images: {link}\n\n{gallery_text(folder)}\n"
     leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)

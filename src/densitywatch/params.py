@@ -208,6 +208,9 @@ class InboxParams(Block):
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
     someone should look at the camera or the transfer."""
+    metrics_file: str | None = Field(default=None, pattern=r"^.*[^/]\.prom$")
+    """Where each run of the scheduled job writes its figures for Prometheus: a file NAME.prom in the folder that
+    node_exporter's textfile collector reads. null: nowhere."""
 
 
 class MlflowParams(Block):
