@@ -1,6 +1,6 @@
 """What is remembered of the drift alarm that stands. Imports no Prefect.
 
-<inbox.results>/drift-asked.json    the alarm, the batches under it, and when a retraining was asked for
+<inbox.results>/retrain-asked.json    the alarm, the batches under it, and when a retraining was asked for
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from densitywatch.errors import DataError
 from densitywatch.files import read_back, write_whole
 from densitywatch.params import Params
 
-FILE = "drift-asked.json"
+FILE = "retrain-asked.json"
 MOST = 64 << 20
 
 

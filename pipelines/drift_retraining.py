@@ -21,7 +21,8 @@ from pipelines.run_times import Step, timed
 def accept_drifted(params: Params, root: Path, drift: str, asked_by: str) -> list[Step]:
     """Where a drift alarm stands: accept its images and leave a page that says so; returns the step.
 
-    The name of the run says what asked for it. drift: the batch whose alarm asked for this run. asked_by: the run of Prefect that raised it.
+    The name of the run says what asked for it. drift: the batch whose alarm did. asked_by: the run of Prefect that
+    raised it.
     """
     if drift:
         name_this_run(f"retrain: drift of {plain_words(drift)}")
