@@ -236,7 +236,6 @@ class MlflowParams(Block):
     tracking_uri: str
     """The store of runs and of the registry; the environment variable MLFLOW_TRACKING_URI overrides it."""
     experiment: str = Field(min_length=1)
-    """Of training runs. Scored batches are in an experiment of this name with -batches behind it."""
 
 
 class GateMargin(Block):
