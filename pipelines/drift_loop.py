@@ -60,21 +60,25 @@ def _after(alarm: Alarm | None, summary: Mapping[str, Any], params: Params, resu
     """The alarm that stands after this batch."""
     from densitywatch.batches.drift_state import batches_since
 
-    if summary.get("drift_alarm") is None:  # the batch is in no stream
+    if summary.get("drift_alarm") is None or summary.get("drift_stream") is None:  # the batch is in no stream
         return alarm
     if not summary["drift_alarm"]:
-        return None
+        # one from before the alarm that was scored again; in another stream, that of a new detector
+        return alarm if alarm is not None and alarm.stream == summary["drift_stream"] else None
     stream, batch, since = (str(summary[key]) for key in ("drift_stream", "drift_alarm_batch", "drift_since"))
     name = Path(str(summary["folder"])).name
     if alarm is not None and (alarm.stream, alarm.batch) == (stream, batch):
         return alarm if name in alarm.batches else alarm.model_copy(update={"batches": [*alarm.batches, name]})
+    names = batches_since(results, stream, since)
+    if params.inbox.drift_seen in names:  # one under an alarm that a person has seen, scored again
+        return alarm
     return Alarm(
         stream=stream,
         batch=batch,
         since=since,
         moved=str(summary["drift_moved"]),
         evidence=float(summary["drift_evidence"]),
-        batches=batches_since(results, stream, since),
+        batches=names,
         seen=params.inbox.drift_seen,
     )
 

@@ -142,10 +142,24 @@ def test_an_alarm_ends_when_a_person_has_seen_it_or_another_detector_is_on_watch
     follow_alarm(moved, params, tmp_path, now=2000 * HOUR)
     end_alarm(params, tmp_path)
     assert standing_alarm(params, tmp_path) is None
-    normal = {**moved[-1], "drift_alarm": False}
     follow_alarm(moved, params, tmp_path, now=3000 * HOUR)
+    normal = {**moved[-1], "drift_alarm": False, "drift_stream": "of another detector"}
     follow_alarm([normal], params, tmp_path, now=3001 * HOUR)
     assert standing_alarm(params, tmp_path) is None
+
+
+def test_batches_that_are_scored_again_neither_end_an_alarm_nor_raise_one_that_was_seen(
+    params: Params, tmp_path: Path, moved: list[dict[str, Any]], asks: list[str]
+) -> None:
+    follow_alarm(moved, params, tmp_path, now=0)
+    before = [summary for summary in moved if not summary["drift_alarm"]]
+    assert before
+    follow_alarm(before, params, tmp_path, now=1)
+    assert standing_alarm(params, tmp_path) is not None
+    seen = changed(params, "inbox", drift_seen=Path(moved[-1]["folder"]).name)
+    follow_alarm(moved, seen, tmp_path, now=1000 * HOUR)
+    assert standing_alarm(seen, tmp_path) is None
+    assert len(asks) == 1
 
 
 def test_never_asks_once_and_no_verdict_asks_again(
