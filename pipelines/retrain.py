@@ -55,7 +55,7 @@ def retrain(root: Path = Path(), drift: str = "", asked_by: str = "") -> list[St
         return _retrain(root, drift, asked_by)
 
 
-def _retrain(root: Path, drift: str, asked_by: str) -> list[Step]:
+def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
