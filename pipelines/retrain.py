@@ -26,6 +26,8 @@ from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_t
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
+from pipelines.drift_note import end_alarm
+from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
 from pipelines.run_times import Step, timed
 from pipelines.stage_tasks import AGAIN_AFTER, run_graph
@@ -37,11 +39,13 @@ WATCH = "calibrate"
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: Path = Path(), ref: str | None = None) -> list[Step]:
+def retrain(root: Path = Path(), ref: str | None = None, drift: str = "", asked_by: str = "") -> list[Step]:
     """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
     A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
-    scored again with the present champion; so are all new batches.
+    scored again with the present champion; so are all new batches. Where a drift alarm stands, the accepted images of
+    its batches join the dataset first (data.accept). drift: the batch whose alarm asked for this run; asked_by: the run
+    of Prefect that raised it.
 
     One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
 
@@ -54,10 +58,10 @@ def retrain(root: Path = Path(), ref: str | None = None) -> list[Step]:
         stoppable_runs.stoppable(root),
         stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
     ):
-        return retrain_commit(root, ref) if ref else _retrain(root)
+        return retrain_commit(root, ref) if ref else _retrain(root, drift, asked_by)
 
 
-def _retrain(root: Path) -> list[Step]:
+def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
     note_uncommitted(root)
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
@@ -67,6 +71,7 @@ def _retrain(root: Path) -> list[Step]:
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
+    steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))
@@ -122,6 +127,8 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
     with timed(f"release {name}") as step:
         verdicts.append(release(name, params, root))
         step.outcome = verdicts[-1]["outcome"]
+        if name == "detector" and step.outcome == "promoted":
+            end_alarm(params, root)
     return step
 
 

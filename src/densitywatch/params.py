@@ -41,10 +41,12 @@ __all__ = [
     "LatentParams",
     "MlflowParams",
     "ModelBlock",
+    "NotifyParams",
     "Params",
     "Precision",
     "ProbeParams",
     "QualityParams",
+    "RetrainParams",
     "TrainingParams",
     "first_problem",
     "load_params",
@@ -74,6 +76,10 @@ class DataParams(Block):
     """later: calibration and test images come from the end of the time or name order, test last."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of each part of the source; null takes all."""
+    accept: Literal["never", "reviewed", "all"] = "reviewed"
+    """Which images of drifted batches a retraining adds to the dataset. reviewed: those that a person called fine. all:
+    those as well that were not flagged. never: none. They are trained on; only images of a random draw that a person
+    has judged whole are calibrated on."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
     gate: float = Field(default=0.05, gt=0, lt=1)
@@ -213,6 +219,23 @@ class InboxParams(Block):
     node_exporter's textfile collector reads. null: nowhere."""
 
 
+class RetrainParams(Block):
+    """When a retraining starts without a hand."""
+
+    on_drift: bool = True
+    """Whether a drift alarm starts the deployment `retrain`, on the server of `make up`."""
+    cool_down: float = Field(default=24.0, ge=0)
+    """Hours after a retraining that had images to learn from, in which drift starts no other one."""
+
+
+class NotifyParams(Block):
+    """Who is told of a drift alarm, and of a run that failed or crashed."""
+
+    block: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    """A block of Prefect's server, TYPE/NAME, such as webhook/alarm, slack-webhook/team or sendgrid-email/team; null
+    tells nobody."""
+
+
 class MlflowParams(Block):
     tracking_uri: str
     """The store of runs and of the registry; the environment variable MLFLOW_TRACKING_URI overrides it."""
@@ -270,6 +293,8 @@ class Params(Block):
     evaluate: EvaluateParams
     detector: DetectorParams
     inbox: InboxParams
+    retrain: RetrainParams = RetrainParams()
+    notify: NotifyParams = NotifyParams()
     mlflow: MlflowParams
     gate: GateParams
     git: GitParams = GitParams()
