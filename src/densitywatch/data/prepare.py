@@ -28,6 +28,7 @@ from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params
 from densitywatch.progress import say, track
+from densitywatch.sizes import for_json, height_width
 
 PREPARED = Path("data/prepared")
 BLOCK = 1024
@@ -40,7 +41,7 @@ def prepare(params: Params, root: Path) -> None:
     """
     raw = open_raw(params.data, root / RAW)
     chosen = choose(raw.images, params.data.limit, params.seed)
-    shape = (params.data.channels, params.data.size, params.data.size)
+    shape = (params.data.channels, *height_width(params.data.size))
     with whole_folder(root / PREPARED) as folder:
         scratch = folder / "scratch"
         rows, rejected, looks = _decode_all(raw, chosen, scratch, shape)
@@ -53,7 +54,7 @@ def prepare(params: Params, root: Path) -> None:
         counts = {name: len(splits[name]) for name in SPLITS}
         facts = {
             "name": dataset_name(params.data),
-            "size": params.data.size,
+            "size": for_json(params.data.size),
             "channels": params.data.channels,
             "class_names": list(raw.class_names),
             "digest": digest,
