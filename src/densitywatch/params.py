@@ -23,7 +23,7 @@ from densitywatch.params_models import (
     QualityParams,
     TrainingParams,
 )
-from densitywatch.sizes import Size, as_size, height_width, in_pixels
+from densitywatch.sizes import Size, height_width, in_pixels, read_size
 
 __all__ = [
     "Block",
@@ -86,16 +86,20 @@ class DataParams(Block):
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
 
-    @field_validator("size")
+    @field_validator("size", mode="before")
     @classmethod
-    def _can_be_kept(cls, value: Size) -> Size:
-        height, width = height_width(value)
+    def _can_be_kept(cls, value: object) -> Size:
+        try:
+            size = read_size(value)
+        except ValueError:
+            raise ValueError("neither a number of pixels nor [height, width]") from None
+        height, width = height_width(size)
         if min(height, width) < 4 or height * width > LARGEST_STORED**2:
             raise ValueError(
-                f"{in_pixels(value)} pixels; take a number from 4 to {LARGEST_STORED}, or [height, width] of at least 4"
+                f"{in_pixels(size)} pixels; take a number from 4 to {LARGEST_STORED}, or [height, width] of at least 4"
                 f" each and at most {LARGEST_STORED**2:,} pixels in all"
             )
-        return as_size(height, width)
+        return size
 
     @field_validator("group")
     @classmethod
