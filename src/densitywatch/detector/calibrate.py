@@ -33,6 +33,8 @@ from densitywatch.sizes import for_json
 TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 """Limits on the training images for densities without a network, and on the other ones that the models read. With
 them, time and memory do not grow with the dataset."""
+FEW = 20
+"""With fewer images to fit on a line says so."""
 WEIGHT_COPIES = Path("models/.read")
 """Copies of the weights that calibrate and the benchmark depend on, made by stages of dvc.yaml; nothing loads them."""
 
@@ -57,6 +59,12 @@ def calibrate(params: Params, root: Path) -> Path:
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     if detector.has_places:
         arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
+    fitted_on = len(data.train) + len(data.sample)
+    if fitted_on < FEW or len(data.validation) < FEW:
+        say(
+            f"calibrate: fitted on {fitted_on:,} training and {len(data.validation):,} validation images, which are"
+            f" few: with fewer than {FEW} of one a detector misses much; its rates hold all the same"
+        )
     wanted = conformal.images_for(params.detector.false_alarm_rate)
     if len(calibration) < wanted:
         say(
