@@ -17,6 +17,8 @@ from prefect.transactions import Transaction, transaction
 
 from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
+from densitywatch.data.cells import SORTED
+from densitywatch.data.fetch import RAW
 from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
@@ -116,6 +118,8 @@ def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
     if remote:
         steps.append(push(root))
     steps.append(_detect(params, root, demo=not early))
+    if (root / RAW / SORTED).is_dir():
+        steps.append(assess_sorted(params, root))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
     note_up_to_date(root)
@@ -151,6 +155,17 @@ def _detect(params: Params, root: Path, *, demo: bool) -> Step:
         except DriftAlarm as alarm:  # to retrain is what the alarm asks for
             get_run_logger().warning("%s", visible(str(alarm)))
             step.outcome = "drift alarm"
+    return step
+
+
+@task(name="assess", cache_policy=NO_CACHE)
+def assess_sorted(params: Params, root: Path) -> Step:
+    """Measure the detector on the real defects that the source brings, which nothing is fitted on."""
+    from densitywatch.batches.assess.assessment import assess
+
+    with timed("assess") as step, device_slot():
+        found = assess(str(RAW / SORTED), params, root, root / "data" / "assessments" / params.data.source)
+        step.outcome = f"{len(found['kinds'])} kinds"
     return step
 
 

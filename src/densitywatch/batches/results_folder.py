@@ -54,7 +54,7 @@ class Identity(BaseModel):
 
     source: str
     detector: str
-    size: Count
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
     channels: Count
     limit: Count | None = None
     follow_links: bool = False

@@ -189,7 +189,7 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
             if child.is_dir(follow_symlinks=False):
                 if not is_clutter(f"{child.name}/-"):
                     folders.append(f"{name}/")
-            elif not is_clutter(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
+            elif not is_clutter(child.name) or child.name.lower().endswith((".csv", ".jsonl")):  # may say the labels
                 try:
                     yield name, child.path, child.stat()
                 except OSError as error:
