@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down status clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast lint docs format bench up down status worker clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -13,6 +13,7 @@ help:
 	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
 	@echo "make status              what runs, what waits, what the gate said, what the last batches were like"
+	@echo "make worker GPU=0        a worker that trains for others on this GPU; then: make run PLACEMENT=pool"
 	@echo "make pull                data, models and pages of dvc.lock, from the DVC remote"
 	@echo "make fresh               does dvc.lock belong to the code?"
 	@echo "make ask-retrain REF=x   a run of commit x on the Prefect server; make propose-retrain: a pull request of it"
@@ -21,7 +22,7 @@ help:
 
 run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
-	@$(BIN)/python -m pipelines retrain
+	@$(BIN)/python -m pipelines retrain $(PLACEMENT)
 
 # in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
 WORKERS := 2
@@ -80,6 +81,10 @@ down: .venv/ready
 
 status: .venv/ready
 	@$(BIN)/python -m pipelines status
+
+# in a clone of its own, var/workers/gpu0; without GPU on the processor: docs/how-to/gpu-machines.md
+worker: .venv/ready
+	@$(BIN)/python -m pipelines.worker $(GPU)
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

@@ -21,10 +21,10 @@ MOST = 20
 COMMIT = "git add dvc.lock metrics && git commit -m 'Retrain'"
 
 
-def retrain_commit(root: Path, ref: str) -> list[Step]:
+def retrain_commit(root: Path, ref: str, placement: str = "here") -> list[Step]:
     """Run commit `ref` in a clone; leave its result for people (Markdown) and for the CI side (JSON)."""
     logger = get_run_logger()
-    done = commit_run.run(root, ref, lambda line: logger.info("%s", line))
+    done = commit_run.run(root, ref, lambda line: logger.info("%s", line), placement)
     for line in retrain_result.verdict_lines(done.result):
         logger.info("%s", line)
     page = retrain_result.page(done.result)

@@ -23,7 +23,7 @@ from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
-from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from pipelines import dvc_commands, dvc_graph, stoppable_runs, training_pool
 from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_to_commit
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
@@ -41,17 +41,28 @@ WATCH = "calibrate"
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: Path = Path(), ref: str | None = None, drift: str = "", asked_by: str = "") -> list[Step]:
+def retrain(
+    root: Path = Path(),
+    ref: str | None = None,
+    placement: training_pool.Placement = "here",
+    drift: str = "",
+    asked_by: str = "",
+) -> list[Step]:
     """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
     A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
     scored again with the present champion; so are all new batches. Where a drift alarm stands, the accepted images of
-    its batches join the dataset first (data.accept). drift: the batch whose alarm asked for this run; asked_by: the run
-    of Prefect that raised it.
+    its batches join the dataset first (data.accept).
 
     One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
 
-    ref: a commit, branch or tag of git to retrain, in a clone next to the checkout; None for the checkout as it is.
+    Args:
+        root: The checkout.
+        ref: A commit, branch or tag of git to retrain, in a clone next to the checkout. Empty: the checkout as it is.
+        placement: Where models are trained: "here" in this checkout, or on the "pool" of workers that `make worker`
+            starts, each in its own clone.
+        drift: The batch whose drift alarm asked for this run.
+        asked_by: The run of Prefect that raised the alarm.
 
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
@@ -60,10 +71,12 @@ def retrain(root: Path = Path(), ref: str | None = None, drift: str = "", asked_
         stoppable_runs.stoppable(root),
         stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
     ):
-        return retrain_commit(root, ref) if ref else _retrain(root, drift, asked_by)
+        return retrain_commit(root, ref, placement) if ref else _retrain(root, placement, drift, asked_by)
 
 
-def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
+def _retrain(
+    root: Path, placement: training_pool.Placement = "here", drift: str = "", asked_by: str = ""
+) -> list[Step]:
     note_uncommitted(root)
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
@@ -73,6 +86,8 @@ def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
+    stages = dvc_graph.read_graph(root)
+    elsewhere = training_pool.elsewhere(placement, stages, root)
     steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
@@ -82,7 +97,6 @@ def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
         from densitywatch.devices import say_if_eager  # imports torch, which counts its threads at that moment
 
         say_if_eager(params.device)
-    stages = dvc_graph.read_graph(root)
     names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []
     released: list[Step] = []
@@ -106,6 +120,7 @@ def _retrain(root: Path, drift: str = "", asked_by: str = "") -> list[Step]:
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
         order=[f"train@{name}" for name in params.models],
+        elsewhere=elsewhere,
     )
     assert_fresh(root)
     steps += released

@@ -72,7 +72,11 @@ def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) 
     assert (site.root / "var" / "profiles.toml").stat().st_mode & 0o777 == 0o600
     with urlopen(f"http://127.0.0.1:{site.mlflow}/health", timeout=30) as response:
         assert response.status == 200
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+    }
     limits = site.ask("POST", "v2/concurrency_limits/filter", {})
     assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
 
@@ -343,7 +347,11 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
             said.stdout,
         )
         assert not (tmp_path / "var" / "services.json").exists()
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+    }
     assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
 
 
