@@ -1,4 +1,8 @@
-"""`python -m pipelines [retrain [pool] | detect-outliers]`: run a flow now; `make run` is `retrain`."""
+"""`python -m pipelines [retrain [pool] | detect-outliers]`: run a flow now; `make run` is `retrain`.
+
+`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh` and
+`pull` are what people and CI do without a flow.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +23,15 @@ from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
 PLACEMENTS: dict[str, Literal["here", "pool"]] = {"here": "here", "pool": "pool"}
+PROGRAMS = {
+    "status": "status",
+    "ask": "ask_retrain",
+    "propose": "propose_retrain",
+    "compare": "compare",
+    "fresh": "fresh",
+    "pull": "pull",
+}
+"""What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
@@ -27,8 +41,11 @@ def main(arguments: list[str]) -> int:
     A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
     flow, *placed = arguments or ["retrain"]
+    if flow in PROGRAMS:
+        return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
     if flow not in FLOWS or len(placed) > (flow == "retrain") or not set(placed) <= PLACEMENTS.keys():
-        print("usage: python -m pipelines [retrain [here | pool] | detect-outliers]", file=sys.stderr)
+        flows = "retrain [here | pool] | detect-outliers"
+        print(f"usage: python -m pipelines [{' | '.join([flows, *PROGRAMS])}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()

@@ -34,7 +34,7 @@ SILENT_AFTER = timedelta(seconds=150)  # five heartbeats
 
 
 def deploy(root: Path, params: Params) -> None:
-    """Make or update the work pools, the device limit, the automation for silent runs and the flows of prefect.yaml.
+    """Make or update the work pools, the device limit, the flows of prefect.yaml and the automations.
 
     Raises ServiceFailed when Prefect refuses one.
     """
@@ -42,6 +42,8 @@ def deploy(root: Path, params: Params) -> None:
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
     from prefect.workers.process import ProcessWorker
+
+    from pipelines.automations import keep_automations
 
     before = _noted(root)
     with get_client(sync_client=True) as client:
@@ -63,7 +65,8 @@ def deploy(root: Path, params: Params) -> None:
             _keep_code(client, found, entry["entrypoint"], _pull_steps(entry.get("pull", wanted["pull"]), root))
             if entry.get("schedules"):
                 _keep_schedule(client, found, params.inbox.cron, before.get("cron"))
-    now = {"cron": params.inbox.cron, "slots": params.device.slots}
+        automations = keep_automations(client, params, before)
+    now = {"cron": params.inbox.cron, "slots": params.device.slots, **automations}
     write_whole(root / NOTE, json.dumps(now) + "\n")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
@@ -58,6 +58,14 @@ def stale_stages(root: Path) -> set[str]:
 
     One that runs every time is among them only when something else about it has changed.
 
+    Raises StageFailed as `status` does.
+    """
+    return {name for name, changes in status(root).items() if changes != ["always changed"]}
+
+
+def status(root: Path) -> dict[str, list[Any]]:
+    """What `dvc status --json` says: for each stage that is not up to date, its changes.
+
     Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
     """
     with _started([*_dvc(), "status", "--json"], root, stderr=subprocess.PIPE) as process:
@@ -65,7 +73,7 @@ def stale_stages(root: Path) -> set[str]:
     if process.returncode != 0:
         stopping.stop_if_asked()
         raise StageFailed(f"dvc status: {_last_line(said.splitlines())}")
-    return {name for name, changes in json.loads(found).items() if changes != ["always changed"]}
+    return dict(json.loads(found))
 
 
 def run_stage(name: str, root: Path, say: Callable[[str], None], *, restore: bool = False) -> Outcome:
