@@ -26,7 +26,7 @@ from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
 from pipelines import stoppable_runs
 from pipelines.device_slots import device_slot, ensure_device_limit
-from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.prefect_text import leave_artifact, plain, verbatim
 
 ALARM = "Drift alarm"
 """The name of the state that a run ends in when the stream has moved; its type is Failed."""
@@ -99,15 +99,16 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
 
 
 def stand_ins(params: Params, root: Path) -> list[str]:
-    """A warning for each champion whose alias or files are gone, so that another version takes its place."""
+    """A warning for each champion whose alias or files are gone, and for each one that a person moved by hand."""
     if not isinstance(CHAMPION, str):
         return []
-    from densitywatch.registry import versions as registry
+    from densitywatch.registry.on_watch import on_watch
 
     said = []
     for name in filter(None, ("detector", params.inbox.labels)):
         with suppress(DensitywatchError):  # scoring itself raises the reason
-            said.append(registry.stand_in(name, params, root))
+            found = on_watch(name, params, root)
+            said += [found.moved, found.stand_in]
     return [note for note in said if note]
 
 
@@ -124,18 +125,29 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.batches.drift_state import alarm_in_words
     from densitywatch.batches.results_folder import note_run
     from densitywatch.batches.score_batch import ScoreOptions, score_source
+    from densitywatch.registry.on_watch import on_watch
     from densitywatch.tracking.runs import log_batch
 
     with device_slot():
-        labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
+        names = filter(None, ("detector" if isinstance(CHAMPION, str) else None, params.inbox.labels))
+        found = {name: on_watch(name, params, root) for name in names}
+        for moved in filter(None, (one.moved for one in found.values())):
+            get_run_logger().warning("%s", visible(moved))
+        labels = params.inbox.labels and str(found[params.inbox.labels].folder)
         options = ScoreOptions(strict=params.inbox.strict, control=params.inbox.control, label_model=labels)
-        summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
+        detector = found["detector"].folder if "detector" in found else CHAMPION
+        summary = score_source(batch.source, params, root, detector=detector, options=options)
+    instead = "; ".join(one.stand_in for one in found.values() if one.stand_in)
+    note_run(Path(summary["folder"]), stand_in=instead)
+    if instead:
+        summary["stand_in"] = instead
     log_batch(summary, params, root)
     figures = "\n".join(f"| {key} | {value} |" for key, value in _row(summary).items())
     folder = Path(summary["folder"]).resolve()
     page = folder / "report.html"
+    warning = f"**Not scored with the champion:** {plain(instead)}\n\n" if instead else ""
     text = (
-        f"| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
+        f"{warning}| | |\n|---|---|\n{figures}\n\nThe page with the images: [{_text(str(page))}]({page.as_uri()})\n\n"
         f"{gallery_text(folder)}\n"
     )
     leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
@@ -168,6 +180,7 @@ def _row(summary: dict[str, Any]) -> dict[str, Any]:
         {"batch": _text(str(summary["batch"]))}
         | {key: summary[key] for key in figures}
         | {"drift_alarm": summary.get("drift_alarm")}
+        | {"stand_in": plain(summary.get("stand_in", ""))}
     )
 
 

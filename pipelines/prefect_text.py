@@ -15,6 +15,11 @@ def verbatim(name: str) -> Callable[[], str]:
     return lambda: shown
 
 
+def plain(text: str) -> str:
+    """`text` for an artifact, in which Prefect's page reads Markdown and HTML: what would be markup is replaced."""
+    return re.sub(r"[^\w .,;:/+()%=?!@'\u201c\u201d\u2026\u00b7#&-]", "?", text.replace("`", "'").replace("->", "to"))
+
+
 def leave_artifact(make: Callable[[], Any]) -> None:
     """Leave an artifact in Prefect; a server that does not take it is named, and fails nothing."""
     try:

@@ -20,9 +20,11 @@ from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
 from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from pipelines.actor import actor
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.promotion import gate_table
 from pipelines.run_times import Step, timed
 from pipelines.stage_tasks import AGAIN_AFTER, run_graph
 from pipelines.up_to_date import note_up_to_date
@@ -97,9 +99,7 @@ def _retrain(root: Path) -> list[Step]:
     steps += released
     if not early:
         steps.append(_release("detector", params, root, verdicts))
-    leave_artifact(
-        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
-    )
+    leave_artifact(lambda: gate_table(verdicts, params, root))
     if remote:
         steps.append(push(root))
     steps.append(_detect(params, root, demo=not early))
@@ -191,7 +191,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     from densitywatch.registry import versions as registry
 
     with device_slot():
-        verdict = registry.promote(name, params, root, automatic=True)
+        verdict = registry.promote(name, params, root, automatic=True, actor=actor())
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason
 
@@ -203,7 +203,8 @@ def put_back(held: Transaction) -> None:
 
     if held.get("promoted"):
         name, params, root = held.get("release")
-        registry.rollback(name, params, root, to_none=True)
+        why = "the new champion could not be used"
+        registry.rollback(name, params, root, to_none=True, actor=actor(), reason=why)
 
 
 @task(name="check", cache_policy=NO_CACHE)
