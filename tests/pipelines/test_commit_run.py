@@ -49,6 +49,7 @@ given = {name: os.environ.get(name) for name in kept}
 Path(os.environ["NOTES"]).write_text(json.dumps({"cwd": str(root), "data": Path("data.txt").read_text(), **given}))
 """
 GRAPH = """
+metrics: [metrics/a.json]
 stages:
   data:
     cmd: echo slow > data.txt
