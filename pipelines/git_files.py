@@ -57,7 +57,8 @@ def git(
     if done.returncode != 0:
         said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
         reason = as_text(said[-1][:300]) if said else "it failed without a message"
-        raise DensitywatchError(f"git {arguments[0]}: {reason}")
+        verb = next((word for word in arguments if word != "-c" and "=" not in word), "")
+        raise DensitywatchError(f"git {verb}: {reason}")
     return done.stdout
 
 
