@@ -15,6 +15,11 @@ def verbatim(name: str) -> Callable[[], str]:
     return lambda: shown
 
 
+def as_cell(text: object) -> str:
+    """`text` in a cell of a Markdown table: what would be Markdown, HTML or a new cell is replaced."""
+    return re.sub(r"[^\w .,;:/+()%=?!@'-]", "?", " ".join(str(text).replace("`", "'").split()))
+
+
 def leave_artifact(make: Callable[[], Any]) -> None:
     """Leave an artifact in Prefect; a server that does not take it is named, and fails nothing."""
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
@@ -19,7 +19,8 @@ from densitywatch.batches.inbox import find_batches
 from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
-from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from densitywatch.tracking.store import FLOW_RUN_VARIABLE
+from pipelines import dvc_commands, dvc_graph, links, stoppable_runs
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.prefect_text import leave_artifact, verbatim
@@ -57,6 +58,7 @@ def _retrain(root: Path) -> list[Step]:
     environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
+    os.environ[FLOW_RUN_VARIABLE] = links.flow_run_page() or ""  # the stages' runs in MLflow link back
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
@@ -99,6 +101,11 @@ def _retrain(root: Path) -> list[Step]:
         steps.append(_release("detector", params, root, verdicts))
     leave_artifact(
         lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
+    )
+    leave_artifact(
+        lambda: create_markdown_artifact(
+            links.models_table(verdicts, params, root), key="models", description="The models, linked to MLflow's pages"
+        )
     )
     if remote:
         steps.append(push(root))

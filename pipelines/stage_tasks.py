@@ -20,6 +20,7 @@ from pipelines import dvc_commands, dvc_graph
 from pipelines.device_slots import Turn, device_slot
 from pipelines.prefect_text import verbatim
 from pipelines.run_times import Step
+from pipelines.stage_progress import with_bar
 
 AGAIN_AFTER = [5.0, 30.0]
 """Seconds to wait before each new try of a step that needs another machine: a source or a remote."""
@@ -126,7 +127,7 @@ def run_stage(
         if waits:
             waits.next_please(stage.name)
         started = time.time()
-        outcome = dvc_commands.run_stage(stage.name, root, logger.info)
+        outcome = dvc_commands.run_stage(stage.name, root, with_bar(stage.name, logger.info))
     return _state(Step(stage.name, outcome, started, time.time()))
 
 
