@@ -1,18 +1,19 @@
-"""`python -m pipelines [retrain | detect-outliers | status]`: run a flow here and now, or say what goes on.
+"""`python -m pipelines [retrain [pool] | detect-outliers]`: run a flow now; `make run` is `retrain`.
 
-`make run` is `retrain`, `make status` is `status`.
+`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh` and
+`pull` are what people and CI do without a flow.
 """
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import sys
 import time
 import traceback
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
@@ -21,6 +22,16 @@ from densitywatch.text import visible
 from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
+PLACEMENTS: dict[str, Literal["here", "pool"]] = {"here": "here", "pool": "pool"}
+PROGRAMS = {
+    "status": "status",
+    "ask": "ask_retrain",
+    "propose": "propose_retrain",
+    "compare": "compare",
+    "fresh": "fresh",
+    "pull": "pull",
+}
+"""What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
@@ -29,11 +40,12 @@ def main(arguments: list[str]) -> int:
 
     A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
-    flow = arguments[0] if arguments else "retrain"
-    if arguments in (["status"], ["status", "--json"]):
-        return _status(Path.cwd(), as_json=len(arguments) == 2)
-    if flow not in FLOWS or len(arguments) > 1:
-        print(f"usage: python -m pipelines [{' | '.join(FLOWS)} | status [--json]]", file=sys.stderr)
+    flow, *placed = arguments or ["retrain"]
+    if flow in PROGRAMS:
+        return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
+    if flow not in FLOWS or len(placed) > (flow == "retrain") or not set(placed) <= PLACEMENTS.keys():
+        flows = "retrain [here | pool] | detect-outliers"
+        print(f"usage: python -m pipelines [{' | '.join([flows, *PROGRAMS])}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()
@@ -43,7 +55,7 @@ def main(arguments: list[str]) -> int:
             stack.enter_context(stoppable_runs.stoppable(root, command=True))
             if flow == "retrain":
                 stack.enter_context(stoppable_runs.one_run(root))
-                return _retrain(root, started)
+                return _retrain(root, started, PLACEMENTS[placed[0] if placed else "here"])
             return _detect_outliers(root, stack)
         except DensitywatchError as error:
             print(f"pipelines: {error}", file=sys.stderr)
@@ -53,7 +65,7 @@ def main(arguments: list[str]) -> int:
             return 1
 
 
-def _retrain(root: Path, started: float) -> int:
+def _retrain(root: Path, started: float, placement: Literal["here", "pool"]) -> int:
     from pipelines.up_to_date import is_up_to_date
 
     if is_up_to_date(root):
@@ -65,7 +77,7 @@ def _retrain(root: Path, started: float) -> int:
     from pipelines.retrain import retrain
 
     ready = time.time()
-    steps = [run_times.Step("start", "done", started, ready), *retrain(root)]
+    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement)]
     ended = time.time()
     run_times.save(steps, started, ended, root / "var" / "run.json")
     print(run_times.table(steps, started, ended))
@@ -92,19 +104,6 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
     for summary in detect_outliers(root):
         counts = f"{summary['outliers']} outliers, {summary['quarantined']} quarantined of {summary['files']} files"
         tell(f"{summary['batch']}: {counts}; {summary['folder']}/report.html")
-    return 0
-
-
-def _status(root: Path, *, as_json: bool) -> int:
-    from pipelines.status import status, text
-
-    try:
-        environment.settle(os.environ)
-        found = status(root)
-    except DensitywatchError as error:
-        print(f"pipelines: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(found, indent=2) if as_json else text(found, time.time()))
     return 0
 
 

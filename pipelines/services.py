@@ -15,7 +15,7 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.tracking.store import sqlite_path, tracking_uri
-from pipelines import prefect_home, reports, run_lock, server, service_processes
+from pipelines import prefect_home, reports, run_lock, server, service_processes, worker
 from pipelines.server import HOST
 
 PROFILES = Path("var") / "profiles.toml"
@@ -71,8 +71,8 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str, repo
     service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
     _tell_what_became_of_the_runs(root)  # of a worker that was killed
     _deploy(root, params)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
-    service_processes.start(root, "worker", worker)
+    own = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
+    service_processes.start(root, "worker", own)
     if "MLflow" in addresses:
         service_processes.wait_until_it_answers(root, "mlflow", f"{addresses['MLflow']}/health", mlflow_port)
     service_processes.wait_until_it_answers(root, reports.NAME, f"{addresses[reports.NAMED]}/health", reports_port)
@@ -160,7 +160,8 @@ def main(arguments: list[str]) -> int:
         if arguments == ["up"]:
             up(Path.cwd())
         else:
-            print(f"stopped: {', '.join(down(Path.cwd())) or 'nothing was running'}")
+            ended = [*worker.end_all(Path.cwd()), *down(Path.cwd())]
+            print(f"stopped: {', '.join(ended) or 'nothing was running'}")
     except DensitywatchError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         return error.exit_code

@@ -9,6 +9,8 @@ from __future__ import annotations
 import base64
 import fcntl
 import json
+import os
+import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -19,6 +21,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
 
+from densitywatch import environment
 from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
@@ -335,3 +338,17 @@ def _when(seconds: float) -> str:
 
 def _time(text: str | None) -> float | None:
     return None if text is None else datetime.fromisoformat(text).astimezone(UTC).timestamp()
+
+
+def main(arguments: list[str]) -> int:
+    if arguments not in ([], ["--json"]):
+        print("usage: python -m pipelines status [--json]", file=sys.stderr)
+        return 2
+    try:
+        environment.settle(os.environ)
+        found = status(Path.cwd())
+    except DensitywatchError as error:
+        print(f"pipelines: {error}", file=sys.stderr)
+        return error.exit_code
+    print(json.dumps(found, indent=2) if arguments else text(found, time.time()))
+    return 0

@@ -54,7 +54,7 @@ class Identity(BaseModel):
 
     source: str
     detector: str
-    size: Count
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
     channels: Count
     limit: Count | None = None
     follow_links: bool = False
@@ -96,6 +96,7 @@ class Summary(BaseModel):
     changed_to_fit: Count
     false_discovery_rate: Share
     drift_p_value: Share
+    drift_stream: str | None = None
     drift_alarm: bool | None = None
     drift_evidence: Annotated[FiniteFloat, Field(ge=0)] | None = None
     drift_batches: Count | None = None

@@ -39,6 +39,7 @@ from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.params import Control, Params
 from densitywatch.progress import say, track
+from densitywatch.sizes import for_json
 from densitywatch.text import as_text
 
 FORMAT = "2"
@@ -106,7 +107,7 @@ def score_source(
         "format": FORMAT,
         "source": shown_source(source, root),
         "detector": digest,
-        "size": scorer.size,
+        "size": for_json(scorer.size),
         "channels": scorer.channels,
         "resize": scorer.resize,
         "chunk": chunk,

@@ -54,6 +54,7 @@ QUIET = {
 
 __all__ = [  # tracking_uri is handed on
     "Run",
+    "batches_experiment",
     "log_batch",
     "log_evaluation",
     "open_client",
@@ -89,15 +90,20 @@ def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchErr
         raise error_type(f"MLflow's store {plain(uri)} did not do what was asked: {reason}") from error
 
 
-def prepare_store(params: Params, root: Path) -> str:
-    """Make the store where it is new, and return the id of the experiment params.mlflow.experiment.
+def batches_experiment(params: Params) -> str:
+    """The name of the experiment that scored batches are in: not among training runs."""
+    return f"{params.mlflow.experiment}-batches"
+
+
+def prepare_store(params: Params, root: Path, experiment_name: str | None = None) -> str:
+    """Make the store where it is new, and return the id of the experiment, by default params.mlflow.experiment.
 
     Several processes that open a new database at once break all but one of them, so opening is under a lock. Artifacts
     of a database go under `root`/mlartifacts; those of a server go where the server says. Raises DensitywatchError
     when the store cannot be reached.
     """
     uri = tracking_uri(params, root)
-    name = params.mlflow.experiment
+    name = experiment_name or params.mlflow.experiment
     with store_lock(uri, root, "open"):
         check_reachable(uri)
         follow_move(uri, root)
@@ -321,7 +327,7 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Map
     """
     from mlflow.entities import Param, RunTag
 
-    experiment = prepare_store(params, root)
+    experiment = prepare_store(params, root, batches_experiment(params))
     uri = tracking_uri(params, root)
     client = open_client(uri)
     key = hashlib.sha256(
