@@ -111,15 +111,19 @@ def test_a_server_that_ended_and_one_that_does_not_answer_are_one_line_each(
     ]
     (root / "var" / "services.json").write_text(json.dumps(entries))
     (root / "var" / "addresses.json").write_text(json.dumps({"Prefect": "http://127.0.0.1:9", "MLflow": "http://x"}))
+    clone = root / "var" / "workers" / "gpu0"
+    (clone / "var").mkdir(parents=True)
+    (clone / "var" / "services.json").write_text(json.dumps([entries[2]]))
 
     class Alive:
         pid = 77
 
     monkeypatch.setattr(service_processes, "find", lambda entry: Alive() if entry["pid"] == 1 else None)
     lines = said(capsys).splitlines()
-    assert "  Prefect  does not answer; see prefect.log" in lines
-    assert "  MLflow   stopped; see mlflow.log" in lines
-    assert any(line.startswith("  Worker   runs") and line.endswith("process 77") for line in lines)
+    assert "  Prefect      does not answer; see prefect.log" in lines
+    assert "  MLflow       stopped; see mlflow.log" in lines
+    for name in ("Worker", "Worker gpu0"):
+        assert any(re.fullmatch(rf"  {name} +runs +process 77", line) for line in lines)
     assert "  Reports is down; `make up` starts what is down" in lines
 
 
