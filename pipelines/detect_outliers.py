@@ -24,7 +24,7 @@ from densitywatch.batches.inbox import Batch, find_batches
 from densitywatch.errors import DataError, DensitywatchError, DriftAlarm, ValidationFailed
 from densitywatch.params import Params, load_params
 from densitywatch.text import one_line, visible
-from pipelines import reports, stoppable_runs
+from pipelines import links, reports, stoppable_runs
 from pipelines.batch_words import in_figures, last_state, name_run, row
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.drift_loop import follow_alarm
@@ -184,7 +184,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
         labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
         options = ScoreOptions(strict=params.inbox.strict, control=params.inbox.control, label_model=labels)
         summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
-    log_batch(summary, params, root)
+    log_batch(summary, params, root, links.of_batch(Path(summary["folder"]), root))
     figures = "\n".join(f"| {key} | {value} |" for key, value in row(summary).items())
     folder = Path(summary["folder"]).resolve()
     link = f"[report of {_text(folder.name)}]({reports.page_of(folder, root)})"

@@ -18,6 +18,11 @@ def verbatim(name: str) -> Callable[[], str]:
     return lambda: shown
 
 
+def as_cell(text: object) -> str:
+    """`text` in a cell of a Markdown table: what would be Markdown, HTML or a new cell is replaced."""
+    return re.sub(r"[^\w .,;:/+()%=?!@'-]", "?", " ".join(str(text).replace("`", "'").split()))
+
+
 def plain_words(text: str, most: int = 200) -> str:
     """A text from outside for a page or a message: no sign of it is markup. At most `most` letters."""
     return re.sub(r"[^\w ,.;/:()+-]", "?", text)[:most]

@@ -3,7 +3,7 @@
 `python -m pipelines.reports PORT RESULTS REPORTS` serves the folder of all results at / and that of the trained models'
 report at /training/. `make up` starts it. Only files that this project writes are served, by their names; folders are
 not listed, hidden files and what lies behind a link that leads outside are not there. A page may run its own script
-and load nothing (docs/decisions/0039-pages-for-whoever-comes-by.md).
+and load nothing (docs/decisions/0039-pages-made-of-a-table-of-batches.md).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
@@ -23,7 +23,8 @@ from densitywatch.errors import DensitywatchError, DriftAlarm
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
-from pipelines import dvc_commands, dvc_graph, stoppable_runs, training_pool
+from densitywatch.tracking.store import FLOW_RUN_VARIABLE
+from pipelines import dvc_commands, dvc_graph, links, stoppable_runs, training_pool
 from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_to_commit
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
@@ -83,6 +84,7 @@ def _retrain(
     environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
+    os.environ[FLOW_RUN_VARIABLE] = links.flow_run_page() or ""  # the stages' runs in MLflow link back
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
@@ -129,6 +131,11 @@ def _retrain(
     write_whole(root / VERDICTS, json.dumps(verdicts) + "\n")
     leave_artifact(
         lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
+    )
+    leave_artifact(
+        lambda: create_markdown_artifact(
+            links.models_table(verdicts, params, root), key="models", description="The models, linked to MLflow's pages"
+        )
     )
     if remote:
         steps.append(push(root))

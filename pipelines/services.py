@@ -41,7 +41,7 @@ def up(root: Path) -> None:
         service_processes.check_port("Prefect", ports[0], "PREFECT_PORT")
         if sqlite_path(tracking_uri(params, root)) is not None:
             service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
-        service_processes.check_port("the reports", ports[2], "REPORTS_PORT")
+        service_processes.check_port("Reports", ports[2], "REPORTS_PORT")
         with run_lock.one_run_at_a_time(root):
             try:
                 _start(root, params, *ports)

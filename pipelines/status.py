@@ -28,6 +28,7 @@ from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
 from densitywatch.tracking.store import plain, sqlite_path, tracking_uri
 from pipelines import prefect_home, reports, run_processes, service_processes
+from pipelines.worker import WORKERS
 
 SHOWN = 5
 """Batches, verdicts and waiting batches that are listed."""
@@ -87,6 +88,12 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
                 "log": entry["log"] if entry is not None and state != "up" else None,
             }
         )
+    for clone in sorted((root / WORKERS).glob("*/")):  # of `make worker`
+        for entry in service_processes.noted(clone):
+            process = service_processes.find(entry)
+            state, pid = ("up", process.pid) if process is not None else ("stopped", None)
+            log = None if pid else entry["log"]
+            found.append({"name": f"Worker {clone.name}", "state": state, "address": None, "pid": pid, "log": log})
     return found
 
 
@@ -252,14 +259,15 @@ def _look_at(params: Params, root: Path) -> dict[str, str]:
 def text(found: dict[str, Any], now: float) -> str:
     """`status` for people, on one screen."""
     lines = ["Servers"]
+    width = max(len(server["name"]) for server in found["servers"]) + 2
     down = [server["name"] for server in found["servers"] if server["state"] == "down"]
     for server in found["servers"]:
         if server["state"] == "up":
-            lines.append(f"  {server['name']:<9}{server['address'] or 'runs':<30}process {server['pid']}")
+            lines.append(f"  {server['name']:<{width}}{server['address'] or 'runs':<30}process {server['pid']}")
         elif server["state"] == "elsewhere":
-            lines.append(f"  {server['name']:<9}{server['address']:<30}not of this checkout")
+            lines.append(f"  {server['name']:<{width}}{server['address']:<30}not of this checkout")
         elif server["state"] != "down":
-            lines.append(f"  {server['name']:<9}{server['state']}; see {server['log']}")
+            lines.append(f"  {server['name']:<{width}}{server['state']}; see {server['log']}")
     if down:
         lines.append(f"  {', '.join(down)} {'is' if len(down) == 1 else 'are'} down; `make up` starts what is down")
     lines += ["", "Runs", *_indented(found["runs"], lambda run: _run(run, now), "none goes on")]
