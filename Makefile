@@ -7,6 +7,7 @@ BIN := .venv/bin
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
 	@echo "make run PROFILE=gpu     the same, with profiles/gpu.yaml laid over params.yaml first (tiny: a quick try)"
+	@echo "make run PROFILE=cells   photographs with real defects: solar cells, fetched (CC BY-NC-SA 4.0, not for commercial use)"
 	@echo "make test                every test, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
