@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down clean lock
+.PHONY: help run test test-fast lint docs format bench up down backup restore clean lock
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -12,6 +12,7 @@ help:
 	@echo "make lint                ruff, typos and mypy"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
+	@echo "make backup [TO=folder]  everything that git does not keep; make restore FROM=folder brings it back"
 	@echo "make bench               the benchmarks"
 	@echo "make format | lock | clean"
 
@@ -52,6 +53,13 @@ up: .venv/ready
 
 down: .venv/ready
 	@$(BIN)/python -m pipelines.services down
+
+# docs/how-to/team.md: databases, artifacts, the DVC remote where it is a folder, results
+backup: .venv/ready
+	@$(BIN)/python -m pipelines.backup backup $(if $(TO),"$(TO)")
+
+restore: .venv/ready
+	@$(BIN)/python -m pipelines.backup restore $(if $(FROM),"$(FROM)")
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

@@ -26,6 +26,8 @@ from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.models.storage import model_settings
 from densitywatch.params import Params
 from densitywatch.tracking.addresses import ARTIFACTS, follow_move
+from densitywatch.tracking.database import mlflow_uri
+from densitywatch.tracking.schemas import prepare
 from densitywatch.tracking.store import check_reachable, is_database, plain, store_lock, tracking_uri
 
 if TYPE_CHECKING:
@@ -90,6 +92,8 @@ def prepare_store(params: Params, root: Path) -> str:
     uri = tracking_uri(params, root)
     name = params.mlflow.experiment
     with store_lock(uri, root, "open"):
+        if uri == mlflow_uri():
+            prepare(root)
         check_reachable(uri)
         follow_move(uri, root)
         client = open_client(uri)
