@@ -92,6 +92,7 @@ def read_file(root: Path) -> None:
         for name, value in given.items():
             if value is not None:
                 os.environ.setdefault(name, value)
+    _reach_this_machine_directly(os.environ)
     known = login()
     if known is not None and "MLFLOW_TRACKING_USERNAME" not in os.environ:
         name, _, password = known.partition(":")
@@ -127,5 +128,6 @@ def _reach_this_machine_directly(environment: MutableMapping[str, str]) -> None:
     given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     hosts = [host.strip() for host in given.split(",") if host.strip()]
     if "*" not in hosts:
-        hosts += [host for host in THIS_MACHINE if host not in hosts]
+        own = (*THIS_MACHINE, environment.get("DENSITYWATCH_HOST") or THIS_MACHINE[0])
+        hosts += [host for host in dict.fromkeys(own) if host not in hosts]
     environment["no_proxy"] = environment["NO_PROXY"] = ",".join(hosts)
