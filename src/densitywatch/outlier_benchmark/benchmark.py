@@ -41,6 +41,8 @@ from densitywatch.progress import track
 KINDS = 1 + MOST_KINDS
 """Kinds of images that are in memory at once: the normal ones and those of the panel."""
 NORMAL = "normal"
+CONTROL_IMAGES = 500
+"""Limit on the images of each kind that untrained networks read, which is slow."""
 
 
 def benchmark(params: Params, root: Path) -> dict[str, Any]:
@@ -113,7 +115,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             for kind in track(list(panel), "streams of batches")
         },
         folds=held_out_classes(params, root) if info.class_names else {},
-        no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
+        no_class=no_class_rates(params, root, detector, {NORMAL: np.asarray(normal.source), **panel}, scores[DETECTOR]),
         left_out=left_out,
         grouped=groups is not None,
     )
@@ -172,7 +174,7 @@ def every_score(
             kind: whole[kind] + detector.judge_weight * tail_surprise(result[DECLARED_MEMBER][kind], judge_tail)
             for kind in images
         }
-    rows |= control_rows(detector, everything, images, result)
+    rows |= control_rows(detector, everything, images, result, CONTROL_IMAGES)
     return rows | {name: result[name] for name in MEMBERS if name in result}, left_out
 
 
