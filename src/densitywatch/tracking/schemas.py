@@ -47,7 +47,9 @@ def prepare(root: Path) -> None:
                 f" of its own, or, if that one is gone, run in psql: COMMENT ON SCHEMA {MLFLOW} IS NULL"
             )
         for schema in (PREFECT, MLFLOW):
-            connection.exec_driver_sql(f"CREATE SCHEMA IF NOT EXISTS {schema}")
+            # asked first: IF NOT EXISTS wants the right to make one even where it is there
+            if connection.exec_driver_sql("SELECT to_regnamespace(%s)", (schema,)).scalar() is None:
+                connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
         connection.exec_driver_sql(
             "CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public"
         )  # Prefect searches by it
