@@ -17,7 +17,7 @@ from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.tracking.store import plain
 
-PREFECT_PORT, MLFLOW_PORT = "4200", "5000"
+PREFECT_PORT, MLFLOW_PORT, REPORTS_PORT = "4200", "5000", "4400"
 LOGIN = Path("var") / "prefect.login"
 HEADER = "densitywatch-checkout"
 """The header of every answer of this project's servers; its value is `mark`."""

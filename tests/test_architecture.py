@@ -38,6 +38,7 @@ GROUND = (
     "params_models",
     "profiles",
     "progress",
+    "sizes",
     "stopping",
     "templates",
     "text",
