@@ -44,6 +44,11 @@ def main(arguments: list[str]) -> int:
     """
     flow, *placed = arguments or ["retrain"]
     if flow in PROGRAMS:
+        try:
+            environment.read_file(Path.cwd())
+        except DensitywatchError as error:
+            print(f"pipelines: {error}", file=sys.stderr)
+            return error.exit_code
         return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
     if flow not in FLOWS or len(placed) > (flow == "retrain") or not set(placed) <= PLACEMENTS.keys():
         flows = "retrain [here | pool] | detect-outliers"
