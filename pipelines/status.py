@@ -143,7 +143,8 @@ def _runs_of_server(root: Path, address: str) -> list[dict[str, Any]]:
 def _ask(root: Path, address: str, path: str, body: dict[str, Any]) -> Any:
     login = base64.b64encode(prefect_home.login(root).encode()).decode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    request = Request(f"{address}/api/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
+    near = prefect_home.prefect_address(root) or f"{address}/api"  # people may reach it by another name
+    request = Request(f"{near}/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read())

@@ -59,7 +59,9 @@ PLUMBING = {
     "densitywatch.models.offers",
     "densitywatch.models.storage",
     "densitywatch.tracking.addresses",
+    "densitywatch.tracking.database",
     "densitywatch.tracking.runs",
+    "densitywatch.tracking.schemas",
     "densitywatch.tracking.store",
     "densitywatch.training.bookkeeping",
 }

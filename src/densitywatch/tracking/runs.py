@@ -26,6 +26,8 @@ from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.models.storage import model_settings
 from densitywatch.params import Params
 from densitywatch.tracking.addresses import ARTIFACTS, follow_move
+from densitywatch.tracking.database import mlflow_uri
+from densitywatch.tracking.schemas import prepare
 from densitywatch.tracking.store import (
     FLOW_RUN,
     FLOW_RUN_VARIABLE,
@@ -105,6 +107,8 @@ def prepare_store(params: Params, root: Path, experiment_name: str | None = None
     uri = tracking_uri(params, root)
     name = experiment_name or params.mlflow.experiment
     with store_lock(uri, root, "open"):
+        if "MLFLOW_TRACKING_URI" not in os.environ and uri == mlflow_uri():  # a worker's clone is given the address
+            prepare(root)
         check_reachable(uri)
         follow_move(uri, root)
         client = open_client(uri)
