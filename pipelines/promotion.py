@@ -23,7 +23,7 @@ from densitywatch.text import visible
 from pipelines import stoppable_runs
 from pipelines.actor import actor
 from pipelines.device_slots import device_slot, ensure_device_limit
-from pipelines.prefect_text import leave_artifact, plain
+from pipelines.prefect_text import leave_artifact, without_markup
 
 REJECTED = "Rejected"
 """The name of the state that a run ends in when the gate refuses the version; its type is Failed."""
@@ -108,7 +108,7 @@ def history_table(model: str, params: Params, root: Path) -> Any:
 
     champion, found = read_history(model, params, root)
     rows = [
-        row(entry) | {"note": plain(entry.note)} | {key: entry.figures.get(key, "") for key in FIGURES}
+        row(entry) | {"note": without_markup(entry.note)} | {key: entry.figures.get(key, "") for key in FIGURES}
         for entry in found
     ]
     told = f"History of {model}, the newest first. Champion: version {champion or 'none'}"
@@ -129,7 +129,9 @@ def gate_table(verdicts: list[dict[str, Any]], params: Params, root: Path) -> An
                 newest = []
             noted = next(({**row(entry), **entry.figures} for entry in newest), {})
         keys = ("at", "from", "to", "by", *FIGURES)
-        rows.append(_rounded({**verdict, "gate": plain(verdict["gate"])} | {key: noted.get(key, "") for key in keys}))
+        rows.append(
+            _rounded({**verdict, "gate": without_markup(verdict["gate"])} | {key: noted.get(key, "") for key in keys})
+        )
     return create_table_artifact(rows, key="gate", description="What the gate said about each candidate")
 
 
@@ -140,8 +142,8 @@ def row(entry: Entry) -> dict[str, Any]:
         "outcome": entry.outcome,
         "from": entry.before or "",
         "to": entry.after or "",
-        "by": plain(entry.who),
-        "reason": plain(entry.reason),
+        "by": without_markup(entry.who),
+        "reason": without_markup(entry.reason),
     }
 
 

@@ -38,6 +38,7 @@ GROUND = (
     "params_models",
     "profiles",
     "progress",
+    "sizes",
     "stopping",
     "templates",
     "text",
@@ -58,7 +59,9 @@ PLUMBING = {
     "densitywatch.models.offers",
     "densitywatch.models.storage",
     "densitywatch.tracking.addresses",
+    "densitywatch.tracking.database",
     "densitywatch.tracking.runs",
+    "densitywatch.tracking.schemas",
     "densitywatch.tracking.store",
     "densitywatch.training.bookkeeping",
 }

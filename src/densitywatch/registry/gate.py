@@ -184,7 +184,8 @@ def compare_kinds(
     gets its share of what is left (Bonferroni). A kind of which the images show too little does not count against it.
     """
     confidence = 1 - (1 - rules.confidence) / max(1, len(candidate))
-    worse, figures = [], {}
+    worse: list[str] = []
+    figures: dict[str, float | str] = {}
     for kind, new in candidate.items():
         old = champion[kind]
         margin = rules.margin.detector + rules.tolerance * abs(old.value)

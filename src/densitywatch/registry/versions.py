@@ -44,6 +44,7 @@ from densitywatch.registry.gate import Decision, gate
 from densitywatch.registry.history import Actor, Entry, entry, user_name
 from densitywatch.registry.service import answers_of
 from densitywatch.registry.version_files import WEIGHTS_TAG, pack_detector, pack_model
+from densitywatch.sizes import height_width
 from densitywatch.tracking.addresses import CONTENT, PACKED
 from densitywatch.tracking.runs import open_client, prepare_store, run_exists, store_errors
 from densitywatch.tracking.store import store_lock, tracking_uri
@@ -123,7 +124,7 @@ def _log_version(
 
     model: Any = None if registered == REGISTERED + "detector" else load_model_folder(packed)
     judges = model is None or isinstance(model, ExactDensity | Bounded | Reconstructor)
-    images = np.zeros((1, params.data.channels, params.data.size, params.data.size), dtype=np.uint8)
+    images = np.zeros((1, params.data.channels, *height_width(params.data.size)), dtype=np.uint8)
     example = images if judges else {"samples": 1}
     logged = client.create_logged_model(experiment, name=registered, source_run_id=run_id, tags=tags)
     with _current_store(uri), warnings.catch_warnings():
