@@ -94,8 +94,7 @@ def site(project_root: Path, tmp_path_factory: pytest.TempPathFactory, listener:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     (root / "dvc.yaml").write_text(GRAPH)
     prefect, mlflow = free_port(), free_port()
-    names = {"PREFECT_PORT": prefect, "MLFLOW_PORT": mlflow, "REPORTS_PORT": free_port()}
-    ports = {name: str(port) for name, port in names.items()} | {"PREFECT_WORKER_QUERY_SECONDS": "2"}
+    ports = {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow), "PREFECT_WORKER_QUERY_SECONDS": "2"}
     made = Site(root, own_environment(root) | ports, prefect, mlflow)
     try:
         started = made.services("up")
