@@ -2,7 +2,7 @@
 
 A value of params.yaml takes effect when it differs from the last one, which is in var/deployed.json. So an edited
 `inbox.cron` moves the schedule. Otherwise a schedule that a person paused, moved or deleted in Prefect's page stays so.
-Tags, limits, parameters and the work pool are set once, when they are made.
+Tags, limits, parameters and the work pools are set once, when they are made.
 """
 
 from __future__ import annotations
@@ -26,26 +26,33 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-POOL = "gpu"
+POOLS = ("gpu", "training")
+"""`make up` starts a worker for the first, `make worker` those of the second (docs/how-to/gpu-machines.md)."""
 FILE = Path("pipelines") / "prefect.yaml"
 NOTE = Path("var") / "deployed.json"
 SILENT_AFTER = timedelta(seconds=150)  # five heartbeats
 
 
 def deploy(root: Path, params: Params) -> None:
-    """Make or update the work pool, the device limit, the automation for silent runs and the flows of prefect.yaml.
+    """Make or update the work pools, the device limit, the flows of prefect.yaml and the automations.
 
     Raises ServiceFailed when Prefect refuses one.
     """
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    from pipelines.automations import keep_automations
 
     before = _noted(root)
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            _prefect(root, params, "work-pool", "create", POOL, "--type", "process")
+        for pool in POOLS:
+            try:
+                client.read_work_pool(pool)
+            except ObjectNotFound:
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
         _keep_device_limit(client, params.device.slots, before.get("slots"))
         watch_silent_runs(client)
         wanted = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
@@ -55,10 +62,11 @@ def deploy(root: Path, params: Params) -> None:
             if found is None:
                 _prefect(root, params, "deploy", "--name", entry["name"], "--prefect-file", str(FILE))
                 continue
-            _keep_code(client, found, entry["entrypoint"], _pull_steps(wanted["pull"], root))
+            _keep_code(client, found, entry["entrypoint"], _pull_steps(entry.get("pull", wanted["pull"]), root))
             if entry.get("schedules"):
                 _keep_schedule(client, found, params.inbox.cron, before.get("cron"))
-    now = {"cron": params.inbox.cron, "slots": params.device.slots}
+        automations = keep_automations(client, params, before)
+    now = {"cron": params.inbox.cron, "slots": params.device.slots, **automations}
     write_whole(root / NOTE, json.dumps(now) + "\n")
 
 
@@ -90,7 +98,8 @@ def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]
     filled = json.loads(json.dumps(steps))
     for step in filled:
         for inputs in step.values():
-            inputs["directory"] = str(root.resolve())
+            if "directory" in inputs:
+                inputs["directory"] = str(root.resolve())
     return list(filled)
 
 

@@ -11,7 +11,7 @@ from urllib.request import ProxyHandler, build_opener
 
 from densitywatch import environment
 
-PREFECT_PORT, MLFLOW_PORT = "4200", "5000"
+PREFECT_PORT, MLFLOW_PORT, REPORTS_PORT = "4200", "5000", "4400"
 LOGIN = Path("var") / "prefect.login"
 
 

@@ -1,4 +1,4 @@
-"""`make up` and `make down`: Prefect's server with a worker, and MLflow's server, on this machine alone.
+"""`make up` and `make down`: servers of Prefect, with a worker, of MLflow and of the reports, on this machine alone.
 
 service_processes.py starts and ends programs, server.py is Prefect's server behind its checks, deployments.py fills it.
 """
@@ -15,7 +15,7 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.tracking.store import sqlite_path, tracking_uri
-from pipelines import prefect_home, run_lock, server, service_processes
+from pipelines import prefect_home, reports, run_lock, server, service_processes, worker
 from pipelines.server import HOST
 
 PROFILES = Path("var") / "profiles.toml"
@@ -35,11 +35,13 @@ def up(root: Path) -> None:
         ports = (
             os.environ.get("PREFECT_PORT", prefect_home.PREFECT_PORT),
             os.environ.get("MLFLOW_PORT", prefect_home.MLFLOW_PORT),
+            os.environ.get("REPORTS_PORT", prefect_home.REPORTS_PORT),
         )
         down(root)
         service_processes.check_port("Prefect", ports[0], "PREFECT_PORT")
         if sqlite_path(tracking_uri(params, root)) is not None:
             service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
+        service_processes.check_port("Reports", ports[2], "REPORTS_PORT")
         with run_lock.one_run_at_a_time(root):
             try:
                 _start(root, params, *ports)
@@ -49,7 +51,7 @@ def up(root: Path) -> None:
     print(_addresses(root))
 
 
-def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> None:
+def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str, reports_port: str) -> None:
     address = f"http://{HOST}:{prefect_port}/api"
     _use(root, address)
     write_whole(root / "var" / "prefect.address", address + "\n")
@@ -63,13 +65,17 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> N
         without = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         service_processes.start(root, "mlflow", [*command, "--host", HOST, "--port", mlflow_port], without)
         addresses["MLflow"] = f"http://{HOST}:{mlflow_port}"
+    results, training = root / params.inbox.results, root / "reports"
+    service_processes.start(root, reports.NAME, reports.command(reports_port, results.resolve(), training.resolve()))
+    addresses[reports.NAMED] = f"http://{HOST}:{reports_port}"
     service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
     _tell_what_became_of_the_runs(root)  # of a worker that was killed
     _deploy(root, params)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
-    service_processes.start(root, "worker", worker)
+    own = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
+    service_processes.start(root, "worker", own)
     if "MLflow" in addresses:
         service_processes.wait_until_it_answers(root, "mlflow", f"{addresses['MLflow']}/health", mlflow_port)
+    service_processes.wait_until_it_answers(root, reports.NAME, f"{addresses[reports.NAMED]}/health", reports_port)
     write_whole(root / "var" / "addresses.json", json.dumps(addresses) + "\n")
     prefect_home.write_private(
         root / PROFILES,
@@ -89,7 +95,7 @@ def down(root: Path) -> list[str]:
     """Stop what `up` has started and nothing else; return the names of what ran."""
     noted = service_processes.noted(root)
     alive = {entry["name"]: process for entry in noted if (process := service_processes.find(entry)) is not None}
-    for name in sorted(alive, key=("worker", "mlflow", "prefect").index):
+    for name in sorted(alive, key=("worker", reports.NAME, "mlflow", "prefect").index):
         if name == "prefect":
             _tell_what_became_of_the_runs(root)
         service_processes.end(alive[name])
@@ -138,6 +144,7 @@ def _addresses(root: Path) -> str:
     return "\n".join(
         [
             *(f"{name:<8}{address}{notes.get(name, '')}" for name, address in addresses.items()),
+            "what goes on there: make status",
             "run the pipeline there:",
             f"  PREFECT_PROFILES_PATH={PROFILES} .venv/bin/prefect deployment run retrain/retrain",
             "stop: make down",
@@ -153,7 +160,8 @@ def main(arguments: list[str]) -> int:
         if arguments == ["up"]:
             up(Path.cwd())
         else:
-            print(f"stopped: {', '.join(down(Path.cwd())) or 'nothing was running'}")
+            ended = [*worker.end_all(Path.cwd()), *down(Path.cwd())]
+            print(f"stopped: {', '.join(ended) or 'nothing was running'}")
     except DensitywatchError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         return error.exit_code

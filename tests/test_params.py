@@ -65,6 +65,7 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
         ("data.calibration_time", "soon", "data.calibration_time"),
         ("data.gate", 0.9, "data: validation + calibration + gate + test"),
         ("data.validation", 0.9, "data: validation + calibration + gate + test"),
+        ("git.uncommitted", "ignore", "git.uncommitted: input should be 'record' or 'refuse'"),
         ("device.precision", "float64", "device.precision"),
         ("device.precision", "16-mixed", "device.precision: 16-mixed scales the loss"),
         ("models.vae.training.precision", "16-mixed", "models.vae.training.precision: 16-mixed scales the loss"),

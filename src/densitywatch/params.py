@@ -37,14 +37,17 @@ __all__ = [
     "ExpectationParams",
     "GateMargin",
     "GateParams",
+    "GitParams",
     "InboxParams",
     "LatentParams",
     "MlflowParams",
     "ModelBlock",
+    "NotifyParams",
     "Params",
     "Precision",
     "ProbeParams",
     "QualityParams",
+    "RetrainParams",
     "TrainingParams",
     "first_problem",
     "load_params",
@@ -80,6 +83,10 @@ class DataParams(Block):
     """later: calibration and test images come from the end of the time or name order, test last."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of each part of the source; null takes all."""
+    accept: Literal["never", "reviewed", "all"] = "reviewed"
+    """Which images of drifted batches a retraining adds to the dataset. reviewed: those that a person called fine. all:
+    those as well that were not flagged. never: none. They are trained on; only images of a random draw that a person
+    has judged whole are calibrated on."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
     gate: float = Field(default=0.05, gt=0, lt=1)
@@ -234,6 +241,26 @@ class InboxParams(Block):
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
     someone should look at the camera or the transfer."""
+    metrics_file: str | None = Field(default=None, pattern=r"^.*[^/]\.prom$")
+    """Where each run of the scheduled job writes its figures for Prometheus: a file NAME.prom in the folder that
+    node_exporter's textfile collector reads. null: nowhere."""
+
+
+class RetrainParams(Block):
+    """When a retraining starts without a hand."""
+
+    on_drift: bool = True
+    """Whether a drift alarm starts the deployment `retrain`, on the server of `make up`."""
+    cool_down: float = Field(default=24.0, ge=0)
+    """Hours after a retraining that had images to learn from, in which drift starts no other one."""
+
+
+class NotifyParams(Block):
+    """Who is told of a drift alarm, and of a run that failed or crashed."""
+
+    block: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    """A block of Prefect's server, TYPE/NAME, such as webhook/alarm, slack-webhook/team or sendgrid-email/team; null
+    tells nobody."""
 
 
 class MlflowParams(Block):
@@ -273,6 +300,14 @@ class GateParams(Block):
     """Widens every margin by this share of the champion's figure."""
 
 
+class GitParams(Block):
+    """What a run makes of the git repository that the checkout is."""
+
+    uncommitted: Literal["record", "refuse"] = "record"
+    """Code or params that are not committed when a run begins: `record` names them in the run, `refuse` stops it.
+    dvc.lock and metrics/ do not count: runs change them."""
+
+
 class Params(Block):
     """The whole of params.yaml."""
 
@@ -285,8 +320,11 @@ class Params(Block):
     evaluate: EvaluateParams
     detector: DetectorParams
     inbox: InboxParams
+    retrain: RetrainParams = RetrainParams()
+    notify: NotifyParams = NotifyParams()
     mlflow: MlflowParams
     gate: GateParams
+    git: GitParams = GitParams()
 
     @property
     def own_panel(self) -> bool:

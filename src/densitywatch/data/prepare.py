@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.accepted import accepted_line, with_accepted
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.fetch import RAW
 from densitywatch.data.groups.choose import Grouping, grouped
@@ -41,7 +42,7 @@ def prepare(params: Params, root: Path) -> None:
 
     Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """
-    raw = open_raw(params.data, root / RAW)
+    raw = with_accepted(open_raw(params.data, root / RAW), params.data, root)
     chosen = choose(raw.images, params.data.limit, params.seed)
     shape = (params.data.channels, *height_width(params.data.size))
     with whole_folder(root / PREPARED) as folder:
@@ -75,6 +76,8 @@ def prepare(params: Params, root: Path) -> None:
         say(f"warning: {groups.warning}")
     if groups.rule is not None:
         say(_calibration_line(splits))
+    if (line := accepted_line(splits)) is not None:
+        say(line)
     if (line := cut_away_line(rows, params.data)) is not None:
         say(f"warning: {line}")
     if dropped:

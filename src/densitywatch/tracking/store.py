@@ -22,6 +22,10 @@ from densitywatch.params import Params
 
 REACH_SECONDS = 5.0
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+FLOW_RUN, REPORT = "prefect_flow_run", "report"
+"""Tags with the addresses of the flow run in Prefect's page and of a batch's report."""
+FLOW_RUN_VARIABLE = "DENSITYWATCH_FLOW_RUN"
+"""The variable by which a flow tells its stages the address of its run."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases that are reached over the network directly, without MLflow's server."""
 
