@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down status worker clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
 	@echo "make run PROFILE=gpu     the same, with profiles/gpu.yaml laid over params.yaml first (tiny: a quick try)"
+	@echo "make run PROFILE=cells   photographs with real defects: solar cells, fetched (CC BY-NC-SA 4.0, not for commercial use)"
 	@echo "make test                every test, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
@@ -14,6 +15,7 @@ help:
 	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
 	@echo "make status              what runs, what waits, what the gate said, what the last batches were like"
 	@echo "make worker GPU=0        a worker that trains for others on this GPU; then: make run PLACEMENT=pool"
+	@echo "make backup [TO=folder]  everything that git does not keep; make restore FROM=folder brings it back"
 	@echo "make pull                data, models and pages of dvc.lock, from the DVC remote"
 	@echo "make fresh               does dvc.lock belong to the code?"
 	@echo "make ask-retrain REF=x   a run of commit x on the Prefect server; make propose-retrain: a pull request of it"
@@ -85,6 +87,13 @@ status: .venv/ready
 # in a clone of its own, var/workers/gpu0; without GPU on the processor: docs/how-to/gpu-machines.md
 worker: .venv/ready
 	@$(BIN)/python -m pipelines.worker $(GPU)
+
+# docs/how-to/team.md: databases, artifacts, the DVC remote where it is a folder, results
+backup: .venv/ready
+	@$(BIN)/python -m pipelines.backup backup $(if $(TO),"$(TO)")
+
+restore: .venv/ready
+	@$(BIN)/python -m pipelines.backup restore $(if $(FROM),"$(FROM)")
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

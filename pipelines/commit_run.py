@@ -27,13 +27,14 @@ from densitywatch.params import load_params
 from densitywatch.text import visible
 from densitywatch.tracking.addresses import ARTIFACTS
 from densitywatch.tracking.store import tracking_uri
-from pipelines import dvc_commands, git_files, retrain_result
+from pipelines import dvc_commands, git_files, prefect_home, retrain_result
 from pipelines.run_times import Step
 
 FOLDER = Path("var") / "commits"
 NOTE = Path("var") / "commit.json"
 """In a clone: which commit it is of. A run there scores the demo batch alone: results of others would go with it."""
 VERDICTS = Path("var") / "verdicts.json"
+TRACEBACK = Path("var") / "log" / "traceback.txt"
 ENVIRONMENT = "requirements.lock"
 OF_PREFECT = re.compile(r"\d\d:\d\d:\d\d\.\d+ \| ")
 RUN_PAGE = re.compile(r"/runs/flow-run/([0-9a-f-]{36})")
@@ -93,13 +94,16 @@ def _clone(root: Path, ref: str, folder: Path) -> tuple[str, Path]:
 def _fetch(root: Path, clone: Path, ref: str) -> str:
     unknown = f"git does not know '{ref}' in {root}"
     try:
-        origin = git_files.git(root, "remote", "get-url", "origin").strip()
+        origin = git_files.git(root, "config", "--get", "remote.origin.url").strip()
     except DensitywatchError:
         raise DensitywatchError(f"{unknown}, and it has no remote `origin` to ask; fetch the commit there") from None
     if "://" not in origin and ":" not in origin:
         origin = str((root / origin).resolve())  # a folder
+    # the repository's own settings may say how to log in
+    own = git_files.git(root, "rev-parse", "--path-format=absolute", "--git-path", "config").strip()
+    fetch = ("-c", f"include.path={own}", "fetch", "--quiet", "--no-tags", "--", origin, ref)
     try:
-        git_files.git(clone, "fetch", "--quiet", "--no-tags", "--", origin, ref, seconds=git_files.FETCH_SECONDS)
+        git_files.git(clone, *fetch, seconds=git_files.FETCH_SECONDS)
         return git_files.git(clone, "rev-parse", "--verify", "FETCH_HEAD^{commit}").strip()
     except DensitywatchError as error:
         raise DensitywatchError(f"{unknown}, nor does its remote `origin` ({error}); push the commit first") from None
@@ -118,17 +122,18 @@ def _check_environment(root: Path, clone: Path, commit: str) -> None:
 
 def _share(root: Path, clone: Path, ref: str, commit: str) -> None:
     """Let the clone use the cache, the remotes (their passwords too) and the artifacts of `root`."""
+    from configobj import ConfigObj  # the library with which DVC reads this file
     from dvc.repo import Repo
 
     with Repo(str(root)) as repo:
-        remotes, remote = dict(repo.config["remote"]), repo.config["core"].get("remote")
-        cache = repo.cache.local_cache_dir
-    (clone / ".dvc" / "config.local").touch(mode=0o600)  # it may hold a password of a remote
-    with Repo(str(clone)) as repo, repo.config.edit("local") as config:
-        config["cache"]["dir"] = str(cache)
-        config["remote"] = remotes
-        if remote:
-            config["core"]["remote"] = remote
+        ours, cache = repo.config, repo.cache.local_cache_dir
+    settings: dict[str, Any] = {"cache": {"dir": str(cache)}}
+    if ours["core"].get("remote"):
+        settings["core"] = {"remote": ours["core"]["remote"]}
+    for name, values in ours["remote"].items():
+        settings[f'remote "{name}"'] = {key: str(value) for key, value in values.items()}
+    lines = ConfigObj(settings, encoding="utf-8").write()
+    prefect_home.write_private(clone / ".dvc" / "config.local", b"\n".join(lines).decode() + "\n")
     (root / ARTIFACTS).mkdir(exist_ok=True)
     (clone / ARTIFACTS).symlink_to(root.resolve() / ARTIFACTS)  # where a new experiment keeps its files
     (clone / "var").mkdir(exist_ok=True)
@@ -166,8 +171,12 @@ def _retrain(root: Path, clone: Path, say: Callable[[str], None], placement: str
                 say(lines[-1])
     if process.returncode != 0:
         stopping.stop_if_asked()
+        trace = clone / TRACEBACK
+        if trace.is_file():
+            shutil.copyfile(trace, root / TRACEBACK)
         ours = [line.removeprefix("pipelines: ") for line in lines if line.startswith("pipelines: ")]
-        raise dvc_commands.StageFailed(ours[-1] if ours else f"the run ended with {process.returncode}; see {log}")
+        said = ours[-1] if ours else f"the run ended with {process.returncode}; see {log}"
+        raise dvc_commands.StageFailed(said.replace(str(trace), str(root / TRACEBACK)))
 
 
 def _environment(root: Path, clone: Path) -> dict[str, str]:

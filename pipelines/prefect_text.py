@@ -34,6 +34,12 @@ def name_this_run(name: str) -> None:
         get_run_logger().warning("Prefect's server did not take this run's name: %s", first_line(error))
 
 
+def without_markup(text: object) -> str:
+    """`text` in one line for an artifact. What would be Markdown, HTML or a new cell is replaced."""
+    line = " ".join(str(text).replace("`", "'").replace("->", "to").split())
+    return re.sub(r"[^\w .,;:/+()%=?!@'\u201c\u201d\u2026\u00b7#&-]", "?", line)
+
+
 def leave_artifact(make: Callable[[], Any]) -> None:
     """Leave an artifact in Prefect; a server that does not take it is named, and fails nothing."""
     try:

@@ -61,8 +61,8 @@ def verdict_lines(result: dict[str, Any]) -> list[str]:
 
 def figure_lines(result: dict[str, Any]) -> list[str]:
     """The figures that changed, as the lines of DVC's Markdown table."""
-    said = str(result.get("metrics", "")).splitlines()
-    return [_line(line, 2000) for line in said if line.startswith("|")]
+    said = [line for line in str(result.get("metrics", "")).splitlines() if line.startswith("|")]
+    return [_line(line, 2000) for line in said] if len(said) > 2 else []  # two lines are a head without rows
 
 
 def page(result: dict[str, Any]) -> str:

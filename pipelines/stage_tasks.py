@@ -21,6 +21,7 @@ from pipelines import dvc_commands, dvc_graph
 from pipelines.device_slots import Turn, device_slot
 from pipelines.prefect_text import verbatim
 from pipelines.run_times import Step
+from pipelines.stage_progress import with_bar
 
 RunStage = Callable[[str, Path, Callable[[str], None]], dvc_commands.Outcome]
 """Brings the stage of this name in this checkout up to date, tells how it goes, and returns what it did."""
@@ -147,7 +148,7 @@ def run_stage(
         if waits:
             waits.next_please(stage.name)
         started = time.time()
-        outcome = dvc_commands.run_stage(stage.name, root, logger.info)
+        outcome = dvc_commands.run_stage(stage.name, root, with_bar(stage.name, logger.info))
     return _state(Step(stage.name, outcome, started, time.time()))
 
 

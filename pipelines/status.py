@@ -28,6 +28,7 @@ from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
 from densitywatch.tracking.store import plain, sqlite_path, tracking_uri
 from pipelines import prefect_home, reports, run_processes, service_processes
+from pipelines.worker import WORKERS
 
 SHOWN = 5
 """Batches, verdicts and waiting batches that are listed."""
@@ -87,6 +88,12 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
                 "log": entry["log"] if entry is not None and state != "up" else None,
             }
         )
+    for clone in sorted((root / WORKERS).glob("*/")):  # of `make worker`
+        for entry in service_processes.noted(clone):
+            process = service_processes.find(entry)
+            state, pid = ("up", process.pid) if process is not None else ("stopped", None)
+            log = None if pid else entry["log"]
+            found.append({"name": f"Worker {clone.name}", "state": state, "address": None, "pid": pid, "log": log})
     return found
 
 
@@ -136,7 +143,8 @@ def _runs_of_server(root: Path, address: str) -> list[dict[str, Any]]:
 def _ask(root: Path, address: str, path: str, body: dict[str, Any]) -> Any:
     login = base64.b64encode(prefect_home.login(root).encode()).decode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    request = Request(f"{address}/api/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
+    near = prefect_home.prefect_address(root) or f"{address}/api"  # people may reach it by another name
+    request = Request(f"{near}/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read())
@@ -202,18 +210,20 @@ def _inbox(params: Params, root: Path) -> dict[str, Any]:
 
 
 def _gate(params: Params, root: Path) -> list[dict[str, Any]]:
-    from densitywatch.registry.last_verdicts import last_verdicts
+    """The newest entry of each model's history, the newest first."""
+    from densitywatch.registry.read_history import read_history, registered_models
 
-    return [
-        {
-            "model": verdict.model,
-            "version": verdict.version,
-            "champion": verdict.champion,
-            "reason": verdict.reason,
-            "time": verdict.time,
-        }
-        for verdict in last_verdicts(params, root)
-    ]
+    database = sqlite_path(tracking_uri(params, root))
+    if database is not None and not database.is_file():
+        return []
+    rows = []
+    for name in registered_models(params, root):
+        champion, entries = read_history(name, params, root)
+        for entry in entries[:1]:
+            what = f"{entry.outcome}, {entry.reason}" if entry.reason else entry.outcome
+            when = datetime.fromisoformat(entry.at).timestamp()
+            rows.append({"model": name, "version": entry.after, "champion": champion, "reason": what, "time": when})
+    return sorted(rows, key=lambda row: row["time"], reverse=True)
 
 
 def _batches(params: Params, root: Path) -> list[dict[str, Any]]:
@@ -252,19 +262,24 @@ def _look_at(params: Params, root: Path) -> dict[str, str]:
 def text(found: dict[str, Any], now: float) -> str:
     """`status` for people, on one screen."""
     lines = ["Servers"]
+    width = max(len(server["name"]) for server in found["servers"]) + 2
     down = [server["name"] for server in found["servers"] if server["state"] == "down"]
     for server in found["servers"]:
         if server["state"] == "up":
-            lines.append(f"  {server['name']:<9}{server['address'] or 'runs':<30}process {server['pid']}")
+            lines.append(f"  {server['name']:<{width}}{server['address'] or 'runs':<30}process {server['pid']}")
         elif server["state"] == "elsewhere":
-            lines.append(f"  {server['name']:<9}{server['address']:<30}not of this checkout")
+            lines.append(f"  {server['name']:<{width}}{server['address']:<30}not of this checkout")
         elif server["state"] != "down":
-            lines.append(f"  {server['name']:<9}{server['state']}; see {server['log']}")
+            lines.append(f"  {server['name']:<{width}}{server['state']}; see {server['log']}")
     if down:
         lines.append(f"  {', '.join(down)} {'is' if len(down) == 1 else 'are'} down; `make up` starts what is down")
     lines += ["", "Runs", *_indented(found["runs"], lambda run: _run(run, now), "none goes on")]
     lines += ["", *_inbox_text(found["inbox"], now)]
-    lines += ["", "The gate's last verdicts", *_indented(found["gate"], _verdict, "none yet", most=SHOWN)]
+    lines += [
+        "",
+        "The last change of each champion, or the last refusal",
+        *_indented(found["gate"], _verdict, "none yet", most=SHOWN),
+    ]
     lines += ["", "The last batches", *_indented(found["batches"], _batch, "none yet")]
     if found["look_at"]:
         lines += ["", "Look at", *(f"  {name:<19}{where}" for name, where in found["look_at"].items())]

@@ -26,7 +26,9 @@ from pathlib import Path
 from code_of import NAME
 root = Path.cwd()
 if NAME == "broken":
-    print("pipelines: stage train: the loss became NaN"); sys.exit(1)
+    trace = root / "var" / "log" / "traceback.txt"
+    trace.parent.mkdir(parents=True); trace.write_text("of the stage")
+    print(f"pipelines: stage train: the loss became NaN; the traceback is in {trace}"); sys.exit(1)
 print("12:00:00.123 | INFO    | Flow run 'retrain' - View at http://x/runs/flow-run/0f0f0f0f-0000-0000-0000-0123456789ab")
 print("12:00:00.124 | INFO    | Task run 'train' - a line of Prefect's")
 print(f"the code of {NAME}")
@@ -47,6 +49,7 @@ given = {name: os.environ.get(name) for name in kept}
 Path(os.environ["NOTES"]).write_text(json.dumps({"cwd": str(root), "data": Path("data.txt").read_text(), **given}))
 """
 GRAPH = """
+metrics: [metrics/a.json]
 stages:
   data:
     cmd: echo slow > data.txt
@@ -82,7 +85,7 @@ def _first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "pipelines" / "__main__.py").write_text(MAIN)
     (root / "pipelines" / "commit_run.py").touch()
     (root / "requirements.lock").write_text("torch==1\n")
-    (root / ".gitignore").write_text("/var\n__pycache__\n/mlartifacts\n/reports\n")
+    (root / ".gitignore").write_text("/var\n__pycache__\n/mlartifacts\n/reports\n/data.txt\n/weights\n")
     for name in ("a", "b"):
         (root / "metrics" / f"{name}.json").write_text(json.dumps({"loss": 2.0}))
     git(root, "init", "-q", "-b", "main")
@@ -96,7 +99,7 @@ def _first(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def checkout(_first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A person's checkout: at its second commit, with an edit that is not committed."""
-    root = tmp_path / "checkout"
+    root = tmp_path / "Ärger & 'Blanks'" / "checkout"
     shutil.copytree(_first, root, symlinks=True)
     commit(root, "second")
     (root / "params.yaml").write_text((root / "params.yaml").read_text().replace("seed: 1", "seed: 7"))
@@ -190,7 +193,9 @@ def test_a_commit_that_the_checkout_lacks_comes_from_its_origin(checkout: Path, 
     said = list[str]()
     with pytest.raises(DensitywatchError, match=f"git does not know '{new}' .* no remote `origin` to ask"):
         commit_run.run(checkout, new, said.append)
-    git(checkout, "remote", "add", "origin", str(origin))
+    # the address holds for who has the repository's own settings: a rule there, as a password might be
+    git(checkout, "remote", "add", "origin", "of-the-team:repository")
+    git(checkout, "config", f"url.{origin}.insteadOf", "of-the-team:repository")
     before = git(checkout, "for-each-ref")
     done = commit_run.run(checkout, new, said.append)
     assert done.result["commit"] == new
@@ -232,8 +237,12 @@ def test_a_run_that_fails_is_its_own_sentence_and_leaves_no_clone(checkout: Path
     left = checkout / "var" / "commits" / "checkout"
     left.mkdir(parents=True)
     (left / "of a killed run").touch()
-    with pytest.raises(dvc_commands.StageFailed, match=r"^stage train: the loss became NaN$"):
+    with pytest.raises(
+        dvc_commands.StageFailed, match=r"^stage train: the loss became NaN; the traceback is in "
+    ) as it:
         commit_run.run(checkout, broken, lambda line: None)
+    assert str(it.value).endswith(f" is in {checkout}/var/log/traceback.txt")
+    assert (checkout / "var" / "log" / "traceback.txt").read_text() == "of the stage"
     assert not (checkout / "var" / "commits").exists()
 
 
@@ -332,6 +341,7 @@ def test_the_documented_line_names_a_remote_that_pull_then_uses(
     monkeypatch.chdir(checkout)
     words = TEAM.split()[1:]
     words[-1] = str(tmp_path / "team")
+    (checkout / "dvc.yaml").write_text(GRAPH.partition("  train:")[0])  # of which every stage has run
     dvc_commands.run_dvc(checkout, *words)
     dvc_commands.run_dvc(checkout, "push")
     shutil.rmtree(checkout / ".dvc" / "cache")

@@ -150,7 +150,7 @@ def test_a_worker_that_is_killed_leaves_its_stage_to_another_and_the_models_are_
 
 def test_down_ends_the_workers_too(site: Site) -> None:
     stopped = site.services("down")
-    assert stopped.stdout == "stopped: worker gpu1, prefect, mlflow, worker\n"
+    assert stopped.stdout == "stopped: worker gpu1, prefect, mlflow, reports, worker\n"
     until(
         lambda: not [one for one in psutil.process_iter(["cwd"]) if str(one.info["cwd"]).startswith(str(site.root))], 30
     )

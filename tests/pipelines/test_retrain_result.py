@@ -94,7 +94,7 @@ def test_words_from_outside_are_text_on_the_page() -> None:
     page = retrain_result.page(
         result(
             verdicts=[{"model": evil, "outcome": evil, "gate": evil}],
-            metrics=f"| {evil} |\nnot a row <b>\n| <script> [x](y) `z` @all |",
+            metrics=f"| {evil} |\n|---|\nnot a row <b>\n| <script> [x](y) `z` @all |",
             curves={
                 evil: {"steps": [0, 1], "train": [1, 2]},
                 "b": {"steps": "x"},
@@ -122,6 +122,6 @@ def test_words_from_outside_are_text_on_the_page() -> None:
 
 
 def test_a_run_that_changed_nothing_says_so() -> None:
-    page = retrain_result.page(result(files={}, removed=[], metrics="", verdicts=[], curves={}))
+    page = retrain_result.page(result(files={}, removed=[], metrics="| Path |\n|---|\n", verdicts=[], curves={}))
     assert "no candidate" in page
     assert "None." in page

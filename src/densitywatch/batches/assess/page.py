@@ -79,6 +79,8 @@ def _cards(shown: list[Shown], detector: Scorer) -> list[dict[str, Any]]:
             "path": one.path,
             "p_value": one.p_value,
             "picture": picture_uri(picture(one.image, LARGEST)),
+            "height": one.image.shape[1],
+            "width": one.image.shape[2],
             "map": None if maps is None else data_uri(map_over(strength(maps[i], top))),
             "mask": None if one.mask is None else data_uri(outline(one.mask.pixels())),
         }
