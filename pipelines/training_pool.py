@@ -18,7 +18,7 @@ import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter
-from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
@@ -173,7 +173,7 @@ def _wait(run_id: UUID, name: str, say: Callable[[str], None]) -> FlowRun:
                     began = now
                     _check_workers(client)
                 elif last == StateType.PENDING and now - began > PENDING_SECONDS:
-                    dead = Crashed(message="Its worker never began it.")
+                    dead: State[None] = Crashed(message="Its worker never began it.")
                     _patiently(partial(client.set_flow_run_state, run_id, dead, force=True))
                 time.sleep(LOOK_EVERY)
     except BaseException:
