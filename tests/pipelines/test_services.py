@@ -79,6 +79,8 @@ def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) 
         "retrain",
         "train-model",
         "inbox",
+        "promote",
+        "rollback",
     }
     limits = site.ask("POST", "v2/concurrency_limits/filter", {})
     assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
@@ -199,6 +201,25 @@ def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     )
     assert len(times) >= 3
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+def test_a_person_fills_in_a_form_to_promote_and_sees_the_history(site: Site) -> None:
+    promote = site.deployment("promote")
+    assert promote["parameter_openapi_schema"]["properties"]["model"]["enum"][-1] == "detector"
+    path = f"deployments/{promote['id']}/create_flow_run"
+    with pytest.raises(HTTPError) as refused:
+        site.ask("POST", path, {"parameters": {"model": "nobody"}})
+    assert 400 <= refused.value.code < 500
+    given = {"model": "detector", "reason": "to be sure", "asked_by": "anna"}
+    asked = site.ask("POST", path, {"parameters": given})["id"]
+    back = site.ask("POST", path.replace(promote["id"], site.deployment("rollback")["id"]), {"parameters": given})["id"]
+    until(lambda: site.state(asked) == "Completed")
+    until(lambda: site.state(back) == "Failed")  # the first champion has none before it
+    assert "has no champion before it" in site.ask("GET", f"flow_runs/{back}")["state"]["message"]
+    chosen = {"artifacts": {"key": {"any_": ["history-detector"]}, "flow_run_id": {"any_": [asked]}}}
+    (table,) = site.ask("POST", "artifacts/filter", chosen)
+    assert "Champion: version 1" in table["description"]
+    assert [row["outcome"] for row in json.loads(table["data"])] == ["promoted"]
 
 
 STAGES = """
@@ -394,6 +415,8 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
         "retrain",
         "train-model",
         "inbox",
+        "promote",
+        "rollback",
     }
     assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
 
