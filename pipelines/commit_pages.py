@@ -10,6 +10,7 @@ from pathlib import Path
 from prefect import get_run_logger
 from prefect.artifacts import Artifact, create_markdown_artifact
 
+from densitywatch.data.look import ACCEPTED
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import load_params
 from densitywatch.text import visible
@@ -21,10 +22,10 @@ MOST = 20
 COMMIT = "git add dvc.lock metrics && git commit -m 'Retrain'"
 
 
-def retrain_commit(root: Path, ref: str) -> list[Step]:
+def retrain_commit(root: Path, ref: str, placement: str = "here") -> list[Step]:
     """Run commit `ref` in a clone; leave its result for people (Markdown) and for the CI side (JSON)."""
     logger = get_run_logger()
-    done = commit_run.run(root, ref, lambda line: logger.info("%s", line))
+    done = commit_run.run(root, ref, lambda line: logger.info("%s", line), placement)
     for line in retrain_result.verdict_lines(done.result):
         logger.info("%s", line)
     page = retrain_result.page(done.result)
@@ -67,8 +68,9 @@ def tell_what_to_commit(root: Path) -> None:
     paths = git_files.unkept_results(root)
     if not paths:
         return
-    get_run_logger().info("changed, not committed: %s; keep them: %s", _shown(paths), COMMIT)
-    page = f"{_list('Changed and not committed', paths)}\nKeep them:\n\n    {COMMIT}\n"
+    command = COMMIT.replace("metrics", f"metrics {ACCEPTED}.dvc") if f"{ACCEPTED}.dvc" in paths else COMMIT
+    get_run_logger().info("changed, not committed: %s; keep them: %s", _shown(paths), command)
+    page = f"{_list('Changed and not committed', paths)}\nKeep them:\n\n    {command}\n"
     leave_artifact(lambda: create_markdown_artifact(page, key="git-results"))
 
 

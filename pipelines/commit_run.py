@@ -53,7 +53,7 @@ def is_clone(root: Path) -> bool:
     return (root / NOTE).is_file()
 
 
-def run(root: Path, ref: str, say: Callable[[str], None]) -> CommitRun:
+def run(root: Path, ref: str, say: Callable[[str], None], placement: str = "here") -> CommitRun:
     """Retrain the commit that `ref` names, in a clone; call it while the run lock of `root` is held.
 
     Raises DensitywatchError with one sentence: git does not know `ref`, the commit needs another environment, or what
@@ -70,7 +70,7 @@ def run(root: Path, ref: str, say: Callable[[str], None]) -> CommitRun:
         if (clone / "dvc.lock").is_file():
             dvc_commands.run_dvc(clone, "checkout", "--allow-missing", "--quiet")
         started = time.time()
-        _retrain(root, clone, say)
+        _retrain(root, clone, say, placement)
         return CommitRun(_steps(clone, started), _result(clone, ref, commit, time.time() - started))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,15 +140,15 @@ def _share(root: Path, clone: Path, ref: str, commit: str) -> None:
     (clone / NOTE).write_text(json.dumps({"ref": ref, "commit": commit}) + "\n", encoding="utf-8")
 
 
-def _retrain(root: Path, clone: Path, say: Callable[[str], None]) -> None:
+def _retrain(root: Path, clone: Path, say: Callable[[str], None], placement: str) -> None:
     """Run the commit's own code; its lines go to a file, and those that are not Prefect's to `say` as well."""
     log = root / "var" / "log" / "commit.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     with (
         log.open("w", encoding="utf-8") as kept,
-        subprocess.Popen(
-            [sys.executable, "-m", "pipelines", "retrain"],
+        subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "pipelines", "retrain", *([] if placement == "here" else [placement])],
             cwd=clone,
             env=_environment(root, clone),
             stdin=subprocess.DEVNULL,

@@ -11,7 +11,7 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.text import as_text
 
 LONGEST = 250
-RESULTS = re.compile(r"dvc\.lock|metrics/[A-Za-z0-9_][\w.-]*\.json")
+RESULTS = re.compile(r"dvc\.lock|data/accepted\.dvc|metrics/[A-Za-z0-9_][\w.-]*\.json")
 """What a run changes among the files that git keeps."""
 FETCH_SECONDS = 120.0
 OTHERS = {
@@ -101,10 +101,10 @@ def changed(root: Path) -> list[str]:
 
 
 def uncommitted(root: Path) -> list[str]:
-    """What of code, params and graph is not committed; results of an earlier run (dvc.lock, metrics/) do not count."""
+    """What of code, params and graph is not committed; what a run changes (RESULTS) does not count."""
     return [path for path in changed(root) if not RESULTS.fullmatch(path)]
 
 
 def unkept_results(root: Path) -> list[str]:
-    """What a run changed among the files that git keeps: dvc.lock and metrics/."""
+    """What a run changed among the files that git keeps: dvc.lock, metrics/ and the version of accepted images."""
     return [path for path in changed(root) if RESULTS.fullmatch(path)]

@@ -10,8 +10,7 @@ is fitted on the first two as `calibrate` does it and ranks among the third. Tes
 nothing is fitted or chosen on them.
 
 False alarms are counted on test/good. `interval` is where 99 of 100 such counts lie when the rate is the one asked for.
-`--refits N` fits N more detectors, each on a random choice of all good images, as many as in train/good,
-and counts on those that are left: whether the rates hold does then not rest on one choice.
+Whether rates hold does not rest on one split: random_splits.py fits on many.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ def main() -> None:
         help="members with commas between them; each detector has a row",
     )
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--refits", type=int, default=0)
+    parser.add_argument("--write", type=Path, help="a folder for the images as the detector sees them, for peers.py")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
     asked = parser.parse_args()
@@ -59,8 +58,10 @@ def main() -> None:
         kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size)
         if asked.synthetic:
             kinds = made_of_training_images(kinds["train"], asked.seed)
+        if asked.write:
+            asked.write.mkdir(parents=True, exist_ok=True)
+            np.savez(asked.write / f"{Path(name).name}.npz", allow_pickle=False, **kinds)
         measure(Path(name).name, kinds, asked.detectors, asked.seed)
-        refitted(kinds, asked.detectors, asked.refits, asked.seed)
 
 
 def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
@@ -218,24 +219,6 @@ def false_alarms(what: str, scores: dict[str, dict[str, Floats]], row: str) -> N
         realised = (p_values(calibration, good) <= level).mean()
         told.append(f"{level:.0%}: {realised:.1%} (interval {low:.1%} to {high:.1%})")
     print(f"{what} of {len(good)} good ones, asked " + "; ".join(told))
-
-
-def refitted(kinds: dict[str, Pixels], detectors: list[str], refits: int, seed: int) -> None:
-    """Print the mean share of false alarms over whole fits, each on another choice of the good images."""
-    members = list(dict.fromkeys(member for names in detectors for member in names.split(",")))
-    good, size = np.concatenate([kinds["train"], kinds["good"]]), len(kinds["train"])
-    rates: dict[str, list[list[float]]] = {}
-    for number in range(refits):
-        order = np.random.default_rng([seed, number]).permutation(len(good))
-        detector, calibration = fitted_detector(good[order[:size]], members, seed + number)
-        reference, left = scored(detector, calibration, detectors), scored(detector, good[order[size:]], detectors)
-        for row, values in left.items():
-            p = p_values(np.sort(reference[row]), values)
-            rates.setdefault(row, []).append([float((p <= level).mean()) for level in LEVELS])
-    for row, found in rates.items():
-        mean, error = np.mean(found, 0), 2.6 * np.std(found, 0, ddof=1) / np.sqrt(len(found))
-        told = [f"{level:.0%}: {m:.1%} +- {e:.1%}" for level, m, e in zip(LEVELS, mean, error, strict=True)]
-        print(f"{row}: false alarms over {refits} fits, asked {'; '.join(told)}")
 
 
 if __name__ == "__main__":

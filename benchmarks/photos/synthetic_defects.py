@@ -1,8 +1,10 @@
 """Defects made of good images, to choose by: a piece of another image, a scar, blur, a blank, a spot, a shade.
 
-Two more are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7 to 1.5 pixels.
+Three more are faint and long or large: a stain of an eighth to a third of the picture, a thin line from edge to edge, a
+straight band from edge to edge. Two are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7
+to 1.5 pixels.
 
-They stand for no kind that a test folder has. What is chosen by them is in docs/decisions/0033.
+They are made of images of train/good alone. What is chosen by them is in docs/decisions/0033 and 0041.
 """
 
 from __future__ import annotations
@@ -79,6 +81,47 @@ def _shade(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floa
     return np.asarray(image * change, dtype=np.float32)
 
 
+def _stain(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A large part with soft edges, lighter or darker by 8 to 25 %."""
+    mask = _blob(image, generator, generator.uniform(30, 90))
+    return _shaded(image, _gaussian(mask.astype(np.uint8) * 255, 8) / 255.0, generator)
+
+
+def _long_line(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A thin crooked line from edge to edge, lighter or darker by 8 to 25 %."""
+    h, w = image.shape[1:]
+    y, x = np.mgrid[:h, :w]
+    angle, width = generator.uniform(0, np.pi), generator.uniform(0.7, 1.6)
+    along, across = _turned(y, x, image, generator, angle)
+    # what the line is away from straight: a random walk in steps of 16 pixels
+    walk = np.cumsum(generator.normal(0, 2.5, 2 * (h + w) // 16 + 2))
+    crooked = np.interp(along + h + w, np.arange(len(walk)) * 16, walk - walk[len(walk) // 2])
+    return _shaded(image, (np.abs(across - crooked) < width).astype(np.float32), generator)
+
+
+def _band(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
+    """A straight band of 3 to 12 pixels from edge to edge at any angle, lighter or darker by 8 to 25 %."""
+    h, w = image.shape[1:]
+    y, x = np.mgrid[:h, :w]
+    angle = generator.choice([0.0, np.pi / 2, generator.uniform(0, np.pi)])
+    _, across = _turned(y, x, image, generator, angle)
+    return _shaded(image, (np.abs(across) < generator.uniform(1.5, 6)).astype(np.float32), generator)
+
+
+def _turned(y: Floats, x: Floats, image: Pixels, generator: np.random.Generator, angle: float) -> tuple[Floats, Floats]:
+    """Pixels along and across a line of this angle through a random place in the middle of the image."""
+    h, w = image.shape[1:]
+    cy, cx = generator.uniform(0.2, 0.8, 2) * (h, w)
+    dx, dy = x - cx, y - cy
+    return dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
+
+
+def _shaded(image: Pixels, where: Floats, generator: np.random.Generator) -> Floats:
+    """Lighter or darker by 8 to 25 % where `where` is 1."""
+    change = 1 + where * generator.choice([-1, 1]) * generator.uniform(0.08, 0.25)
+    return np.asarray(image * change, dtype=np.float32)
+
+
 def _dim(image: Pixels, other: Pixels, generator: np.random.Generator) -> Floats:
     """The whole picture darker."""
     return np.asarray(image * (1 - generator.uniform(0.08, 0.25)), dtype=np.float32)
@@ -97,6 +140,9 @@ KINDS: dict[str, Callable[[Pixels, Pixels, np.random.Generator], Floats]] = {
     "erased": _erased,
     "spot": _spot,
     "shade": _shade,
+    "stain": _stain,
+    "long line": _long_line,
+    "band": _band,
     "dim": _dim,
     "defocus": _defocus,
 }

@@ -34,6 +34,9 @@ import yaml
 
 from densitywatch.batches.gallery import GALLERY, picture
 from densitywatch.errors import ParamsError
+from densitywatch.params import load_params
+from densitywatch.tracking.runs import batches_experiment, open_client
+from densitywatch.tracking.store import FLOW_RUN, REPORT, tracking_uri
 from pipelines import prefect_home, service_processes, services
 from pipelines.server import ServiceFailed
 from tests.detector.standin import fill
@@ -72,7 +75,13 @@ def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) 
     assert (site.root / "var" / "profiles.toml").stat().st_mode & 0o777 == 0o600
     with urlopen(f"http://127.0.0.1:{site.mlflow}/health", timeout=30) as response:
         assert response.status == 200
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+        "promote",
+        "rollback",
+    }
     limits = site.ask("POST", "v2/concurrency_limits/filter", {})
     assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
 
@@ -144,6 +153,44 @@ def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> 
     assert (summary["files"], summary["scored"]) == (12, 12)
 
 
+def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
+    at = f"http://127.0.0.1:{site.environment['REPORTS_PORT']}"
+    assert f"Reports {at}" in site.said
+    page = browser.new_page()
+    page.goto(f"{at}/")
+    page.get_by_role("link", name="monday").click()
+    page.wait_for_url(f"{at}/monday/report.html")
+    assert page.title().endswith("densitywatch")
+    page.close()
+    (artifact,) = [one for one in site.ask("POST", "artifacts/filter", {}) if one["key"] == "outlier-batch"][:1]
+    assert f"({at}/monday/report.html)" in artifact["data"]
+    params = load_params(site.root / "params.yaml")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client = open_client(tracking_uri(params, site.root))
+    (experiment,) = client.search_experiments(filter_string=f"name = '{batches_experiment(params)}'")
+    (logged,) = client.search_runs([experiment.experiment_id], f"tags.{REPORT} LIKE '%/monday/%'")
+    assert logged.data.tags[REPORT] == f"{at}/monday/report.html"
+    assert logged.data.tags[FLOW_RUN].startswith(f"{site.server}/runs/flow-run/")
+
+
+def test_status_says_what_runs_with_addresses_and_what_was_scored(site: Site) -> None:
+    said = run(site.root, site.environment, "pipelines", "status")
+    assert said.returncode == 0, said.stdout
+    pids = {entry["name"]: entry["pid"] for entry in service_processes.noted(site.root)}
+    for name, address in (
+        ("prefect", site.server),
+        ("mlflow", f"http://127.0.0.1:{site.mlflow}"),
+        ("reports", f"http://127.0.0.1:{site.environment['REPORTS_PORT']}"),
+        ("worker", "runs"),
+    ):
+        assert re.search(rf"(?mi)^  {name} +{re.escape(address)} +process {pids[name]}$", said.stdout), said.stdout
+    assert "nothing waits" in said.stdout
+    assert re.search(r"monday: 12 files, \d+ flagged", said.stdout)
+    assert re.search(r"detector \(champion 1\): version 1 passed", said.stdout)
+    assert "not known" not in said.stdout
+
+
 def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     deployment = site.deployment("inbox")["id"]
     asked = [site.ask("POST", f"deployments/{deployment}/create_flow_run", {})["id"] for _ in range(3)]
@@ -154,6 +201,25 @@ def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     )
     assert len(times) >= 3
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+def test_a_person_fills_in_a_form_to_promote_and_sees_the_history(site: Site) -> None:
+    promote = site.deployment("promote")
+    assert promote["parameter_openapi_schema"]["properties"]["model"]["enum"][-1] == "detector"
+    path = f"deployments/{promote['id']}/create_flow_run"
+    with pytest.raises(HTTPError) as refused:
+        site.ask("POST", path, {"parameters": {"model": "nobody"}})
+    assert 400 <= refused.value.code < 500
+    given = {"model": "detector", "reason": "to be sure", "asked_by": "anna"}
+    asked = site.ask("POST", path, {"parameters": given})["id"]
+    back = site.ask("POST", path.replace(promote["id"], site.deployment("rollback")["id"]), {"parameters": given})["id"]
+    until(lambda: site.state(asked) == "Completed")
+    until(lambda: site.state(back) == "Failed")  # the first champion has none before it
+    assert "has no champion before it" in site.ask("GET", f"flow_runs/{back}")["state"]["message"]
+    chosen = {"artifacts": {"key": {"any_": ["history-detector"]}, "flow_run_id": {"any_": [asked]}}}
+    (table,) = site.ask("POST", "artifacts/filter", chosen)
+    assert "Champion: version 1" in table["description"]
+    assert [row["outcome"] for row in json.loads(table["data"])] == ["promoted"]
 
 
 STAGES = """
@@ -293,7 +359,8 @@ print(run.id)
 
 def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> None:
     """The watch of `make up`, with 10 seconds in the place of its 150."""
-    assert [one["name"] for one in site.ask("POST", "automations/filter", {})] == ["Crash runs that went silent"]
+    made = {one["name"] for one in site.ask("POST", "automations/filter", {})}
+    assert made == {"Crash runs that went silent", "Retrain when the stream has moved"}
     said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
     silent = an_id(said)
     assert site.state(silent) == "Running", said
@@ -332,10 +399,11 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
 ) -> None:
     (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
     (tmp_path / "pipelines").symlink_to(project_root / "pipelines")
-    second = own_environment(project_root)
+    second, reports = own_environment(project_root), site.environment["REPORTS_PORT"]
     for ports, name in (
         ({"PREFECT_PORT": str(site.prefect)}, "PREFECT_PORT"),
         ({"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(site.mlflow)}, "MLFLOW_PORT"),
+        (dict.fromkeys(("PREFECT_PORT", "MLFLOW_PORT"), str(free_port())) | {"REPORTS_PORT": reports}, "REPORTS_PORT"),
     ):
         said = run(tmp_path, second | ports, "pipelines.services", "up")
         assert said.returncode == 1
@@ -345,7 +413,13 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
             said.stdout,
         )
         assert not (tmp_path / "var" / "services.json").exists()
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+        "promote",
+        "rollback",
+    }
     assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
 
 
@@ -362,7 +436,7 @@ def test_down_leaves_no_process_and_no_run_that_waits_for_one(site: Site) -> Non
     os.killpg(worker, signal.SIGCONT)
     entries = service_processes.noted(site.root)
     stopped = site.services("down")
-    assert stopped.stdout == "stopped: prefect, mlflow, worker\n"
+    assert stopped.stdout == "stopped: prefect, mlflow, reports, worker\n"
     assert not any(psutil.pid_exists(entry["pid"]) for entry in entries)
     assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(site.root)]
     with closing(sqlite3.connect(site.root / "var" / "prefect" / "prefect.db")) as database:

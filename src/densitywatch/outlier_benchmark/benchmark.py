@@ -6,6 +6,7 @@ Writes metrics/outliers.json (git keeps it) and reports/outliers. Nothing is fit
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
+from densitywatch.sizes import height_width
 
 KINDS = 1 + MOST_KINDS
 """Kinds of images that are in memory at once: the normal ones and those of the panel."""
@@ -54,7 +56,9 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     tested = open_split(prepared, "test")
     test = tested.images
     # every kind of image is held at the data's size
-    n = images_within(min(params.detector.panel_images, len(test)), KINDS * info.channels * info.size**2)
+    n = images_within(
+        min(params.detector.panel_images, len(test)), KINDS * info.channels * math.prod(height_width(info.size))
+    )
     # where there are enough test images, the ones that are transformed are not among the normal ones
     start = n if len(test) >= 2 * n else 0
     normal = FeatureCache(np.array(test[:n]), detector.models, size=detector.reading_size)
