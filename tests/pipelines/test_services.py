@@ -231,10 +231,12 @@ stages:
     cmd: mkdir -p models && cp -r '{of}/models/pixelcnn' '{of}/models/detector' models
     params: [seed]
     outs: [models/pixelcnn, models/detector]
-  evaluate@pixelcnn:
-    cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
-    deps: [models/pixelcnn]
-    metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
+  evaluate:
+    foreach: [pixelcnn]
+    do:
+      cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
+      deps: [models/pixelcnn]
+      metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
 """
 
 
