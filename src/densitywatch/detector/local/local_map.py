@@ -2,7 +2,7 @@
 
     projection    features standardised and on their leading principal components, from some training images
     density       place: a Gaussian for each place. anywhere: one mixture. From all training images, in one pass
-    standard      mean and spread of the map at each place, from validation images
+    above median  each map less its median, and the mean and spread of that at each place, from validation images
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
 Calibration images take part in none of these, so that ranks among them stay valid.
@@ -55,14 +55,14 @@ def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
         projected = _project(torch.from_numpy(rows), fitted).numpy()
         fitted |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
     raw = _raw_maps(data.validation, source, fitted)
-    fitted |= with_prefix("standard", fit_standard(raw))
-    top, mean_of_top = statistics(standardised(raw, without_prefix("standard", fitted)))
+    fitted |= with_prefix("above_median", fit_standard(raw))
+    top, mean_of_top = statistics(standardised(raw, without_prefix("above_median", fitted)))
     return fitted | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
 
 
 def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
     """Spreads by which each place is less probable than it is in normal images, (B, g, g), g = size / 8."""
-    return standardised(_raw_maps(features, source, fitted), without_prefix("standard", fitted))
+    return standardised(_raw_maps(features, source, fitted), without_prefix("above_median", fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -108,8 +108,17 @@ def standardised(raw: Floats, standard: Arrays) -> Floats:
     return np.asarray((raw - standard["mean"]) / standard["spread"])
 
 
+def less_median(maps: Tensor) -> Tensor:
+    """Maps (B, g, g) less the median of each.
+
+    The features' mean over the image is taken away before (`_grid`), their spread is not. So a rougher image is farther
+    from the mean everywhere. What counts is how much farther one place is than the image as a whole.
+    """
+    return maps - maps.flatten(1).median(1).values[:, None, None]
+
+
 def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """The density's map before it is standardised, (B, g, g); computed once for these images and this density."""
+    """The density's map less its median, before it is standardised, (B, g, g); computed once for these images."""
     weights = without_prefix("weights", fitted)
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
@@ -117,8 +126,8 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
         projected = _project(_grid(images, source, weights), fitted)
         b, g, _, d = projected.shape
         if mixture:
-            return densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g)
-        return from_cells(densities.place_distance(to_cells(projected), gaussians), b, g)
+            return less_median(densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g))
+        return less_median(from_cells(densities.place_distance(to_cells(projected), gaussians), b, g))
 
     # two fits on other images may have the same projection, which is made of the first of them
     arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
@@ -179,18 +188,24 @@ def from_cells(values: Tensor, b: int, g: int) -> Tensor:
 
 
 def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
-    """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes."""
+    """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes.
+
+    Where all components are kept, turning the features changes no density, so `axes` (D,) only standardises.
+    """
     mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     spread = np.maximum(spread, 1e-6)
-    standard = (rows - mean) / spread
-    _, vectors = np.linalg.eigh(standard.T @ standard / len(rows))
-    axes = vectors[:, ::-1][:, :dimensions] / spread[:, None]
+    axes = 1.0 / spread
+    if dimensions < rows.shape[1]:
+        standard = (rows - mean) / spread
+        _, vectors = np.linalg.eigh(standard.T @ standard / len(rows))
+        axes = vectors[:, ::-1][:, :dimensions] / spread[:, None]
     return {"mean": mean.astype(np.float32), "axes": np.ascontiguousarray(axes, dtype=np.float32)}
 
 
 def _project(features: Tensor, fitted: Arrays) -> Tensor:
     """Features (..., D) on the principal components, (..., d)."""
-    return (features - torch.as_tensor(fitted["projection.mean"])) @ torch.as_tensor(fitted["projection.axes"])
+    centred, axes = features - torch.as_tensor(fitted["projection.mean"]), torch.as_tensor(fitted["projection.axes"])
+    return centred @ axes if axes.ndim == 2 else centred * axes
 
 
 def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> Arrays:
