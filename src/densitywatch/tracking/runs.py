@@ -345,6 +345,8 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Map
         run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
         tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
         tags += [RunTag(name, text) for name, text in _links(links or {}).items()]
+        if summary.get("stand_in"):  # it was not scored with the champion
+            tags.append(RunTag("stand_in", str(summary["stand_in"])[:5000]))
         client.log_batch(run_id, params=[Param("batch", name)], tags=tags)
         run = Run(client, uri, run_id)
         run.log(0, {key: float(value) for key, value in summary.items() if isinstance(value, int | float)})

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -75,8 +75,10 @@ def is_own(uri: str) -> bool:
 
 
 @contextmanager
-def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
+def store_lock(uri: str, root: Path, what: str, *, waiting: Callable[[], object] | None = None) -> Iterator[None]:
     """Let one process at a time on this machine do `what` with this store; the lock ends with its process.
+
+    `waiting` is called once where another process holds the lock; what it raises ends the wait.
 
     Raises DensitywatchError when the lock's file cannot be written.
     """
@@ -94,7 +96,12 @@ def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}); MLflow's store needs a folder that can be written"
         ) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
