@@ -2,7 +2,8 @@
 
     projection    features standardised and on their leading principal components, from some training images
     density       place: a Gaussian for each place. anywhere: one mixture. From all training images, in one pass
-    above median  each map less its median, and the mean and spread of that at each place, from validation images
+    standard      mean and spread of the map at each place, from validation images. above_median: of the map less its
+                  median over the image, where the source wants that
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
 Calibration images take part in none of these, so that ranks among them stay valid.
@@ -55,14 +56,15 @@ def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
         projected = _project(torch.from_numpy(rows), fitted).numpy()
         fitted |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
     raw = _raw_maps(data.validation, source, fitted)
-    fitted |= with_prefix("above_median", fit_standard(raw))
-    top, mean_of_top = statistics(standardised(raw, without_prefix("above_median", fitted)))
+    standard = fit_standard(raw)
+    fitted |= with_prefix(_standard_of(source), standard)
+    top, mean_of_top = statistics(standardised(raw, standard))
     return fitted | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
 
 
 def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
     """Spreads by which each place is less probable than it is in normal images, (B, g, g), g = size / 8."""
-    return standardised(_raw_maps(features, source, fitted), without_prefix("above_median", fitted))
+    return standardised(_raw_maps(features, source, fitted), without_prefix(_standard_of(source), fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -108,6 +110,11 @@ def standardised(raw: Floats, standard: Arrays) -> Floats:
     return np.asarray((raw - standard["mean"]) / standard["spread"])
 
 
+def _standard_of(source: Source) -> str:
+    """What the standard is stored under: one name for each way to make it, so that none is read as the other."""
+    return "above_median" if source.above_median else "standard"
+
+
 def less_median(maps: Tensor) -> Tensor:
     """Maps (B, g, g) less the median of each.
 
@@ -118,7 +125,7 @@ def less_median(maps: Tensor) -> Tensor:
 
 
 def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """The density's map less its median, before it is standardised, (B, g, g); computed once for these images."""
+    """The map before it is standardised, (B, g, g); computed once for these images and this density."""
     weights = without_prefix("weights", fitted)
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
@@ -126,8 +133,10 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
         projected = _project(_grid(images, source, weights), fitted)
         b, g, _, d = projected.shape
         if mixture:
-            return less_median(densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g))
-        return less_median(from_cells(densities.place_distance(to_cells(projected), gaussians), b, g))
+            maps = densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g)
+        else:
+            maps = from_cells(densities.place_distance(to_cells(projected), gaussians), b, g)
+        return less_median(maps) if source.above_median else maps
 
     # two fits on other images may have the same projection, which is made of the first of them
     arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
