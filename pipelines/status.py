@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
@@ -26,8 +27,8 @@ from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
-from densitywatch.tracking.store import plain, sqlite_path, tracking_uri
-from pipelines import prefect_home, reports, run_processes, service_processes
+from densitywatch.tracking.store import is_own, plain, sqlite_path, tracking_uri
+from pipelines import listening, prefect_home, reports, run_processes, service_processes
 from pipelines.worker import WORKERS
 
 SHOWN = 5
@@ -68,7 +69,7 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
     store = tracking_uri(params, root)
     found: list[dict[str, Any]] = []
     for name in [*NAMES, *(name for name in noted if name not in NAMES)]:
-        if name == "mlflow" and sqlite_path(store) is None:  # `make up` starts none
+        if name == "mlflow" and not is_own(store):  # `make up` starts none
             found.append({"name": "MLflow", "state": "elsewhere", "address": plain(store), "pid": None, "log": None})
             continue
         entry = noted.get(name)
@@ -77,7 +78,9 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
         address = addresses.get(shown)
         state = "up" if process is not None else "stopped" if entry is not None else "down"
         if state == "up" and address is not None:
-            health = f"{address}/api/health" if name == "prefect" else f"{address}/health"
+            # people may reach it by another name
+            near = f"http://{listening.reached()}:{urlsplit(address).port or 80}"
+            health = f"{near}/api/health" if name == "prefect" else f"{near}/health"
             state = "up" if prefect_home.answers(health, SECONDS) else "does not answer"
         found.append(
             {

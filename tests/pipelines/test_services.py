@@ -187,7 +187,7 @@ def test_status_says_what_runs_with_addresses_and_what_was_scored(site: Site) ->
         assert re.search(rf"(?mi)^  {name} +{re.escape(address)} +process {pids[name]}$", said.stdout), said.stdout
     assert "nothing waits" in said.stdout
     assert re.search(r"monday: 12 files, \d+ flagged", said.stdout)
-    assert re.search(r"detector \(champion 1\): version 1 passed", said.stdout)
+    assert re.search(r"detector \(champion 1\): promoted, version 1 passed", said.stdout)
     assert "not known" not in said.stdout
 
 
@@ -231,10 +231,12 @@ stages:
     cmd: mkdir -p models && cp -r '{of}/models/pixelcnn' '{of}/models/detector' models
     params: [seed]
     outs: [models/pixelcnn, models/detector]
-  evaluate@pixelcnn:
-    cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
-    deps: [models/pixelcnn]
-    metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
+  evaluate:
+    foreach: [pixelcnn]
+    do:
+      cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
+      deps: [models/pixelcnn]
+      metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
 """
 
 

@@ -175,7 +175,7 @@ from tests.registry.shelf import compare
 root, both = Path(sys.argv[2]), sys.argv[3:]
 
 def slow(*arguments):
-    until = time.monotonic() + 240
+    until = time.monotonic() + 500
     while not all((root / f"begun-{number}").exists() for number in both) and time.monotonic() < until:
         time.sleep(0.1)
     time.sleep(1)
