@@ -85,7 +85,7 @@ def _retrain(root: Path, started: float, placement: Literal["here", "pool"]) -> 
     from pipelines.retrain import retrain
 
     ready = time.time()
-    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement)]
+    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement=placement)]
     ended = time.time()
     run_times.save(steps, started, ended, root / "var" / "run.json")
     print(run_times.table(steps, started, ended))

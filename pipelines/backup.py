@@ -80,7 +80,7 @@ def backup(root: Path, to: Path | None = None) -> Path:
         for name in FOR_READING:
             if (root / name).is_file():
                 (beside / "project").mkdir(exist_ok=True)
-                shutil.copy2(root / name, beside / "project" / name)
+                shutil.copy2(root / name, beside / "project" / f"{name}.kept")  # no dvc.yaml for DVC to find
         note: dict[str, Any] = {
             "format": FORMAT,
             "densitywatch": __version__,
@@ -150,7 +150,7 @@ def restore(root: Path, source: Path) -> None:
     for one in note["left_out"]:
         tell(f"not in it: {one}")
     for name in FOR_READING:
-        kept = source / "project" / name
+        kept = source / "project" / f"{name}.kept"
         if kept.is_file() and (not (root / name).is_file() or (root / name).read_bytes() != kept.read_bytes()):
             tell(f"{name} here is not that of the backup; compare with {kept} (commit {note['commit'] or 'unknown'})")
 

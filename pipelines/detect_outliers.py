@@ -154,16 +154,22 @@ def _follow_alarm(wanted: list[Batch], params: Params, root: Path) -> None:
 
 def stand_ins(params: Params, root: Path) -> list[str]:
     """A warning for each champion whose alias or files are gone, and for each one that a person moved by hand."""
-    if not isinstance(CHAMPION, str):
-        return []
     from densitywatch.registry.on_watch import on_watch
 
     said = []
-    for name in filter(None, ("detector", params.inbox.labels)):
+    for name in champions(params):
         with suppress(DensitywatchError):  # scoring itself raises the reason
             found = on_watch(name, params, root)
             said += [found.moved, found.stand_in]
     return [note for note in said if note]
+
+
+def champions(params: Params) -> list[str]:
+    """The registered models whose champions score a batch."""
+    return [
+        *(["detector"] if isinstance(CHAMPION, str) else []),
+        *([params.inbox.labels] if params.inbox.labels else []),
+    ]
 
 
 @task(name="score", cache_policy=NO_CACHE)
@@ -183,8 +189,7 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.tracking.runs import log_batch
 
     with device_slot():
-        names = filter(None, ("detector" if isinstance(CHAMPION, str) else None, params.inbox.labels))
-        found = {name: on_watch(name, params, root) for name in names}
+        found = {name: on_watch(name, params, root) for name in champions(params)}
         for moved in filter(None, (one.moved for one in found.values())):
             get_run_logger().warning("%s", visible(moved))
         labels = params.inbox.labels and str(found[params.inbox.labels].folder)

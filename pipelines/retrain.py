@@ -92,7 +92,8 @@ def _retrain(
     dvc_commands.check_remote(remote)
     stages = dvc_graph.read_graph(root)
     elsewhere = training_pool.elsewhere(placement, stages, root)
-    steps += accept_drifted(params, root, drift, asked_by)
+    if not is_clone(root):  # a run of a commit trains what the commit says
+        steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))

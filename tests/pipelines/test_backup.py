@@ -145,7 +145,7 @@ def test_what_is_there_already_byte_for_byte_is_left_and_a_changed_params_is_nam
     backup.restore(fresh, saved)
     assert sorted(path.name for path in shared.iterdir()) == ["one", "two"]
     assert (fresh / "mlflow.db").is_file()
-    assert f"params.yaml here is not that of the backup; compare with {saved}/project/params.yaml" in (
+    assert f"params.yaml here is not that of the backup; compare with {saved}/project/params.yaml.kept" in (
         capsys.readouterr().out
     )
 

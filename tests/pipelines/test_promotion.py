@@ -119,7 +119,7 @@ def test_the_artifact_gate_of_a_retrain_has_the_change_and_its_figures(
     from prefect import flow
 
     monkeypatch.setattr(registry, "register", lambda *_: 3)
-    monkeypatch.setattr(retrain.check_champion, "fn", lambda *_: None)
+    monkeypatch.setattr(retrain.check_champion, "fn", lambda name, params, root: None)
 
     @flow(name="retrain")
     def release_twice() -> None:
@@ -144,7 +144,7 @@ def test_a_champion_that_a_retrain_could_not_use_goes_back_and_the_history_says_
 ) -> None:
     from prefect import flow
 
-    def broken(*_: Any) -> None:
+    def broken(name: str, params: Any, root: Path) -> None:
         raise RegistryError("densitywatch-vae: no finite number")
 
     monkeypatch.setattr(registry, "register", lambda *_: 3)

@@ -16,7 +16,6 @@ from densitywatch.registry.history import Entry
 from densitywatch.registry.read_history import read_history
 from densitywatch.registry.resampling import Measurement
 from densitywatch.tracking import runs as tracking
-from pipelines import retrain
 
 
 def compare(name: str, ours: Path, theirs: Path | None, params: Params, root: Path) -> Decision:
@@ -52,6 +51,8 @@ class Shelf:
 
     def retrain(self) -> str:
         """What a run of the pipeline does with the challenger."""
+        from pipelines import retrain  # Prefect takes seconds to import, and some tests start processes
+
         _, reason = retrain.promote.fn(self.name, self.params, self.root)
         return str(reason)
 

@@ -33,6 +33,8 @@ class Source:
     """Principal components of the features that a density is fitted on."""
     missing: Callable[[], str | None]
     """Why this machine cannot fit it, in one line; None where it can."""
+    above_median: bool
+    """Whether a place is compared with the median of its own image before it is compared with other images."""
 
 
 def _nothing() -> Arrays:
@@ -67,5 +69,5 @@ def _lite0(images: Tensor, weights: Arrays) -> Tensor:
     return torch.cat([fine, middle, coarse], 1)
 
 
-OWN = Source("own", _nothing, _own, 45, lambda: None)
-LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0)
+OWN = Source("own", _nothing, _own, 45, lambda: None, above_median=True)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0, above_median=False)
