@@ -33,6 +33,8 @@ class Source:
     """Principal components of the features that a density is fitted on."""
     missing: Callable[[], str | None]
     """Why this machine cannot fit it, in one line; None where it can."""
+    in_tiles: Source | None = None
+    """What is read of tiles at the picture's own resolution instead; None: the same."""
 
 
 def _nothing() -> Arrays:
@@ -67,5 +69,15 @@ def _lite0(images: Tensor, weights: Arrays) -> Tensor:
     return torch.cat([fine, middle, coarse], 1)
 
 
-OWN = Source("own", _nothing, _own, 45, lambda: None)
+def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
+    """Filters' features of each place without its neighbours.
+
+    In tiles: the leading components of a place with its neighbours are averages over 24 x 24 pixels, in which a scratch
+    of 8 pixels drowns.
+    """
+    return filter_maps(images)
+
+
+OWN_ALONE = Source("own alone", _nothing, _own_alone, 36, lambda: None)
+OWN = Source("own", _nothing, _own, 45, lambda: None, OWN_ALONE)
 LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0)
