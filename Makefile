@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down status worker clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -15,6 +15,7 @@ help:
 	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
 	@echo "make status              what runs, what waits, what the gate said, what the last batches were like"
 	@echo "make worker GPU=0        a worker that trains for others on this GPU; then: make run PLACEMENT=pool"
+	@echo "make backup [TO=folder]  everything that git does not keep; make restore FROM=folder brings it back"
 	@echo "make pull                data, models and pages of dvc.lock, from the DVC remote"
 	@echo "make fresh               does dvc.lock belong to the code?"
 	@echo "make ask-retrain REF=x   a run of commit x on the Prefect server; make propose-retrain: a pull request of it"
@@ -86,6 +87,13 @@ status: .venv/ready
 # in a clone of its own, var/workers/gpu0; without GPU on the processor: docs/how-to/gpu-machines.md
 worker: .venv/ready
 	@$(BIN)/python -m pipelines.worker $(GPU)
+
+# docs/how-to/team.md: databases, artifacts, the DVC remote where it is a folder, results
+backup: .venv/ready
+	@$(BIN)/python -m pipelines.backup backup $(if $(TO),"$(TO)")
+
+restore: .venv/ready
+	@$(BIN)/python -m pipelines.backup restore $(if $(FROM),"$(FROM)")
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

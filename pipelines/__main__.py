@@ -17,8 +17,10 @@ from typing import Literal
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
+from densitywatch.params import load_params
 from densitywatch.progress import tell
 from densitywatch.text import visible
+from densitywatch.tracking.store import check_reachable, tracking_uri
 from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
@@ -42,6 +44,11 @@ def main(arguments: list[str]) -> int:
     """
     flow, *placed = arguments or ["retrain"]
     if flow in PROGRAMS:
+        try:
+            environment.read_file(Path.cwd())
+        except DensitywatchError as error:
+            print(f"pipelines: {error}", file=sys.stderr)
+            return error.exit_code
         return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
     if flow not in FLOWS or len(placed) > (flow == "retrain") or not set(placed) <= PLACEMENTS.keys():
         flows = "retrain [here | pool] | detect-outliers"
@@ -52,6 +59,7 @@ def main(arguments: list[str]) -> int:
     with ExitStack() as stack:
         try:
             environment.check_folder(root)
+            environment.read_file(root)
             stack.enter_context(stoppable_runs.stoppable(root, command=True))
             if flow == "retrain":
                 stack.enter_context(stoppable_runs.one_run(root))
@@ -77,7 +85,7 @@ def _retrain(root: Path, started: float, placement: Literal["here", "pool"]) -> 
     from pipelines.retrain import retrain
 
     ready = time.time()
-    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement)]
+    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement=placement)]
     ended = time.time()
     run_times.save(steps, started, ended, root / "var" / "run.json")
     print(run_times.table(steps, started, ended))
@@ -89,7 +97,6 @@ def _retrain(root: Path, started: float, placement: Literal["here", "pool"]) -> 
 
 def _detect_outliers(root: Path, stack: ExitStack) -> int:
     from densitywatch.batches.inbox import find_batches
-    from densitywatch.params import load_params
 
     params = load_params(root / "params.yaml")
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
@@ -110,6 +117,9 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
 def _settle(root: Path) -> None:
     """Have a server to talk to: the user's, that of `make up`, or one that ends with this process."""
     address = prefect_home.settle(root)
+    if address is not None:
+        prefect_home.check_server(address)
+    check_reachable(tracking_uri(load_params(root / "params.yaml"), root))  # not after hours, in a stage
     where = f"at {address}" if address else "for this run alone (`make up` starts one that stays)"
     print(f"Prefect: a server {where}", flush=True)
     if address is None:

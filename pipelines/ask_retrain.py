@@ -154,13 +154,15 @@ def _minutes(seconds: float) -> str:
 
 
 def _server() -> Server:
-    api, login = os.environ.get("PREFECT_API_URL", ""), os.environ.get("PREFECT_API_AUTH_STRING", "")
+    api = os.environ.get("PREFECT_API_URL", "")
+    login = os.environ.get("PREFECT_API_AUTH_STRING") or os.environ.get("DENSITYWATCH_LOGIN", "")
     if not api:
         note, secret = Path("var") / "prefect.address", Path("var") / "prefect.login"
         if not note.is_file():
             raise AskFailed("no Prefect server to ask; set PREFECT_API_URL, or start one with `make up`")
         api = note.read_text(encoding="utf-8").strip()
-        login = secret.read_text(encoding="ascii").strip() if secret.is_file() else ""
+        if "DENSITYWATCH_LOGIN" not in os.environ:
+            login = secret.read_text(encoding="ascii").strip() if secret.is_file() else ""
     return Server(api, login)
 
 

@@ -74,6 +74,7 @@ def row(summary: Mapping[str, Any]) -> dict[str, Any]:
         "false-discovery rate": float(f"{summary['false_discovery_rate']:.3g}"),
         "drift": drift_in_words(summary),
         "p-value of the batch alone": f"{summary['drift_p_value']:.2g}",
+        "not the champion": plain_words(str(summary.get("stand_in", ""))),
     }
 
 

@@ -15,6 +15,7 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.params import load_params
 from densitywatch.text import visible
 from pipelines import commit_run, git_files, retrain_result
+from pipelines.drift_note import end_alarm
 from pipelines.prefect_text import leave_artifact
 from pipelines.run_times import Step
 
@@ -28,6 +29,8 @@ def retrain_commit(root: Path, ref: str, placement: str = "here") -> list[Step]:
     done = commit_run.run(root, ref, lambda line: logger.info("%s", line), placement)
     for line in retrain_result.verdict_lines(done.result):
         logger.info("%s", line)
+    if any(row["model"] == "detector" and row["outcome"] == "promoted" for row in done.result["verdicts"]):
+        end_alarm(load_params(root / "params.yaml"), root)  # the clone does not know of it
     page = retrain_result.page(done.result)
     leave_artifact(lambda: create_markdown_artifact(page, key="retrain-commit", description=visible(ref)))
     data = json.dumps(done.result)

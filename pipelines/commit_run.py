@@ -192,7 +192,7 @@ def _steps(clone: Path, started: float) -> list[Step]:
 
 
 def _result(clone: Path, ref: str, commit: str, seconds: float) -> dict[str, Any]:
-    paths = git_files.unkept_results(clone)
+    paths = [name for name in git_files.unkept_results(clone) if retrain_result.FILE.fullmatch(name)]
     verdicts = read_json(clone / VERDICTS) if (clone / VERDICTS).is_file() else []
     return {
         "version": retrain_result.VERSION,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from densitywatch.errors import DensitywatchError
 
-MADE = (":(exclude)dvc.lock", ":(exclude)metrics")
-"""What a run itself writes into files that git tracks."""
+MADE = (":(exclude)dvc.lock", ":(exclude)metrics", ":(exclude)data")
+"""What a run itself writes into files that git tracks. A worker gets the accepted images in data/prepared."""
 
 
 class GitFailed(DensitywatchError):

@@ -28,7 +28,7 @@ from pipelines import links, reports, stoppable_runs
 from pipelines.batch_words import in_figures, last_state, name_run, row
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.drift_loop import follow_alarm
-from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.prefect_text import leave_artifact, verbatim, without_markup
 
 ALARM = "Drift alarm"
 """The name of the state that a run ends in when the stream has moved; its type is Failed."""
@@ -153,16 +153,23 @@ def _follow_alarm(wanted: list[Batch], params: Params, root: Path) -> None:
 
 
 def stand_ins(params: Params, root: Path) -> list[str]:
-    """A warning for each champion whose alias or files are gone, so that another version takes its place."""
-    if not isinstance(CHAMPION, str):
-        return []
-    from densitywatch.registry import versions as registry
+    """A warning for each champion whose alias or files are gone, and for each one that a person moved by hand."""
+    from densitywatch.registry.on_watch import on_watch
 
     said = []
-    for name in filter(None, ("detector", params.inbox.labels)):
+    for name in champions(params):
         with suppress(DensitywatchError):  # scoring itself raises the reason
-            said.append(registry.stand_in(name, params, root))
+            found = on_watch(name, params, root)
+            said += [found.moved, found.stand_in]
     return [note for note in said if note]
+
+
+def champions(params: Params) -> list[str]:
+    """The registered models whose champions score a batch."""
+    return [
+        *(["detector"] if isinstance(CHAMPION, str) else []),
+        *([params.inbox.labels] if params.inbox.labels else []),
+    ]
 
 
 @task(name="score", cache_policy=NO_CACHE)
@@ -178,17 +185,27 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     from densitywatch.batches.drift_state import alarm_in_words
     from densitywatch.batches.results_folder import note_run
     from densitywatch.batches.score_batch import ScoreOptions, score_source
+    from densitywatch.registry.on_watch import on_watch
     from densitywatch.tracking.runs import log_batch
 
     with device_slot():
-        labels = params.inbox.labels and f"models:/densitywatch-{params.inbox.labels}@champion"
+        found = {name: on_watch(name, params, root) for name in champions(params)}
+        for moved in filter(None, (one.moved for one in found.values())):
+            get_run_logger().warning("%s", visible(moved))
+        labels = params.inbox.labels and str(found[params.inbox.labels].folder)
         options = ScoreOptions(strict=params.inbox.strict, control=params.inbox.control, label_model=labels)
-        summary = score_source(batch.source, params, root, detector=CHAMPION, options=options)
+        detector = found["detector"].folder if "detector" in found else CHAMPION
+        summary = score_source(batch.source, params, root, detector=detector, options=options)
+    instead = "; ".join(one.stand_in for one in found.values() if one.stand_in)
+    note_run(Path(summary["folder"]), stand_in=instead)
+    if instead:
+        summary["stand_in"] = instead
     log_batch(summary, params, root, links.of_batch(Path(summary["folder"]), root))
     figures = "\n".join(f"| {key} | {value} |" for key, value in row(summary).items())
     folder = Path(summary["folder"]).resolve()
     link = f"[report of {_text(folder.name)}]({reports.page_of(folder, root)})"
-    text = f"| | |\n|---|---|\n{figures}\n\nThe page with the images: {link}\n\n{gallery_text(folder)}\n"
+    warning = f"**Not scored with the champion:** {without_markup(instead)}\n\n" if instead else ""
+    text = f"{warning}| | |\n|---|---|\n{figures}\n\nThe page with the images: {link}\n\n{gallery_text(folder)}\n"
     leave_artifact(lambda: create_markdown_artifact(text, key="outlier-batch", description=_text(batch.name)))
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)

@@ -22,7 +22,7 @@ from prefect.runtime import flow_run
 from densitywatch.params import Params
 from densitywatch.text import visible
 from pipelines import server
-from pipelines.drift_note import FILE, Alarm, held
+from pipelines.drift_note import FILE, Alarm, held, stands
 from pipelines.prefect_text import first_line, plain_words
 
 EVENT = "densitywatch.drift"
@@ -42,7 +42,7 @@ def follow_alarm(summaries: Sequence[Mapping[str, Any]], params: Params, root: P
         for summary in summaries:
             known.alarm = _after(known.alarm, summary, params, results)
         alarm = known.alarm
-        if alarm is None or alarm.seen != params.inbox.drift_seen:
+        if alarm is None or not stands(alarm, params):
             known.alarm = None
             return False
         learnable, images = _learnable(alarm, params, root)

@@ -56,7 +56,12 @@ def standing_alarm(params: Params, root: Path) -> Alarm | None:
     if not (results / FILE).exists():
         return None
     with held(results) as known:
-        return known.alarm if known.alarm and known.alarm.seen == params.inbox.drift_seen else None
+        return known.alarm if known.alarm and stands(known.alarm, params) else None
+
+
+def stands(alarm: Alarm, params: Params) -> bool:
+    """Whether nobody has seen the alarm yet, and drift is tested for at all."""
+    return params.inbox.drift_alarm is not None and alarm.seen == params.inbox.drift_seen
 
 
 def end_alarm(params: Params, root: Path) -> None:

@@ -14,7 +14,7 @@ from densitywatch.files import read_json
 from densitywatch.params import Params
 from densitywatch.tracking.store import FLOW_RUN, REPORT, plain, tracking_uri
 from pipelines import reports, server, service_processes
-from pipelines.prefect_text import as_cell
+from pipelines.prefect_text import without_markup
 
 
 def flow_run_page() -> str | None:
@@ -52,11 +52,13 @@ def models_table(verdicts: Sequence[Mapping[str, Any]], params: Params, root: Pa
     page = mlflow_page(params, root)
     lines = ["| model | version | outcome | the gate |", "|---|---|---|---|"]
     for verdict in verdicts:
-        name, version = as_cell(verdict["model"]), as_cell(verdict["version"])
+        name, version = without_markup(verdict["model"]), without_markup(verdict["version"])
         if page is not None:
             model = f"{page}/#/models/{REGISTERED}{name}"
             name, version = f"[{name}]({model})", f"[{version}]({model}/versions/{version})"
-        lines.append(f"| {name} | {version} | {as_cell(verdict['outcome'])} | {as_cell(verdict['gate'])} |")
+        lines.append(
+            f"| {name} | {version} | {without_markup(verdict['outcome'])} | {without_markup(verdict['gate'])} |"
+        )
     pages = {"batches over time": "/", "comparison of the models": f"/{reports.TRAINING}/"}
     at = reports.address(root)
     more = [f"[{name}]({at}{path})" for name, path in pages.items()] if at is not None else []

@@ -18,11 +18,6 @@ def verbatim(name: str) -> Callable[[], str]:
     return lambda: shown
 
 
-def as_cell(text: object) -> str:
-    """`text` in a cell of a Markdown table: what would be Markdown, HTML or a new cell is replaced."""
-    return re.sub(r"[^\w .,;:/+()%=?!@'-]", "?", " ".join(str(text).replace("`", "'").split()))
-
-
 def plain_words(text: str, most: int = 200) -> str:
     """A text from outside for a page or a message: no sign of it is markup. At most `most` letters."""
     return re.sub(r"[^\w ,.;/:()+-]", "?", text)[:most]
@@ -37,6 +32,12 @@ def name_this_run(name: str) -> None:
             client.update_flow_run(UUID(str(flow_run.id)), name=name)
     except Exception as error:  # a name is worth no run
         get_run_logger().warning("Prefect's server did not take this run's name: %s", first_line(error))
+
+
+def without_markup(text: object) -> str:
+    """`text` in one line for an artifact. What would be Markdown, HTML or a new cell is replaced."""
+    line = " ".join(str(text).replace("`", "'").replace("->", "to").split())
+    return re.sub(r"[^\w .,;:/+()%=?!@'\u201c\u201d\u2026\u00b7#&-]", "?", line)
 
 
 def leave_artifact(make: Callable[[], Any]) -> None:

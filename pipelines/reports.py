@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from densitywatch import environment
 from densitywatch.batches.results_folder import FILES, OVER_TIME
 from densitywatch.errors import DataError
 from densitywatch.files import read_json
-from pipelines import service_processes
-from pipelines.server import HOST, OwnPagesOnly
+from pipelines import listening, service_processes
+from pipelines.server import OwnPagesOnly
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
@@ -160,8 +161,9 @@ def main(arguments: list[str]) -> int:
     import uvicorn
 
     port, results, reports = arguments
-    served = OwnPagesOnly(Guarded(app(Path(results), Path(reports))))
-    uvicorn.run(served, host=HOST, port=int(port), log_level="info", access_log=False, timeout_graceful_shutdown=2)
+    served = OwnPagesOnly(Guarded(app(Path(results), Path(reports))), Path.cwd(), environment.login())
+    host = listening.host()
+    uvicorn.run(served, host=host, port=int(port), log_level="info", access_log=False, timeout_graceful_shutdown=2)
     return 0
 
 

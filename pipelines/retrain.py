@@ -25,6 +25,7 @@ from densitywatch.params import Params, load_params
 from densitywatch.text import visible
 from densitywatch.tracking.store import FLOW_RUN_VARIABLE
 from pipelines import dvc_commands, dvc_graph, links, stoppable_runs, training_pool
+from pipelines.actor import actor
 from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_to_commit
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
@@ -32,6 +33,7 @@ from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.drift_note import end_alarm
 from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.promotion import gate_table
 from pipelines.run_times import Step, timed
 from pipelines.stage_tasks import AGAIN_AFTER, run_graph
 from pipelines.up_to_date import note_up_to_date
@@ -90,7 +92,8 @@ def _retrain(
     dvc_commands.check_remote(remote)
     stages = dvc_graph.read_graph(root)
     elsewhere = training_pool.elsewhere(placement, stages, root)
-    steps += accept_drifted(params, root, drift, asked_by)
+    if not is_clone(root):  # a run of a commit trains what the commit says
+        steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))
@@ -129,9 +132,7 @@ def _retrain(
     if not early:
         steps.append(_release("detector", params, root, verdicts))
     write_whole(root / VERDICTS, json.dumps(verdicts) + "\n")
-    leave_artifact(
-        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
-    )
+    leave_artifact(lambda: gate_table(verdicts, params, root))
     leave_artifact(
         lambda: create_markdown_artifact(
             links.models_table(verdicts, params, root), key="models", description="The models, linked to MLflow's pages"
@@ -249,7 +250,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     from densitywatch.registry import versions as registry
 
     with device_slot():
-        verdict = registry.promote(name, params, root, automatic=True)
+        verdict = registry.promote(name, params, root, automatic=True, actor=actor())
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason
 
@@ -261,7 +262,8 @@ def put_back(held: Transaction) -> None:
 
     if held.get("promoted"):
         name, params, root = held.get("release")
-        registry.rollback(name, params, root, to_none=True)
+        why = "the new champion could not be used"
+        registry.rollback(name, params, root, to_none=True, actor=actor(), reason=why)
 
 
 @task(name="check", cache_policy=NO_CACHE)

@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
+from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
 import psutil
@@ -26,8 +27,8 @@ from densitywatch.errors import DataError, DensitywatchError
 from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
-from densitywatch.tracking.store import plain, sqlite_path, tracking_uri
-from pipelines import prefect_home, reports, run_processes, service_processes
+from densitywatch.tracking.store import is_own, plain, sqlite_path, tracking_uri
+from pipelines import listening, prefect_home, reports, run_processes, service_processes
 from pipelines.worker import WORKERS
 
 SHOWN = 5
@@ -68,7 +69,7 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
     store = tracking_uri(params, root)
     found: list[dict[str, Any]] = []
     for name in [*NAMES, *(name for name in noted if name not in NAMES)]:
-        if name == "mlflow" and sqlite_path(store) is None:  # `make up` starts none
+        if name == "mlflow" and not is_own(store):  # `make up` starts none
             found.append({"name": "MLflow", "state": "elsewhere", "address": plain(store), "pid": None, "log": None})
             continue
         entry = noted.get(name)
@@ -77,7 +78,9 @@ def _servers(params: Params, root: Path) -> list[dict[str, Any]]:
         address = addresses.get(shown)
         state = "up" if process is not None else "stopped" if entry is not None else "down"
         if state == "up" and address is not None:
-            health = f"{address}/api/health" if name == "prefect" else f"{address}/health"
+            # people may reach it by another name
+            near = f"http://{listening.reached()}:{urlsplit(address).port or 80}"
+            health = f"{near}/api/health" if name == "prefect" else f"{near}/health"
             state = "up" if prefect_home.answers(health, SECONDS) else "does not answer"
         found.append(
             {
@@ -143,7 +146,8 @@ def _runs_of_server(root: Path, address: str) -> list[dict[str, Any]]:
 def _ask(root: Path, address: str, path: str, body: dict[str, Any]) -> Any:
     login = base64.b64encode(prefect_home.login(root).encode()).decode()
     headers = {"Content-Type": "application/json", "Authorization": f"Basic {login}"}
-    request = Request(f"{address}/api/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
+    near = prefect_home.prefect_address(root) or f"{address}/api"  # people may reach it by another name
+    request = Request(f"{near}/{path}", data=json.dumps(body).encode(), headers=headers)  # noqa: S310
     try:
         with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read())
@@ -209,18 +213,20 @@ def _inbox(params: Params, root: Path) -> dict[str, Any]:
 
 
 def _gate(params: Params, root: Path) -> list[dict[str, Any]]:
-    from densitywatch.registry.last_verdicts import last_verdicts
+    """The newest entry of each model's history, the newest first."""
+    from densitywatch.registry.read_history import read_history, registered_models
 
-    return [
-        {
-            "model": verdict.model,
-            "version": verdict.version,
-            "champion": verdict.champion,
-            "reason": verdict.reason,
-            "time": verdict.time,
-        }
-        for verdict in last_verdicts(params, root)
-    ]
+    database = sqlite_path(tracking_uri(params, root))
+    if database is not None and not database.is_file():
+        return []
+    rows = []
+    for name in registered_models(params, root):
+        champion, entries = read_history(name, params, root)
+        for entry in entries[:1]:
+            what = f"{entry.outcome}, {entry.reason}" if entry.reason else entry.outcome
+            when = datetime.fromisoformat(entry.at).timestamp()
+            rows.append({"model": name, "version": entry.after, "champion": champion, "reason": what, "time": when})
+    return sorted(rows, key=lambda row: row["time"], reverse=True)
 
 
 def _batches(params: Params, root: Path) -> list[dict[str, Any]]:
@@ -272,7 +278,11 @@ def text(found: dict[str, Any], now: float) -> str:
         lines.append(f"  {', '.join(down)} {'is' if len(down) == 1 else 'are'} down; `make up` starts what is down")
     lines += ["", "Runs", *_indented(found["runs"], lambda run: _run(run, now), "none goes on")]
     lines += ["", *_inbox_text(found["inbox"], now)]
-    lines += ["", "The gate's last verdicts", *_indented(found["gate"], _verdict, "none yet", most=SHOWN)]
+    lines += [
+        "",
+        "The last change of each champion, or the last refusal",
+        *_indented(found["gate"], _verdict, "none yet", most=SHOWN),
+    ]
     lines += ["", "The last batches", *_indented(found["batches"], _batch, "none yet")]
     if found["look_at"]:
         lines += ["", "Look at", *(f"  {name:<19}{where}" for name, where in found["look_at"].items())]

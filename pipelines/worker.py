@@ -102,6 +102,7 @@ def end_all(root: Path) -> list[str]:
             if process is not None:
                 service_processes.end(process)
                 ended.append(f"worker {clone.name}")
+        service_processes.end_left_over(clone)
         (clone / service_processes.NOTE).unlink(missing_ok=True)
     return ended
 

@@ -48,6 +48,15 @@ def test_a_look_is_kept_and_a_failure_leaves_the_time_of_the_last_success(params
     assert read_look(results) is not None
 
 
+def test_a_look_makes_the_page_over_time_where_there_is_none_yet(params: Params, tmp_path: Path) -> None:
+    page = tmp_path / "data" / "outliers" / "index.html"
+    looked(params, tmp_path)
+    assert "No batch has been scored yet." in page.read_text()
+    page.write_text("of the last batch")
+    looked(params, tmp_path)
+    assert page.read_text() == "of the last batch"
+
+
 def test_no_metrics_are_written_by_default(params: Params, tmp_path: Path) -> None:
     looked(params, tmp_path)
     assert list(tmp_path.rglob("*.prom")) == []

@@ -226,7 +226,9 @@ def test_shares_of_columns_are_those_of_their_images_and_alarms_are_marked() -> 
 
 def test_batches_in_no_stream_have_no_chart_of_drift_and_words_all_the_same() -> None:
     alone = row(1, drift_evidence=None, drift_p_value=1e-9)
-    assert len(over_time.charts([alone], 0.01)) == 2
+    assert over_time.charts([alone], 0.01) == []
+    assert [chart["kind"] for chart in over_time.charts([alone, alone], 0.01)] == ["flagged", "quarantined"]
+    assert [len(chart["bars"]) for chart in over_time.charts([row(1), alone, row(2)], 0.01)] == [3, 3, 2]
     assert over_time.drift_in_words(alone, 0.01) == "differs from the calibration images"
     assert over_time.drift_in_words(row(1), 0.01) == "none (evidence 0.3 of 100)"
     assert over_time.drift_in_words(row(1), None) == "none (evidence 0.3)"

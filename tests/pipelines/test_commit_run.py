@@ -12,12 +12,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from densitywatch.errors import DensitywatchError
 from pipelines import commit_pages, commit_run, dvc_commands, retrain_result
+from tests.pipelines.test_retrain_result import result
 
 PROJECT = Path(__file__).parents[2]
 MAIN = """
@@ -241,7 +243,7 @@ def test_a_run_that_fails_is_its_own_sentence_and_leaves_no_clone(checkout: Path
         dvc_commands.StageFailed, match=r"^stage train: the loss became NaN; the traceback is in "
     ) as it:
         commit_run.run(checkout, broken, lambda line: None)
-    assert Path(str(it.value).rpartition(" ")[2]) == checkout / "var" / "log" / "traceback.txt"
+    assert str(it.value).endswith(f" is in {checkout}/var/log/traceback.txt")
     assert (checkout / "var" / "log" / "traceback.txt").read_text() == "of the stage"
     assert not (checkout / "var" / "commits").exists()
 
@@ -294,6 +296,32 @@ def test_after_a_run_the_files_to_commit_are_named_with_the_command(checkout: Pa
     assert len(log.messages) == 1, "a clone's files go back with its result"
 
 
+@pytest.mark.parametrize(("outcome", "stands"), [("promoted", False), ("rejected", True)])
+def test_the_result_is_left_for_people_and_for_ci_and_a_new_detector_ends_the_checkouts_alarm(
+    checkout: Path, log: Any, monkeypatch: pytest.MonkeyPatch, outcome: str, stands: bool
+) -> None:
+    from densitywatch.params import load_params
+    from pipelines import drift_note
+
+    left: list[Any] = []
+    monkeypatch.setattr(commit_pages, "Artifact", lambda **about: left.append(about) or SimpleNamespace(create=str))
+    found = result(verdicts=[{"model": "detector", "version": 2, "outcome": outcome, "gate": "0.9 is 0.8 or more"}])
+    monkeypatch.setattr(commit_run, "run", lambda *_: commit_run.CommitRun([], found))
+    params = load_params(checkout / "params.yaml")
+    alarm = drift_note.Alarm(
+        stream="s", batch="b", since="a", moved="brighter", evidence=1e3, batches=["a", "b"], seen=None
+    )
+    with drift_note.held(checkout / params.inbox.results) as known:
+        known.alarm = alarm
+    assert drift_note.standing_alarm(params, checkout) == alarm
+    assert commit_pages.retrain_commit(checkout, "main") == []
+    assert (drift_note.standing_alarm(params, checkout) is not None) == stands
+    assert log.messages == [f"detector  {outcome:<9}  0.9 is 0.8 or more"]
+    assert [about["key"] for _, about in log.pages] == ["retrain-commit"]
+    assert retrain_result.check(json.loads(left[0]["data"])) == found
+    assert left[0]["key"] == retrain_result.KEY
+
+
 def test_the_clone_of_a_commit_scores_the_demo_batch_alone(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -341,6 +369,7 @@ def test_the_documented_line_names_a_remote_that_pull_then_uses(
     monkeypatch.chdir(checkout)
     words = TEAM.split()[1:]
     words[-1] = str(tmp_path / "team")
+    (checkout / "dvc.yaml").write_text(GRAPH.partition("  train:")[0])  # of which every stage has run
     dvc_commands.run_dvc(checkout, *words)
     dvc_commands.run_dvc(checkout, "push")
     shutil.rmtree(checkout / ".dvc" / "cache")

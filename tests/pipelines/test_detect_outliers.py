@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -22,6 +24,7 @@ from densitywatch.errors import DataError, DriftAlarm
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import save_model
 from densitywatch.params import load_params
+from densitywatch.registry.read_history import read_history
 from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers as job
@@ -164,6 +167,50 @@ def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdi
     assert list(labelled.label) == [names[k] for k in posterior.argmax(1)]
     assert np.allclose(labelled.label_probability, posterior.amax(1), atol=5e-3)
     assert list(labelled.outlier) == list(without.outlier)
+
+
+def test_a_champion_whose_files_are_gone_loses_no_batch_and_run_artifact_results_and_mlflow_say_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    make_label_champion(root, ("shirt", "bag", "boot"))
+    set_inbox(root, "labels", "labeller")
+    (first,) = job.detect_outliers(root, batches=["a"])
+    assert "stand_in" not in first
+    shutil.rmtree(root / "mlartifacts" / "labeller")
+    warned: list[str] = []
+
+    class Log:
+        info = error = staticmethod(lambda *_, **__: None)
+
+        def warning(self, text: str, *given: Any) -> None:
+            warned.append(text % given)
+
+    monkeypatch.setattr(job, "get_run_logger", Log)
+    state = job.detect_outliers(root, return_state=True)
+    assert state.is_completed()
+    assert states(root) == {"a": "done", "b": "done"}
+    assert len(scored(root, "b").label) == 5
+
+    said = "version 1: its files are gone"
+    run = json.loads((root / "data" / "outliers" / "b" / "run.json").read_text())
+    assert said in run["stand_in"]
+    assert run["stand_in"].endswith("the watch keeps version 1, the last one that it had verified")
+    assert json.loads((root / "data" / "outliers" / "a" / "run.json").read_text())["stand_in"] == ""
+    with get_client(sync_client=True) as client:
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=["outlier-batch"]))
+        newest = max(client.read_artifacts(artifact_filter=chosen), key=lambda one: one.created)
+        assert f"**Not scored with the champion:** densitywatch-labeller {said}" in str(newest.data)
+    assert [said in one for one in warned if "labeller" in one] == [True]
+    params = load_params(root / "params.yaml")
+    store = tracking.open_client(tracking.tracking_uri(params, root))
+    experiment = store.get_experiment_by_name(params.mlflow.experiment)
+    tags = [one.data.tags.get("stand_in", "") for one in store.search_runs([experiment.experiment_id])]
+    assert sorted(said in tag for tag in tags) == [False, True]
+    _, found = read_history("labeller", params, root)
+    assert [(one.outcome, one.before, one.after) for one in found] == [("moved by hand", None, "1")]
 
 
 def test_the_inbox_is_judged_as_one_stream_unless_it_says_batch_and_a_batch_keeps_its_place(root: Path) -> None:

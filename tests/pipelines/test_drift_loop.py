@@ -140,6 +140,7 @@ def test_an_alarm_ends_when_a_person_has_seen_it_or_another_detector_is_on_watch
     assert standing_alarm(seen, tmp_path) is None
     assert not follow_alarm([], seen, tmp_path, now=1000 * HOUR)
     follow_alarm(moved, params, tmp_path, now=2000 * HOUR)
+    assert standing_alarm(changed(params, "inbox", drift_alarm=None), tmp_path) is None
     end_alarm(params, tmp_path)
     assert standing_alarm(params, tmp_path) is None
     follow_alarm(moved, params, tmp_path, now=3000 * HOUR)

@@ -13,15 +13,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from densitywatch.data.accepted import accepted_rows
+from densitywatch.data.encoding import png
 from pipelines.automations import RETRAIN, TELL_DRIFT, TELL_FAILED
 from tests.detector.standin import fill
 from tests.marks import marks
 from tests.pipelines.checkout import own_environment, run
 from tests.pipelines.site import Site, copy_small_project, free_port, until
+from tests.registry.registry_project import images
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -115,7 +118,11 @@ def retrainings(site: Site) -> list[dict[str, Any]]:
 
 
 def arrive(site: Site, name: str, count: int) -> None:
-    (fill(site.root / "data" / "inbox" / name, count) / "_SUCCESS").touch()
+    """A batch of images as the detector knows them, and `count` of another kind, which it flags."""
+    folder = fill(site.root / "data" / "inbox" / name, count)
+    for number, image in enumerate(images(40, seed=100 + count)):
+        (folder / f"slope_{number}.png").write_bytes(png(image))
+    (folder / "_SUCCESS").touch()
 
 
 def test_a_block_that_is_not_there_yet_is_named_and_taken_at_the_next_up(site: Site, listener: Listener) -> None:
@@ -151,9 +158,15 @@ def test_a_drifted_stream_leads_to_one_retraining_with_its_images_and_to_a_messa
     assert "path: accepted" in (site.root / "data" / "accepted.dvc").read_text(), "a version of DVC's"
     assert (site.root / "var" / "dvc-remote").is_dir(), "pushed"
     inbox = site.root / "data" / "inbox"
+    tables = {file.stem: site.root / "data/outliers" / file.stem / "scores.parquet" for file in files}
+    flagged = {
+        (name, row["path"]) for name, at in tables.items() for row in pq.read_table(at).to_pylist() if row["outlier"]
+    }
+    assert flagged
     for file in files:
         for row in accepted_rows(file):
             assert (inbox / file.stem / row["path"]).is_file()
+            assert (file.stem, row["path"]) not in flagged, "no flagged image without a verdict"
 
     (message,) = until(lambda: listener.told)
     assert message["subject"] == "densitywatch: the stream has moved"

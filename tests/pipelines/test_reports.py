@@ -53,7 +53,7 @@ def ask(
     folders: tuple[Path, Path], path: str, method: str = "GET", host: str = "127.0.0.1"
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of what the server answers; `path` as it is on the wire."""
-    served = OwnPagesOnly(reports.Guarded(reports.app(*folders)))
+    served = OwnPagesOnly(reports.Guarded(reports.app(*folders)), folders[0])
     sent: list[dict[str, Any]] = []
 
     received = iter([{"type": "http.request", "body": b"", "more_body": False}])

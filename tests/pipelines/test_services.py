@@ -79,6 +79,8 @@ def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) 
         "retrain",
         "train-model",
         "inbox",
+        "promote",
+        "rollback",
     }
     limits = site.ask("POST", "v2/concurrency_limits/filter", {})
     assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
@@ -185,7 +187,7 @@ def test_status_says_what_runs_with_addresses_and_what_was_scored(site: Site) ->
         assert re.search(rf"(?mi)^  {name} +{re.escape(address)} +process {pids[name]}$", said.stdout), said.stdout
     assert "nothing waits" in said.stdout
     assert re.search(r"monday: 12 files, \d+ flagged", said.stdout)
-    assert re.search(r"detector \(champion 1\): version 1 passed", said.stdout)
+    assert re.search(r"detector \(champion 1\): promoted, version 1 passed", said.stdout)
     assert "not known" not in said.stdout
 
 
@@ -201,6 +203,25 @@ def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
 
 
+def test_a_person_fills_in_a_form_to_promote_and_sees_the_history(site: Site) -> None:
+    promote = site.deployment("promote")
+    assert promote["parameter_openapi_schema"]["properties"]["model"]["enum"][-1] == "detector"
+    path = f"deployments/{promote['id']}/create_flow_run"
+    with pytest.raises(HTTPError) as refused:
+        site.ask("POST", path, {"parameters": {"model": "nobody"}})
+    assert 400 <= refused.value.code < 500
+    given = {"model": "detector", "reason": "to be sure", "asked_by": "anna"}
+    asked = site.ask("POST", path, {"parameters": given})["id"]
+    back = site.ask("POST", path.replace(promote["id"], site.deployment("rollback")["id"]), {"parameters": given})["id"]
+    until(lambda: site.state(asked) == "Completed")
+    until(lambda: site.state(back) == "Failed")  # the first champion has none before it
+    assert "has no champion before it" in site.ask("GET", f"flow_runs/{back}")["state"]["message"]
+    chosen = {"artifacts": {"key": {"any_": ["history-detector"]}, "flow_run_id": {"any_": [asked]}}}
+    (table,) = site.ask("POST", "artifacts/filter", chosen)
+    assert "Champion: version 1" in table["description"]
+    assert [row["outcome"] for row in json.loads(table["data"])] == ["promoted"]
+
+
 STAGES = """
 stages:
   prepare:
@@ -210,10 +231,12 @@ stages:
     cmd: mkdir -p models && cp -r '{of}/models/pixelcnn' '{of}/models/detector' models
     params: [seed]
     outs: [models/pixelcnn, models/detector]
-  evaluate@pixelcnn:
-    cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
-    deps: [models/pixelcnn]
-    metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
+  evaluate:
+    foreach: [pixelcnn]
+    do:
+      cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
+      deps: [models/pixelcnn]
+      metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
 """
 
 
@@ -336,7 +359,8 @@ print(run.id)
 
 def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> None:
     """The watch of `make up`, with 10 seconds in the place of its 150."""
-    assert [one["name"] for one in site.ask("POST", "automations/filter", {})] == ["Crash runs that went silent"]
+    made = {one["name"] for one in site.ask("POST", "automations/filter", {})}
+    assert made == {"Crash runs that went silent", "Retrain when the stream has moved"}
     said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
     silent = an_id(said)
     assert site.state(silent) == "Running", said
@@ -393,6 +417,8 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
         "retrain",
         "train-model",
         "inbox",
+        "promote",
+        "rollback",
     }
     assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
 

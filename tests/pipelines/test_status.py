@@ -14,7 +14,8 @@ import pytest
 
 from densitywatch.batches.looks import note_look
 from densitywatch.params import load_params
-from densitywatch.registry import last_verdicts
+from densitywatch.registry import read_history
+from densitywatch.registry.history import Entry
 from pipelines import __main__ as command
 from pipelines import service_processes, status
 from tests.batches.test_over_time import row, write_table
@@ -61,13 +62,15 @@ def test_waiting_batches_the_last_look_and_the_last_batches_are_told(
     root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a_past(root)
-    verdict = last_verdicts.Verdict("vae", "2", "3", "version 3 rejected: bits/dim 9.9, 6.1 worse", 1.7e9)
-    monkeypatch.setattr(last_verdicts, "last_verdicts", lambda params, root: [verdict])
+    (root / "mlflow.db").touch()
+    entry = Entry("2026-11-29T18:43:35Z", "rejected", "2", "3", reason="bits/dim 9.9, 6.1 worse")
+    monkeypatch.setattr(read_history, "registered_models", lambda params, root: ["vae"])
+    monkeypatch.setattr(read_history, "read_history", lambda name, params, root: ("2", [entry]))
     text = said(capsys)
     assert re.search(r"1 batch waits \(\d complete\), the oldest for \d+ (s|min): late", text)
     assert re.search(r"last look \d+ (s|min) ago: 0 scored, 1 failed: bad \(broken \\x1b\[31m zip\)", text)
     assert re.search(r"the last look without a failure was \d+ min ago", text)
-    assert "vae (champion 2): version 3 rejected: bits/dim 9.9, 6.1 worse" in text
+    assert "vae (champion 2): rejected, bits/dim 9.9, 6.1 worse" in text
     lines = text.splitlines()
     (newest,) = [line for line in lines if "evil" in line]
     assert newest.endswith(

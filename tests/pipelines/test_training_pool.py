@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -14,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 from prefect.client.schemas.objects import State, StateType, WorkerStatus
 from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running, Scheduled
@@ -375,3 +379,36 @@ def test_a_dead_worker_is_replaced_twice_and_a_failure_is_told_at_once(
     with pytest.raises(StageFailed, match=said) if said else nullcontext():
         assert training_pool.run_stage("train@a", tmp_path, print) == "ran"
     assert len(ids) == asked
+
+
+STAND_IN = """
+import os, subprocess, sys, time
+run = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+print(run.pid, *sys.argv[1:], flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+def test_when_a_worker_is_killed_its_runs_end_too(tmp_path: Path, project_root: Path) -> None:
+    (tmp_path / "prefect").mkdir()
+    (tmp_path / "prefect" / "__init__.py").touch()
+    (tmp_path / "prefect" / "__main__.py").write_text(STAND_IN)
+    path = os.pathsep.join(map(str, [tmp_path, project_root / "src", project_root]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.worker", "--serve", "mine"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    number, *asked = process.stdout.readline().split()
+    assert asked == ["worker", "start", "--pool", "training", "--name", "mine", "--limit", "1"]
+    process.kill()
+    process.wait()
+    until = time.monotonic() + 60
+    while psutil.pid_exists(int(number)) and psutil.Process(int(number)).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < until, "the run goes on"
+        time.sleep(0.1)
+    process.stdout.close()

@@ -1,4 +1,4 @@
-"""What the scheduled job found the last time it looked at the inbox: kept for the status, the metrics, and who asks.
+"""What the scheduled job found the last time it looked at the inbox: kept for the status and the metrics.
 
 <inbox.results>/.look.json    when it looked, what waits, what could not be scored, when all last went well
 """
@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 from densitywatch.batches.batch_table import read_table
 from densitywatch.batches.inbox import Batch
 from densitywatch.batches.metrics import write_metrics
-from densitywatch.batches.results_folder import Count
+from densitywatch.batches.over_time import write_page
+from densitywatch.batches.results_folder import OVER_TIME, Count
 from densitywatch.errors import DataError
 from densitywatch.files import read_back, write_whole
 from densitywatch.params import Params
@@ -78,6 +79,8 @@ def note_look(
         last_success=ended if not failures else before.last_success if before is not None else None,
     )
     write_whole(results / LOOK, json.dumps(look.model_dump(), ensure_ascii=False) + "\n", new_folder=False)
+    if not (results / OVER_TIME).exists():  # results of an older version, and no batch since
+        write_page(results, params.inbox.drift_alarm)
     if params.inbox.metrics_file is not None:
         write_metrics(
             root / params.inbox.metrics_file, read_table(results), look.model_dump(), params.inbox.drift_alarm

@@ -110,7 +110,7 @@ def charts(rows: Sequence[Row], drift_alarm: float | None) -> list[dict[str, Any
 
     More than COLUMNS batches share columns: shares are those of all their images, the evidence is the largest.
     """
-    if not rows:
+    if len(rows) < 2:  # one batch is no course of things
         return []
     size = math.ceil(len(rows) / COLUMNS)
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
@@ -131,7 +131,10 @@ def charts(rows: Sequence[Row], drift_alarm: float | None) -> list[dict[str, Any
             for group in groups
         ]
         made.append(_line(evidence, titles, step, 90.0, drift_alarm))
-    return [chart | {"width": WIDTH, "step": step, "alarms": _spans(alarms, step)} for chart in made]
+    return [
+        chart | {"width": WIDTH, "step": step, "bar": min(0.85 * step, 24.0), "alarms": _spans(alarms, step)}
+        for chart in made
+    ]
 
 
 def _spans(columns: Sequence[int], step: float) -> list[tuple[float, float]]:
@@ -187,7 +190,7 @@ def _line(
             for i, (value, said) in enumerate(zip(values, titles, strict=True))
             if value is not None
         ],
-        "points": " ".join(f"{x:.1f},{y(value):.1f}" for x, value in (at if len(at) > 1 else at * 2)),
+        "points": " ".join(f"{x:.1f},{y(value):.1f}" for x, value in at),
         "limit": y(limit) if limit is not None else None,
     }
 

@@ -26,6 +26,8 @@ from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.models.storage import model_settings
 from densitywatch.params import Params
 from densitywatch.tracking.addresses import ARTIFACTS, follow_move
+from densitywatch.tracking.database import mlflow_uri
+from densitywatch.tracking.schemas import prepare
 from densitywatch.tracking.store import (
     FLOW_RUN,
     FLOW_RUN_VARIABLE,
@@ -105,6 +107,8 @@ def prepare_store(params: Params, root: Path, experiment_name: str | None = None
     uri = tracking_uri(params, root)
     name = experiment_name or params.mlflow.experiment
     with store_lock(uri, root, "open"):
+        if "MLFLOW_TRACKING_URI" not in os.environ and uri == mlflow_uri():  # a worker's clone is given the address
+            prepare(root)
         check_reachable(uri)
         follow_move(uri, root)
         client = open_client(uri)
@@ -341,6 +345,8 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Map
         run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
         tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
         tags += [RunTag(name, text) for name, text in _links(links or {}).items()]
+        if summary.get("stand_in"):  # it was not scored with the champion
+            tags.append(RunTag("stand_in", str(summary["stand_in"])[:5000]))
         client.log_batch(run_id, params=[Param("batch", name)], tags=tags)
         run = Run(client, uri, run_id)
         run.log(0, {key: float(value) for key, value in summary.items() if isinstance(value, int | float)})

@@ -112,3 +112,20 @@ def test_the_mixture_finds_a_feature_that_no_place_has() -> None:
     nll = densities.anywhere_nll(between, fitted)[0]
     assert nll[0] > nll[1] + 5
     assert nll[0] > nll[2] + 5
+
+
+@pytest.mark.parametrize("count", [15, 60, 400, 3000])
+def test_the_search_for_the_strength_finds_the_best_of_all(count: int) -> None:
+    rng = np.random.default_rng(4)
+    mixing = rng.normal(size=(6, 8, 8)) * 0.4 + rng.normal(size=(8, 8))
+
+    def drawn(n: int) -> torch.Tensor:
+        return torch.tensor(np.einsum("bpd,pde->bpe", rng.normal(size=(n, 6, 8)), mixing)).float()
+
+    moments, held_out = moments_of(drawn(count), 500), drawn(200)
+    every = [
+        float(densities.place_nll(held_out, densities.place_gaussian(moments, k)).double().sum())
+        for k in densities.STRENGTHS
+    ]
+    strength, _ = densities.choose_strength(moments, [held_out])
+    assert strength == densities.STRENGTHS[int(np.argmin(every))]

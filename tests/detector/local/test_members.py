@@ -18,6 +18,7 @@ from densitywatch.detector.local import local_map
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import MEMBERS, find_member
 from densitywatch.errors import ModelError
+from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import load_params
 from tests.small_project import with_detector
 
@@ -37,10 +38,10 @@ def plates(count: int, seed: int, channels: int = 1) -> Pixels:
     return np.clip(level - 50 * disc + noise, 0, 255).astype(np.uint8)
 
 
-def scratched(images: Pixels) -> Pixels:
-    """The same with a line of 10 pixels, two thousandths of the image."""
+def scratched(images: Pixels, by: int = 60) -> Pixels:
+    """The same with a line of 10 pixels, two thousandths of the image, lighter by so many grey levels."""
     images = images.copy()
-    images[:, :, 12, 40:50] = np.clip(images[:, :, 12, 40:50].astype(int) + 60, 0, 255)
+    images[:, :, 12, 40:50] = np.clip(images[:, :, 12, 40:50].astype(int) + by, 0, 255)
     return images
 
 
@@ -255,6 +256,46 @@ def test_neighbours_share_a_gaussian_on_a_fine_grid_and_nothing_moves() -> None:
     assert cells.shape == (2 * 9, 24 * 24, 1)  # 70 places a side: squares of 3 x 3 share a Gaussian
     back = local_map.from_cells(cells[..., 0], (2, 70, 70))
     torch.testing.assert_close(back, features[..., 0])
+
+
+def test_a_map_that_is_higher_everywhere_says_the_same() -> None:
+    import torch
+
+    maps = torch.from_numpy(np.random.default_rng(0).normal(size=(3, 9, 9)))
+    higher = maps + torch.tensor([0.0, 5.0, -2.0])[:, None, None]
+    torch.testing.assert_close(local_map.less_median(higher), local_map.less_median(maps))
+    assert (local_map.less_median(maps).flatten(1).median(1).values == 0).all()
+
+
+def test_rough_images_do_not_hide_a_scratch_on_a_smooth_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise of 2 to 12 grey levels; the rough ones are farther from the mean at every place."""
+    rng = np.random.default_rng(5)
+
+    def plates_of_all_kinds(count: int) -> Pixels:
+        noise = rng.normal(size=(count, 1, SIZE, SIZE)) * rng.uniform(2, 12, (count, 1, 1, 1))
+        return np.clip(120 + noise, 0, 255).astype(np.uint8)
+
+    parts = [FeatureCache(plates_of_all_kinds(count), Models(), size=SIZE) for count in (60, 20, 40)]
+    train, sample, validation = parts
+    data = replace(fitting_data(), train=train, sample=sample, validation=validation)
+    good = plates_of_all_kinds(60)
+    bad = scratched(np.clip(120 + rng.normal(0, 3, (60, 1, SIZE, SIZE)), 0, 255).astype(np.uint8), by=16)
+
+    def found() -> float:
+        fresh = replace(data, validation=FeatureCache(validation.source, Models(), size=SIZE))
+        fitted = fit_member(find_member("own_place"), fresh)
+        scores = [find_member("own_place").score(FeatureCache(x, Models(), size=SIZE), fitted) for x in (good, bad)]
+        return auroc(*scores)
+
+    assert found() > 0.9
+    monkeypatch.setattr(local_map, "less_median", lambda maps: maps)
+    assert found() < 0.7
+
+
+def test_a_detector_whose_maps_were_not_taken_less_their_median_is_refused(detector: Detector) -> None:
+    arrays = {key.replace("above_median", "standard"): value for key, value in detector.arrays.items()}
+    with pytest.raises(ModelError, match=r"own_place cannot score .* calibrate it again"):
+        Detector(detector.facts, arrays, Models()).score(plates(2, seed=1))
 
 
 def test_the_mean_of_the_top_is_over_one_place_in_a_hundred() -> None:

@@ -2,7 +2,8 @@
 
     projection    features standardised and on their leading principal components, from some training images
     density       place: a Gaussian for each place. anywhere: one mixture. From all training images, in one pass
-    standard      mean and spread of the map at each place, from validation images
+    standard      mean and spread of the map at each place, from validation images. above_median: of the map less its
+                  median over the image, where the source wants that
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
 With detector.tiles all of it is there twice: of the picture at detector.size, and of the picture at its own resolution,
@@ -73,8 +74,9 @@ def _fit_view(data: FittingData, source: Source, density: Density, fitted: Array
         projected = _project(torch.from_numpy(rows), found).numpy()
         found |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
     raw = _raw_maps(data.validation, source, fitted | found)
-    found |= with_prefix("standard", fit_standard(raw))
-    top, mean_of_top = statistics(standardised(raw, without_prefix("standard", found)))
+    standard = fit_standard(raw)
+    found |= with_prefix(_standard_of(source), standard)
+    top, mean_of_top = statistics(standardised(raw, standard))
     return found | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
 
 
@@ -90,7 +92,8 @@ def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
 
     A place is STRIDE pixels a side, of detector.size or, in tiles, of the picture.
     """
-    return standardised(_raw_maps(features, _read_by(source, fitted), fitted), without_prefix("standard", fitted))
+    read_by = _read_by(source, fitted)
+    return standardised(_raw_maps(features, read_by, fitted), without_prefix(_standard_of(read_by), fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -163,16 +166,32 @@ def _read_by(source: Source, fitted: Arrays) -> Source:
     return source.in_tiles or source if TILE in fitted else source
 
 
+def _standard_of(source: Source) -> str:
+    """What the standard is stored under: one name for each way to make it, so that none is read as the other."""
+    return "above_median" if source.above_median else "standard"
+
+
+def less_median(maps: Tensor) -> Tensor:
+    """Maps (B, h, w) less the median of each.
+
+    The features' mean over the image is taken away before (`_grid`), their spread is not. So a rougher image is farther
+    from the mean everywhere. What counts is how much farther one place is than the image as a whole.
+    """
+    return maps - maps.flatten(1).median(1).values[:, None, None]
+
+
 def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """The density's map before it is standardised, (B, h, w); computed once for these images and this density."""
+    """The map before it is standardised, (B, h, w); computed once for these images and this density."""
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
     def read(images: Tensor) -> Tensor:
         projected = _project(_grid(images, source, fitted), fitted)
         b, h, w, d = projected.shape
         if mixture:
-            return densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
-        return from_cells(densities.place_distance(to_cells(projected), gaussians), (b, h, w))
+            maps = densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
+        else:
+            maps = from_cells(densities.place_distance(to_cells(projected), gaussians), (b, h, w))
+        return less_median(maps) if source.above_median else maps
 
     # two fits on other images may have the same projection, which is made of the first of them
     arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
@@ -250,18 +269,24 @@ def from_cells(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
 
 
 def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
-    """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes."""
+    """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes.
+
+    Where all components are kept, turning the features changes no density, so `axes` (D,) only standardises.
+    """
     mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
     spread = np.maximum(spread, 1e-6)
-    standard = (rows - mean) / spread
-    _, vectors = np.linalg.eigh(standard.T @ standard / len(rows))
-    axes = vectors[:, ::-1][:, :dimensions] / spread[:, None]
+    axes = 1.0 / spread
+    if dimensions < rows.shape[1]:
+        standard = (rows - mean) / spread
+        _, vectors = np.linalg.eigh(standard.T @ standard / len(rows))
+        axes = vectors[:, ::-1][:, :dimensions] / spread[:, None]
     return {"mean": mean.astype(np.float32), "axes": np.ascontiguousarray(axes, dtype=np.float32)}
 
 
 def _project(features: Tensor, fitted: Arrays) -> Tensor:
     """Features (..., D) on the principal components, (..., d)."""
-    return (features - torch.as_tensor(fitted["projection.mean"])) @ torch.as_tensor(fitted["projection.axes"])
+    centred, axes = features - torch.as_tensor(fitted["projection.mean"]), torch.as_tensor(fitted["projection.axes"])
+    return centred @ axes if axes.ndim == 2 else centred * axes
 
 
 def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> Arrays:

@@ -33,6 +33,8 @@ class Source:
     """Principal components of the features that a density is fitted on."""
     missing: Callable[[], str | None]
     """Why this machine cannot fit it, in one line; None where it can."""
+    above_median: bool
+    """Whether a place is compared with the median of its own image before it is compared with other images."""
     in_tiles: Source | None = None
     """What is read of tiles at the picture's own resolution instead; None: the same."""
 
@@ -78,6 +80,6 @@ def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
     return filter_maps(images)
 
 
-OWN_ALONE = Source("own alone", _nothing, _own_alone, 36, lambda: None)
-OWN = Source("own", _nothing, _own, 45, lambda: None, OWN_ALONE)
-LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0)
+OWN_ALONE = Source("own alone", _nothing, _own_alone, 36, lambda: None, above_median=True)
+OWN = Source("own", _nothing, _own, 45, lambda: None, above_median=True, in_tiles=OWN_ALONE)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0, above_median=False)
