@@ -57,7 +57,7 @@ _pushed: set[tuple[str, str]] = set()
 def elsewhere(placement: Placement, stages: Iterable[dvc_graph.Stage], root: Path) -> Mapping[str, RunStage]:
     """The stages that do not run in this process's checkout, and what runs each: with `pool` those that train.
 
-    Raises StageFailed or GitFailed, with what to do, where no worker could do it.
+    Raises StageFailed or another DensitywatchError, with what to do, where no worker could do it.
     """
     if placement == "here":
         return {}
@@ -127,7 +127,7 @@ def _request(name: str, root: Path) -> dict[str, Any]:
             _pushed.update((path, inputs.pulled[path]) for path in missing)
     return {
         "stage": name,
-        "commit": commits.commit_of(root),
+        "commit": commits.head(root),
         "inputs": inputs.lock,
         "files": {path: (root / path).read_text(encoding="utf-8") for path in inputs.files},
         "packages": installed_packages(),

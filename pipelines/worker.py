@@ -20,6 +20,7 @@ from densitywatch.errors import DensitywatchError, ParamsError
 from densitywatch.params import load_params
 from densitywatch.tracking.store import tracking_uri
 from pipelines import commits, dvc_commands, prefect_home, run_processes, service_processes
+from pipelines.git_files import git
 from pipelines.server import ServiceFailed
 
 POOL = "training"
@@ -79,10 +80,10 @@ def make_clone(root: Path, clone: Path) -> None:
         )
     if not (clone / ".git").exists():
         shutil.rmtree(clone, ignore_errors=True)
-        commits.git(root, "clone", "--quiet", str(root.resolve()), str(clone))
-        commits.go_to(clone, commits.commit_of(root))
-    with suppress(commits.GitFailed):  # where this checkout came from may have a commit that it lacks itself
-        commits.git(clone, "config", "remote.upstream.url", commits.git(root, "remote", "get-url", "origin").strip())
+        git(root, "clone", "--quiet", str(root.resolve()), str(clone), seconds=None)
+        commits.go_to(clone, commits.head(root))
+    with suppress(DensitywatchError):  # where this checkout came from may have a commit that it lacks itself
+        git(clone, "config", "remote.upstream.url", git(root, "remote", "get-url", "origin").strip())
     own = root / ".dvc" / "config.local"
     if own.is_file():
         shutil.copy(own, clone / ".dvc" / "config.local")  # with its mode: it may hold passwords

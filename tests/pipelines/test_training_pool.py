@@ -165,19 +165,19 @@ def test_a_clone_goes_to_a_commit_that_it_fetches_and_keeps_what_a_person_change
     caller, clone = project
     (caller / "params.yaml").write_text((caller / "params.yaml").read_text().replace("steps: 1", "steps: 2"))
     git(caller, "commit", "-qam", "longer")
-    commit = commits.commit_of(caller)
+    commit = commits.head(caller)
     (clone / "dvc.lock").write_text("schema: '2.0'\nstages: {}\n")
     (clone / "params.yaml").write_text("edited\n")
-    with pytest.raises(commits.GitFailed, match=r"has changes in params.yaml; commit them or take them back"):
+    with pytest.raises(DensitywatchError, match=r"has changes in params.yaml; commit them or take them back"):
         commits.go_to(clone, commit)
     assert (clone / "params.yaml").read_text() == "edited\n"
     git(clone, "checkout", "-q", "params.yaml")
     commits.go_to(clone, commit)
-    assert commits.commit_of(clone) == commit
+    assert commits.head(clone) == commit
     assert "steps: 2" in (clone / "params.yaml").read_text()
-    with pytest.raises(commits.GitFailed, match=r"none of its git remotes has 0123012301; push that commit"):
+    with pytest.raises(DensitywatchError, match=r"none of its git remotes has 0123012301; push that commit"):
         commits.go_to(clone, "0123" * 10)
-    with pytest.raises(commits.GitFailed, match="is not a commit; give its 40 digits"):
+    with pytest.raises(DensitywatchError, match="is not a commit; give its 40 digits"):
         commits.go_to(clone, "--upload-pack=x")
 
 
@@ -187,7 +187,7 @@ def test_only_what_is_committed_can_be_computed_elsewhere(project: tuple[Path, P
     (caller / "src").mkdir()
     (caller / "src" / "new.py").touch()
     (caller / "note.txt").touch()
-    with pytest.raises(commits.GitFailed, match=r"a worker trains what is committed, and src/new.py is not; commit it"):
+    with pytest.raises(DensitywatchError, match=r"a worker trains what is committed, and src/new.py is not; commit it"):
         commits.check_committed(caller)
 
 
