@@ -50,11 +50,13 @@ def restore(root: Path, file: Path, moved_from: Path) -> None:
 
 
 def _run(program: str, *arguments: str) -> None:
+    from sqlalchemy.engine import URL
+
     url = database.address()
     assert url is not None
     # the password is a variable: a command line can be read by every user of the machine
     secret = {} if url.password is None else {"PGPASSWORD": str(url.password)}
-    to = url.set(password=None).render_as_string()
+    to = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query).render_as_string()
     done = subprocess.run(  # noqa: S603
         [_find(program), "--no-owner", "--no-privileges", "--no-password", f"--dbname={to}", *arguments],
         env={**os.environ, "PGCONNECT_TIMEOUT": str(schemas.SECONDS), **secret},

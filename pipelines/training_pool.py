@@ -9,17 +9,18 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
-from uuid import UUID
+from typing import Any, Literal, TypeVar, cast
+from uuid import UUID, uuid4
 
 import httpx
 import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter
-from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
 from prefect.deployments import run_deployment
-from prefect.exceptions import ObjectNotFound, PrefectException
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling, Crashed
 
 from densitywatch import stopping
@@ -33,13 +34,14 @@ from pipelines.train_model import RESULT, WEIGHTS, installed_packages
 from pipelines.worker import POOL
 
 Placement = Literal["here", "pool"]
+T = TypeVar("T")
 
 DEPLOYMENT = "train-model/train-model"
 TRIES = 3
 """Number of workers that may die over one stage: a stage that kills each of them would go round for ever."""
 LOOK_EVERY = 1.0
 """Seconds between two looks at a worker's run."""
-NO_WORKER_SECONDS = 30.0
+NO_WORKER_SECONDS = 120.0
 """How often a run that waits asks whether there still is a worker."""
 PENDING_SECONDS = 300.0
 """After this time a run that a worker took and did not begin counts as dead."""
@@ -134,38 +136,45 @@ def _request(name: str, root: Path) -> dict[str, Any]:
 
 def _ask(name: str, request: dict[str, Any]) -> FlowRun:
     """Have Prefect schedule the run of a worker."""
-    try:
-        return cast(FlowRun, run_deployment(DEPLOYMENT, parameters=request, timeout=0, flow_run_name=name))
-    except (httpx.HTTPError, PrefectException) as error:
-        raise StageFailed(f"stage {name}: Prefect's server takes no run of {DEPLOYMENT}: {first_line(error)}") from None
+    key = str(uuid4())  # asked again, the server gives the same run
+    ask = partial(run_deployment, DEPLOYMENT, parameters=request, timeout=0, flow_run_name=name, idempotency_key=key)
+    return cast(FlowRun, _patiently(ask))
+
+
+def _patiently(call: Callable[[], T]) -> T:
+    """What `call` returns. A server that is busy or away is asked again, for minutes."""
+    until = time.monotonic() + AWAY_SECONDS
+    while True:
+        stopping.stop_if_asked()
+        try:
+            return call()
+        except httpx.HTTPError as error:
+            status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else 503
+            if (status < 500 and status not in (408, 429)) or time.monotonic() > until:
+                raise StageFailed(f"Prefect's server refuses or does not answer: {first_line(error)}") from None
+        time.sleep(LOOK_EVERY)
 
 
 def _wait(run_id: UUID, name: str, say: Callable[[str], None]) -> FlowRun:
     """Wait for the end of a worker's run; cancel it when this process is told to stop."""
-    began = answered = time.monotonic()
-    last: StateType | None = None
+    began, last = time.monotonic(), StateType.SCHEDULED
     try:
         with get_client(sync_client=True) as client:
             while True:
-                stopping.stop_if_asked()
-                try:
-                    run = client.read_flow_run(run_id)
-                    answered = time.monotonic()
-                    kind = run.state.type if run.state else None
-                    if run.state is not None and run.state.is_final():
-                        return run
-                    if kind != last:
-                        began, last = answered, kind
-                        if kind == StateType.RUNNING:
-                            say(f"{name}: a worker computes it")
-                    if kind == StateType.SCHEDULED and answered - began > NO_WORKER_SECONDS:
-                        began = answered
-                        _check_workers(client)
-                    elif kind == StateType.PENDING and answered - began > PENDING_SECONDS:
-                        client.set_flow_run_state(run_id, Crashed(message="Its worker never began it."), force=True)
-                except httpx.HTTPError as error:
-                    if time.monotonic() - answered > AWAY_SECONDS:
-                        raise StageFailed(f"Prefect's server does not answer: {first_line(error)}") from None
+                run = _patiently(partial(client.read_flow_run, run_id))
+                if run.state is None or run.state.is_final():
+                    return run
+                now = time.monotonic()
+                if run.state.type != last:
+                    began, last = now, run.state.type
+                    if last == StateType.RUNNING:
+                        say(f"{name}: a worker computes it")
+                if last == StateType.SCHEDULED and now - began > NO_WORKER_SECONDS:
+                    began = now
+                    _check_workers(client)
+                elif last == StateType.PENDING and now - began > PENDING_SECONDS:
+                    dead: State[None] = Crashed(message="Its worker never began it.")
+                    _patiently(partial(client.set_flow_run_state, run_id, dead, force=True))
                 time.sleep(LOOK_EVERY)
     except BaseException:
         with suppress(Exception), get_client(sync_client=True) as client:
@@ -175,7 +184,7 @@ def _wait(run_id: UUID, name: str, say: Callable[[str], None]) -> FlowRun:
 
 def _check_workers(client: SyncPrefectClient) -> None:
     try:
-        workers = client.read_workers_for_work_pool(POOL)
+        workers = _patiently(partial(client.read_workers_for_work_pool, POOL))
     except ObjectNotFound:
         workers = []
     if not any(worker.status == WorkerStatus.ONLINE for worker in workers):
@@ -187,11 +196,8 @@ def _check_workers(client: SyncPrefectClient) -> None:
 def _take_over(name: str, run_id: UUID, root: Path, say: Callable[[str], None]) -> Outcome:
     """Restore the stage from the remote and compare every byte with the worker's digests."""
     with get_client(sync_client=True) as client:
-        found = client.read_artifacts(
-            artifact_filter=ArtifactFilter.model_validate(
-                {"flow_run_id": {"any_": [run_id]}, "type": {"any_": [RESULT]}}
-            )
-        )
+        made = ArtifactFilter.model_validate({"flow_run_id": {"any_": [run_id]}, "type": {"any_": [RESULT]}})
+        found = _patiently(partial(client.read_artifacts, artifact_filter=made))
     if not found:
         raise StageFailed(f"stage {name}: its worker left no result in Prefect")
     result = yaml.safe_load(str(found[0].data))

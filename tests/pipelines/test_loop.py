@@ -97,8 +97,9 @@ def site(project_root: Path, tmp_path_factory: pytest.TempPathFactory, listener:
     (root / "params.yaml").write_text(yaml.safe_dump(params))
     (root / "dvc.yaml").write_text(GRAPH)
     prefect, mlflow = free_port(), free_port()
-    ports = {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow), "PREFECT_WORKER_QUERY_SECONDS": "2"}
-    made = Site(root, own_environment(root) | ports, prefect, mlflow)
+    ports = {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow)}
+    patience = {"PREFECT_WORKER_QUERY_SECONDS": "2", "PREFECT_API_REQUEST_TIMEOUT": "300"}
+    made = Site(root, own_environment(root) | ports | patience, prefect, mlflow)
     try:
         started = made.services("up")
         assert started.returncode == 0, started.stdout

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,6 +127,6 @@ def _read(file: Path) -> dict[str, Row]:
             row = read(line, strict=True) if line else None
         except ValidationError:
             continue
-        if row is not None and re.fullmatch(r"[^./\x00][^/\x00]*", row.folder):
+        if row is not None and row.folder and row.folder[0] != "." and "/" not in row.folder and "\0" not in row.folder:
             rows[row.folder] = row
     return rows

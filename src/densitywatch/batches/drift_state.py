@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,7 +148,7 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
                 return {}
             place = len(state.batches)
             state.batches.append(new)
-            write_whole(stream.file, json.dumps(state.model_dump(), separators=(",", ":"), ensure_ascii=False) + "\n")
+            write_whole(stream.file, state.model_dump_json() + "\n")
     return {"drift_stream": stream.name, **_in_summary(state.batches, place)}
 
 

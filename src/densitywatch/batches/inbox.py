@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from densitywatch.batches.known_listings import KnownListings
 from densitywatch.batches.results_folder import results_folder
@@ -42,8 +43,7 @@ class Batch:
     """When its newest file was written, in seconds since 1970; None where that is not known."""
 
 
-@dataclass(frozen=True)
-class _Listed:
+class _Listed(NamedTuple):
     name: str
     size: int
     modified: str
@@ -79,7 +79,7 @@ def _batch(
     if files is None:
         return Batch(as_text(name), source, "stray", 1, "")
     # files that a file manager leaves when someone looks at a batch must not make it a new one
-    files = [file for file in files if file.name == MARKER or not is_clutter(file.name)]
+    files = [file for file in files if file.name == MARKER or not _is_clutter(file.name)]
     listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
     inputs = [file for file in files if file.name != MARKER]
     state: Literal["ready", "waiting", "done"] = "waiting"
@@ -90,6 +90,10 @@ def _batch(
         state = "done" if done else "ready"
     since = max((file.changed for file in inputs if file.changed is not None), default=None)
     return Batch(as_text(name), source, state, len(inputs), listing, since)
+
+
+# the files of many batches have the same names
+_is_clutter = lru_cache(maxsize=1 << 16)(is_clutter)
 
 
 def _fingerprint(lines: list[str]) -> str:

@@ -138,25 +138,24 @@ def test_a_coarse_map_loses_no_value_on_a_finer_grid() -> None:
         assert set(one.ravel()) == set(other.ravel())
 
 
-@pytest.mark.slow
-def test_a_scratch_of_8_pixels_in_2000_x_500_is_found_with_tiles_and_not_without() -> None:
-    shape = (500, 2000)
-    good, (bad, places) = textured(5, 90, shape), scratched(textured(5, 91, shape), 92)
+def test_a_scratch_of_8_pixels_in_a_large_picture_is_found_with_tiles_and_not_without() -> None:
+    shape = (200, 800)
+    good, (bad, places) = textured(12, 90, shape), scratched(textured(12, 91, shape), 92)
     found: dict[int | None, float] = {}
     for tiles in (256, None):
-        detector = made((8, 6, 1), 1, shape, 256, tiles)
+        detector = made((16, 12, 1), 1, shape, 64, tiles)
         features = detector.features(bad)
         normal, odd = (detector.combine(detector.member_scores(each)) for each in (detector.features(good), features))
         found[tiles] = auroc(normal, odd)
         if tiles is not None:  # the map has a place for every 8 x 8 pixels of the picture
             surprise = detector.place_surprise(features)
-            assert surprise.shape == (5, 63, 250)
+            assert surprise.shape == (12, 25, 100)
             for each, (top, left) in zip(surprise, places, strict=True):
                 row, column = np.unravel_index(each.argmax(), each.shape)
                 assert abs(8 * int(row) + 4 - top - 4) <= 16
                 assert abs(8 * int(column) + 4 - left) <= 16
-    assert found[256] == 1.0
-    assert found[None] <= 0.8
+    assert found[256] >= 0.95
+    assert found[None] <= 0.7
 
 
 def test_the_rates_hold_with_tiles() -> None:

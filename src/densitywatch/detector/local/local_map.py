@@ -64,6 +64,7 @@ def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
 
 def _fit_view(data: FittingData, source: Source, density: Density, fitted: Arrays) -> Arrays:
     """What one view of the pictures needs beside `fitted`: the weights, and the tiles' side where it has tiles."""
+    source = _read_by(source, fitted)
     training = [at_size(cache.source, _size(cache, fitted)) for cache in (data.train, data.sample)]
     rows = _some_rows(training, source, fitted, data.seed)
     found = with_prefix("projection", _fit_projection(rows, source.dimensions))
@@ -91,7 +92,8 @@ def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
 
     A place is STRIDE pixels a side, of detector.size or, in tiles, of the picture.
     """
-    return standardised(_raw_maps(features, source, fitted), without_prefix(_standard_of(source), fitted))
+    read_by = _read_by(source, fitted)
+    return standardised(_raw_maps(features, read_by, fitted), without_prefix(_standard_of(read_by), fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -157,6 +159,11 @@ def standardised(raw: Floats, standard: Arrays) -> Floats:
 def _size(features: FeatureCache, fitted: Arrays) -> Size:
     """The size at which this view reads pictures."""
     return features.source_size if TILE in fitted else features.size
+
+
+def _read_by(source: Source, fitted: Arrays) -> Source:
+    """The source that reads this view."""
+    return source.in_tiles or source if TILE in fitted else source
 
 
 def _standard_of(source: Source) -> str:
