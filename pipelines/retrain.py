@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -246,10 +247,14 @@ def register(name: str, params: Params, root: Path) -> int:
 
 @task(name="promote", cache_policy=NO_CACHE)
 def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
-    """Ask the gate; return whether the challenger became champion, and the gate's reason."""
-    from densitywatch.registry import versions as registry
+    """Ask the gate; return whether the challenger became champion, and the gate's reason.
 
-    with device_slot():
+    Where nothing is to be measured, no device slot is waited for: stages may hold them for an hour.
+    """
+    from densitywatch.registry import versions as registry
+    from densitywatch.registry.read_history import is_champion
+
+    with nullcontext() if is_champion(name, params, root) else device_slot():
         verdict = registry.promote(name, params, root, automatic=True, actor=actor())
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason

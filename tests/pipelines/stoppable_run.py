@@ -19,6 +19,8 @@ def promote(*_: Any, **__: Any) -> Any:
 if __name__ == "__main__":
     registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote)
     sys.modules["densitywatch.registry.versions"] = registry
+    history: Any = SimpleNamespace(is_champion=lambda *_: True, read_history=lambda *_: (None, []))
+    sys.modules["densitywatch.registry.read_history"] = history
     if sys.argv[1:] == ["flow"]:
         from pipelines import prefect_home
 

@@ -289,6 +289,7 @@ class Registry:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, verdict: Decision, *, healthy: bool = True) -> None:
         from densitywatch.errors import RegistryError
+        from densitywatch.registry import read_history
         from densitywatch.registry import versions as registry
 
         self.calls: list[str] = []
@@ -303,6 +304,7 @@ class Registry:
             return recorded
 
         monkeypatch.setattr(registry, "register", call("register", 3))
+        monkeypatch.setattr(read_history, "is_champion", lambda *_: False)
         monkeypatch.setattr(registry, "promote", call("promote", verdict))
         monkeypatch.setattr(registry, "rollback", call("rollback", 2))
         broken = RegistryError("densitywatch-vae: the files are not those that were registered")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from densitywatch.errors import RegistryError
+from densitywatch.registry.read_history import is_champion
 from pipelines import detect_outliers, retrain
 from tests.registry.shelf import Shelf
 
@@ -27,6 +28,18 @@ def test_a_champion_that_a_person_chose_stays_until_promote_is_asked_for(shelf: 
     shelf.add(0.4)
     shelf.retrain()
     assert shelf.champion == 5, "automatic promotion goes on"
+
+
+def test_a_release_of_an_unchanged_champion_waits_for_no_device(shelf: Shelf, monkeypatch: pytest.MonkeyPatch) -> None:
+    def taken() -> None:
+        raise AssertionError("a device slot was asked for")
+
+    monkeypatch.setattr(retrain, "device_slot", taken)
+    assert "already" in shelf.retrain()
+    shelf.add(0.5)
+    with pytest.raises(AssertionError, match="was asked for"):
+        shelf.retrain()
+    assert not is_champion("nobody", shelf.params, shelf.root)
 
 
 def test_the_next_move_by_hand_counts_as_well_and_a_move_back_hands_over(shelf: Shelf) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from densitywatch.errors import RegistryError
+from densitywatch.errors import DensitywatchError, RegistryError
 from densitywatch.params import Params
 from densitywatch.registry import history
-from densitywatch.registry.champions import REGISTERED
+from densitywatch.registry.champions import CHALLENGER, REGISTERED, find, standing
 from densitywatch.registry.history import Entry
 from densitywatch.tracking.addresses import follow_move
 from densitywatch.tracking.runs import open_client, store_errors
@@ -40,6 +40,20 @@ def registered_models(params: Params, root: Path) -> list[str]:
             token = page.token
             if not token:
                 return sorted(found)
+
+
+def is_champion(name: str, params: Params, root: Path) -> bool:
+    """Whether the challenger of densitywatch-<name> is the champion already, so that a promotion measures nothing.
+
+    False where that cannot be told: the promotion says why.
+    """
+    try:
+        uri, client = _open(params, root)
+        with store_errors(uri, RegistryError):
+            challenger = str(find(client, f"models:/{REGISTERED}{name}@{CHALLENGER}").version)
+            return standing(client, REGISTERED + name).alias == challenger
+    except DensitywatchError:
+        return False
 
 
 def _open(params: Params, root: Path) -> tuple[str, MlflowClient]:
