@@ -492,6 +492,24 @@ def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Pat
         bystander.kill()
 
 
+NESTED = """
+import subprocess, sys, time
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)
+time.sleep(300)
+"""
+
+
+def test_what_a_killed_service_had_started_ends_with_down(tmp_path: Path) -> None:
+    service = service_processes.start(tmp_path, "worker", [sys.executable, "-c", NESTED])
+    child = until(lambda: psutil.Process(service.pid).children(), 60)[0]
+    service.kill()
+    service.wait()
+    assert child in service_processes.left_over(tmp_path)
+    services.down(tmp_path)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
+    assert service_processes.left_over(tmp_path) == []
+
+
 def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: Path) -> None:
     drawn = "echo '╭─ Error ─╮'; echo '│ the database is of a newer version │'; echo '╰─────────╯'; exit 1"
     service_processes.start(tmp_path, "prefect", ["sh", "-c", drawn]).wait()

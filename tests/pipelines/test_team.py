@@ -96,7 +96,7 @@ def status(address: str, login: str | None, **headers: str) -> int:
 
 def test_one_setting_puts_both_servers_on_postgresql(team: Site, database: str) -> None:
     url = in_database(database, "watch")
-    assert ask(url, "SELECT count(*) FROM prefect.deployment") == 2
+    assert ask(url, "SELECT count(*) FROM prefect.deployment WHERE name IN ('retrain', 'inbox')") == 2
     assert ask(url, "SELECT count(*) FROM mlflow.model_versions") == 1
     assert ask(url, "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'") == 0
     assert not (team.root / "mlflow.db").exists()
@@ -108,9 +108,11 @@ def test_both_servers_ask_for_one_login_at_the_address_they_were_given(team: Sit
     assert re.findall(r"(?m)^(\w+) +(\S+)   log in with DENSITYWATCH_LOGIN$", team.said) == [
         ("Prefect", team.server),
         ("MLflow", mlflow),
+        ("Reports", f"http://{HOST}:{team.environment['REPORTS_PORT']}"),
     ]
-    for page in (f"{team.server}/api/admin/version", f"{mlflow}/", f"{mlflow}/version"):
-        assert status(page, LOGIN) == 200, page
+    pages = {f"{team.server}/api/admin/version": 200, f"{mlflow}/": 200, f"{mlflow}/version": 200}
+    for page, answer in (pages | {f"http://{HOST}:{team.environment['REPORTS_PORT']}/none.html": 404}).items():
+        assert status(page, LOGIN) == answer, page
         assert status(page, None) == 401, page
         assert status(page, f"{LOGIN} ") == 401, page
         assert status(page, LOGIN, Host="evil.example") == 400, page
@@ -249,7 +251,7 @@ def test_a_second_checkout_is_kept_off_the_database_and_off_the_ports(team: Site
     taken = run(tmp_path, team.environment, "pipelines.services", "up")
     assert taken.returncode == 1
     assert f"port {team.prefect}, for Prefect, is taken by another program" in taken.stdout
-    free = {"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(free_port())}
+    free = {name: str(free_port()) for name in ("PREFECT_PORT", "MLFLOW_PORT", "REPORTS_PORT")}
     refused = run(tmp_path, team.environment | free, "pipelines.services", "up")
     assert refused.returncode == 1
     assert f"belongs to the checkout {team.root}" in refused.stdout.splitlines()[-1]
