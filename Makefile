@@ -2,22 +2,29 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast lint docs format bench up down clean lock
+.PHONY: help run test test-fast lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
 	@echo "make run PROFILE=gpu     the same, with profiles/gpu.yaml laid over params.yaml first (tiny: a quick try)"
+	@echo "make run PROFILE=cells   photographs with real defects: solar cells, fetched (CC BY-NC-SA 4.0, not for commercial use)"
 	@echo "make test                every test, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
-	@echo "make lint                ruff, typos and mypy"
+	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
-	@echo "make up | down           Prefect's server with a worker, and MLflow's server, on this machine"
+	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
+	@echo "make status              what runs, what waits, what the gate said, what the last batches were like"
+	@echo "make worker GPU=0        a worker that trains for others on this GPU; then: make run PLACEMENT=pool"
+	@echo "make backup [TO=folder]  everything that git does not keep; make restore FROM=folder brings it back"
+	@echo "make pull                data, models and pages of dvc.lock, from the DVC remote"
+	@echo "make fresh               does dvc.lock belong to the code?"
+	@echo "make ask-retrain REF=x   a run of commit x on the Prefect server; make propose-retrain: a pull request of it"
 	@echo "make bench               the benchmarks"
 	@echo "make format | lock | clean"
 
 run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
-	@$(BIN)/python -m pipelines retrain
+	@$(BIN)/python -m pipelines retrain $(PLACEMENT)
 
 # in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
 WORKERS := 2
@@ -28,12 +35,32 @@ test: .venv/ready-dev
 test-fast: .venv/ready-dev
 	$(BIN)/python -m pytest -m "not server and not browser and not slow" --durations=5 --numprocesses $(WORKERS) --dist loadfile
 
-# .pre-commit-config.yaml runs the same four; tests/test_architecture.py compares them
+# .pre-commit-config.yaml runs the same six; tests/test_repository.py compares them. None of them uses the network.
 lint: .venv/ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/typos
 	$(BIN)/mypy
+	$(BIN)/actionlint -shellcheck= -pyflakes=
+	$(BIN)/zizmor --offline --quiet --no-progress .github
+
+pull: .venv/ready
+	@$(BIN)/python -m pipelines pull
+
+fresh: .venv/ready
+	@$(BIN)/python -m pipelines fresh
+
+# what differs from commit BASE, as Markdown. Names of branches come from outside: the shell reads them from the
+# environment, and make never expands them.
+compare: .venv/ready
+	@$(BIN)/python -m pipelines compare "$${BASE:?a commit to compare with: make compare BASE=main}"
+
+# These two need no .venv: any Python and git, and gh for the second. SUMMARY is a Markdown file to append to.
+ask-retrain:
+	@PYTHONPATH=src:. $(PYTHON) -m pipelines.ask_retrain $${SUMMARY:+--summary "$$SUMMARY"} -- "$${REF:-HEAD}"
+
+propose-retrain:
+	@PYTHONPATH=src:. $(PYTHON) -m pipelines.propose_retrain -- "$${BASE:-main}"
 
 docs: .venv/ready-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
@@ -46,12 +73,27 @@ format: .venv/ready-dev
 bench: .venv/ready
 	@for file in benchmarks/*/[a-z]*.py; do echo "== $$file"; $(BIN)/python $$file || exit 1; done
 
-# other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100
+# other ports: make up PREFECT_PORT=4300 MLFLOW_PORT=5100 REPORTS_PORT=4500
 up: .venv/ready
-	@PREFECT_PORT=$(or $(PREFECT_PORT),4200) MLFLOW_PORT=$(or $(MLFLOW_PORT),5000) $(BIN)/python -m pipelines.services up
+	@PREFECT_PORT=$(or $(PREFECT_PORT),4200) MLFLOW_PORT=$(or $(MLFLOW_PORT),5000) \
+		REPORTS_PORT=$(or $(REPORTS_PORT),4400) $(BIN)/python -m pipelines.services up
 
 down: .venv/ready
 	@$(BIN)/python -m pipelines.services down
+
+status: .venv/ready
+	@$(BIN)/python -m pipelines status
+
+# in a clone of its own, var/workers/gpu0; without GPU on the processor: docs/how-to/gpu-machines.md
+worker: .venv/ready
+	@$(BIN)/python -m pipelines.worker $(GPU)
+
+# docs/how-to/team.md: databases, artifacts, the DVC remote where it is a folder, results
+backup: .venv/ready
+	@$(BIN)/python -m pipelines.backup backup $(if $(TO),"$(TO)")
+
+restore: .venv/ready
+	@$(BIN)/python -m pipelines.backup restore $(if $(FROM),"$(FROM)")
 
 # what tools leave behind; data, models, the registry and results stay
 clean:

@@ -1,4 +1,8 @@
-"""`python -m pipelines [retrain | detect-outliers]`: run a flow here and now; `make run` is `retrain`."""
+"""`python -m pipelines [retrain [pool] | detect-outliers]`: run a flow now; `make run` is `retrain`.
+
+`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh` and
+`pull` are what people and CI do without a flow.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,29 @@ import sys
 import time
 import traceback
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
+from densitywatch.params import load_params
 from densitywatch.progress import tell
 from densitywatch.text import visible
+from densitywatch.tracking.store import check_reachable, tracking_uri
 from pipelines import prefect_home, run_lock, run_times, server, stoppable_runs
 
 FLOWS = ("retrain", "detect-outliers")
+PLACEMENTS: dict[str, Literal["here", "pool"]] = {"here": "here", "pool": "pool"}
+PROGRAMS = {
+    "status": "status",
+    "ask": "ask_retrain",
+    "propose": "propose_retrain",
+    "compare": "compare",
+    "fresh": "fresh",
+    "pull": "pull",
+}
+"""What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"
 
 
@@ -24,19 +42,28 @@ def main(arguments: list[str]) -> int:
 
     A process stopped by Ctrl-C, SIGTERM or SIGHUP ends with 130, 143 or 129.
     """
-    flow = arguments[0] if arguments else "retrain"
-    if flow not in FLOWS or len(arguments) > 1:
-        print(f"usage: python -m pipelines [{' | '.join(FLOWS)}]", file=sys.stderr)
+    flow, *placed = arguments or ["retrain"]
+    if flow in PROGRAMS:
+        try:
+            environment.read_file(Path.cwd())
+        except DensitywatchError as error:
+            print(f"pipelines: {error}", file=sys.stderr)
+            return error.exit_code
+        return int(import_module(f"pipelines.{PROGRAMS[flow]}").main(arguments[1:]))
+    if flow not in FLOWS or len(placed) > (flow == "retrain") or not set(placed) <= PLACEMENTS.keys():
+        flows = "retrain [here | pool] | detect-outliers"
+        print(f"usage: python -m pipelines [{' | '.join([flows, *PROGRAMS])}]", file=sys.stderr)
         return 2
     root = Path.cwd()
     started = time.time()
     with ExitStack() as stack:
         try:
             environment.check_folder(root)
+            environment.read_file(root)
             stack.enter_context(stoppable_runs.stoppable(root, command=True))
             if flow == "retrain":
                 stack.enter_context(stoppable_runs.one_run(root))
-                return _retrain(root, started)
+                return _retrain(root, started, PLACEMENTS[placed[0] if placed else "here"])
             return _detect_outliers(root, stack)
         except DensitywatchError as error:
             print(f"pipelines: {error}", file=sys.stderr)
@@ -46,7 +73,7 @@ def main(arguments: list[str]) -> int:
             return 1
 
 
-def _retrain(root: Path, started: float) -> int:
+def _retrain(root: Path, started: float, placement: Literal["here", "pool"]) -> int:
     from pipelines.up_to_date import is_up_to_date
 
     if is_up_to_date(root):
@@ -58,7 +85,7 @@ def _retrain(root: Path, started: float) -> int:
     from pipelines.retrain import retrain
 
     ready = time.time()
-    steps = [run_times.Step("start", "done", started, ready), *retrain(root)]
+    steps = [run_times.Step("start", "done", started, ready), *retrain(root, placement=placement)]
     ended = time.time()
     run_times.save(steps, started, ended, root / "var" / "run.json")
     print(run_times.table(steps, started, ended))
@@ -70,7 +97,6 @@ def _retrain(root: Path, started: float) -> int:
 
 def _detect_outliers(root: Path, stack: ExitStack) -> int:
     from densitywatch.batches.inbox import find_batches
-    from densitywatch.params import load_params
 
     params = load_params(root / "params.yaml")
     if not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time())):
@@ -91,6 +117,9 @@ def _detect_outliers(root: Path, stack: ExitStack) -> int:
 def _settle(root: Path) -> None:
     """Have a server to talk to: the user's, that of `make up`, or one that ends with this process."""
     address = prefect_home.settle(root)
+    if address is not None:
+        prefect_home.check_server(address)
+    check_reachable(tracking_uri(load_params(root / "params.yaml"), root))  # not after hours, in a stage
     where = f"at {address}" if address else "for this run alone (`make up` starts one that stays)"
     print(f"Prefect: a server {where}", flush=True)
     if address is None:

@@ -2,7 +2,7 @@
 
 A value of params.yaml takes effect when it differs from the last one, which is in var/deployed.json. So an edited
 `inbox.cron` moves the schedule. Otherwise a schedule that a person paused, moved or deleted in Prefect's page stays so.
-Tags, limits, parameters and the work pool are set once, when they are made.
+Tags, limits, parameters and the work pools are set once, when they are made.
 """
 
 from __future__ import annotations
@@ -26,39 +26,52 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-POOL = "gpu"
+POOLS = ("gpu", "training")
+"""`make up` starts a worker for the first, `make worker` those of the second (docs/how-to/gpu-machines.md)."""
 FILE = Path("pipelines") / "prefect.yaml"
 NOTE = Path("var") / "deployed.json"
+CHOOSE_A_MODEL = ("promote", "rollback")
+"""The deployments whose page offers the models of params.yaml."""
 SILENT_AFTER = timedelta(seconds=150)  # five heartbeats
 
 
 def deploy(root: Path, params: Params) -> None:
-    """Make or update the work pool, the device limit, the automation for silent runs and the flows of prefect.yaml.
+    """Make or update the work pools, the device limit, the flows of prefect.yaml and the automations.
 
     Raises ServiceFailed when Prefect refuses one.
     """
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.exceptions import ObjectNotFound
+    from prefect.workers.process import ProcessWorker
+
+    from pipelines.automations import keep_automations
 
     before = _noted(root)
     with get_client(sync_client=True) as client:
-        try:
-            client.read_work_pool(POOL)
-        except ObjectNotFound:
-            _prefect(root, params, "work-pool", "create", POOL, "--type", "process")
+        for pool in POOLS:
+            try:
+                client.read_work_pool(pool)
+            except ObjectNotFound:
+                template = ProcessWorker.get_default_base_job_template()
+                client.create_work_pool(WorkPoolCreate(name=pool, type="process", base_job_template=template))
         _keep_device_limit(client, params.device.slots, before.get("slots"))
         watch_silent_runs(client)
         wanted = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
         present = {deployment.name: deployment for deployment in client.read_deployments()}
+        missing = [entry["name"] for entry in wanted["deployments"] if entry["name"] not in present]
+        for name in missing:
+            _prefect(root, params, "deploy", "--name", name, "--prefect-file", str(FILE))
+        if missing:
+            present = {deployment.name: deployment for deployment in client.read_deployments()}
         for entry in wanted["deployments"]:
-            found = present.get(entry["name"])
-            if found is None:
-                _prefect(root, params, "deploy", "--name", entry["name"], "--prefect-file", str(FILE))
-                continue
-            _keep_code(client, found, entry["entrypoint"], _pull_steps(wanted["pull"], root))
-            if entry.get("schedules"):
+            found = present[entry["name"]]
+            pull_steps = _pull_steps(entry.get("pull", wanted["pull"]), root)
+            _keep_code(client, found, entry["entrypoint"], pull_steps, params)
+            if entry.get("schedules") and entry["name"] not in missing:
                 _keep_schedule(client, found, params.inbox.cron, before.get("cron"))
-    now = {"cron": params.inbox.cron, "slots": params.device.slots}
+        automations = keep_automations(client, params, before)
+    now = {"cron": params.inbox.cron, "slots": params.device.slots, **automations}
     write_whole(root / NOTE, json.dumps(now) + "\n")
 
 
@@ -73,16 +86,32 @@ def _keep_device_limit(client: SyncPrefectClient, slots: int, before: int | None
 
 
 def _keep_code(
-    client: SyncPrefectClient, found: DeploymentResponse, entrypoint: str, pull_steps: list[dict[str, Any]]
+    client: SyncPrefectClient,
+    found: DeploymentResponse,
+    entrypoint: str,
+    pull_steps: list[dict[str, Any]],
+    params: Params,
 ) -> None:
     """Point a deployment to this checkout's code: the folder may have moved, the flow may have new parameters."""
     from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.utilities.callables import parameter_schema_from_entrypoint
 
-    schema = parameter_schema_from_entrypoint(entrypoint).model_dump()
+    schema = parameters_of(found.name, entrypoint, params)
     if (found.entrypoint, found.pull_steps, found.parameter_openapi_schema) != (entrypoint, pull_steps, schema):
         update = DeploymentUpdate(entrypoint=entrypoint, pull_steps=pull_steps, parameter_openapi_schema=schema)
         client.update_deployment(found.id, update)
+
+
+def parameters_of(name: str, entrypoint: str, params: Params) -> dict[str, Any]:
+    """The schema of a deployment's parameters, which makes the form in Prefect's page.
+
+    Where a person chooses a model, the choices are those of params.yaml.
+    """
+    from prefect.utilities.callables import parameter_schema_from_entrypoint
+
+    schema = dict(parameter_schema_from_entrypoint(entrypoint).model_dump())
+    if name in CHOOSE_A_MODEL:
+        schema["properties"]["model"]["enum"] = [*params.models, "detector"]
+    return schema
 
 
 def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]:
@@ -90,7 +119,8 @@ def _pull_steps(steps: list[dict[str, Any]], root: Path) -> list[dict[str, Any]]
     filled = json.loads(json.dumps(steps))
     for step in filled:
         for inputs in step.values():
-            inputs["directory"] = str(root.resolve())
+            if "directory" in inputs:
+                inputs["directory"] = str(root.resolve())
     return list(filled)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from densitywatch import stopping
 from densitywatch.errors import DensitywatchError
@@ -46,6 +46,9 @@ REMOTES = {
 """The module that DVC needs for each kind of remote; the one for http is always installed."""
 
 
+RESTORE = str(Path(__file__).with_name("dvc_restore.py"))
+
+
 class StageFailed(DensitywatchError):
     """A stage of dvc.yaml ended with an error."""
 
@@ -55,6 +58,14 @@ def stale_stages(root: Path) -> set[str]:
 
     One that runs every time is among them only when something else about it has changed.
 
+    Raises StageFailed as `status` does.
+    """
+    return {name for name, changes in status(root).items() if changes != ["always changed"]}
+
+
+def status(root: Path) -> dict[str, list[Any]]:
+    """What `dvc status --json` says: for each stage that is not up to date, its changes.
+
     Raises StageFailed with DVC's own words when dvc.yaml, params.yaml or the repository cannot be read.
     """
     with _started([*_dvc(), "status", "--json"], root, stderr=subprocess.PIPE) as process:
@@ -62,19 +73,22 @@ def stale_stages(root: Path) -> set[str]:
     if process.returncode != 0:
         stopping.stop_if_asked()
         raise StageFailed(f"dvc status: {_last_line(said.splitlines())}")
-    return {name for name, changes in json.loads(found).items() if changes != ["always changed"]}
+    return dict(json.loads(found))
 
 
-def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
+def run_stage(name: str, root: Path, say: Callable[[str], None], *, restore: bool = False) -> Outcome:
     """Bring one stage up to date by `dvc repro --single-item`, passing each line of its output to `say`.
 
     Several stages may run at once: each waits for DVC's lock. `--single-item` does not look upstream, so the caller
     keeps the order.
 
+    restore: do not run it, but take its result from the run cache of the default remote, or fail.
+
     Raises StageFailed with the last line of the stage, Stopped when this process was told to stop.
     """
     lines: list[str] = []
-    with _started([*_dvc("--wait-for-lock"), "repro", "--single-item", name], root) as process:
+    command = [sys.executable, "-P", RESTORE, name] if restore else [*_dvc("--wait-for-lock"), "repro", "-s", name]
+    with _started(command, root) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
@@ -88,7 +102,7 @@ def run_stage(name: str, root: Path, say: Callable[[str], None]) -> Outcome:
         raise StageFailed(f"stage {name}: {_last_line(lines)}")
     if any(line.startswith(f"Stage '{name}' didn't change") for line in lines):
         return "skipped"
-    if any(line.startswith(f"Stage '{name}' is cached") for line in lines):
+    if any(line.startswith((f"Stage '{name}' is cached", "Pulling data for")) for line in lines):
         return "restored"
     return "ran"
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import secrets
+import ssl
 from contextlib import suppress
 from pathlib import Path
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import ProxyHandler, Request, build_opener, urlopen
 
 from densitywatch import environment
+from densitywatch.errors import DensitywatchError
+from densitywatch.tracking.store import plain
 
-PREFECT_PORT, MLFLOW_PORT = "4200", "5000"
+PREFECT_PORT, MLFLOW_PORT, REPORTS_PORT = "4200", "5000", "4400"
 LOGIN = Path("var") / "prefect.login"
+HEADER = "densitywatch-checkout"
+"""The header of every answer of this project's servers; its value is `mark`."""
 
 
 def settle(root: Path) -> str | None:
@@ -22,6 +30,7 @@ def settle(root: Path) -> str | None:
     `make up` started, if it answers. None means that there is none yet.
     """
     environment.settle(os.environ)
+    environment.read_file(root)
     (root / "var" / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, not those above it
     for name, value in {
         "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
@@ -34,10 +43,13 @@ def settle(root: Path) -> str | None:
     }.items():
         os.environ.setdefault(name, value)
     address = prefect_address(root)
-    if "PREFECT_API_URL" not in os.environ and address is not None and answers(f"{address}/health"):
+    if "PREFECT_API_URL" not in os.environ and address is not None and is_own(address, root):
         os.environ["PREFECT_API_URL"] = address
+    team = environment.login()
     if address is not None and os.environ.get("PREFECT_API_URL") == address:
         os.environ["PREFECT_API_AUTH_STRING"] = login(root)
+    elif team is not None:  # the server is on another machine of the team
+        os.environ.setdefault("PREFECT_API_AUTH_STRING", team)
     return os.environ.get("PREFECT_API_URL")
 
 
@@ -48,11 +60,14 @@ def prefect_address(root: Path) -> str | None:
 
 
 def login(root: Path) -> str:
-    """The `user:password` that this checkout's Prefect server asks for; made at the first call.
+    """The `user:password` that this checkout's Prefect server asks for: the team's, or one made at the first call.
 
     Without it any page in a browser, and any user of this machine, could make the worker run a command. Only the owner
     of the file can read it.
     """
+    team = environment.login()
+    if team is not None:
+        return team
     file = root / LOGIN
     with suppress(OSError, UnicodeDecodeError):
         known = file.read_text(encoding="ascii").strip()
@@ -74,10 +89,57 @@ def write_private(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def mark(root: Path) -> str:
+    """What this checkout's servers call themselves: the beginning of a digest of its folder."""
+    return hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+
+
+def is_own(address: str, root: Path) -> bool:
+    """Whether the server at this address of an API answers and is this checkout's, not another one on its port."""
+    with suppress(URLError, OSError, ValueError), _get(f"{address}/health", 2.0) as answer:
+        return bool(answer.status == 200 and answer.headers.get(HEADER) == mark(root))
+    return False
+
+
+def check_server(address: str) -> None:
+    """Raise DensitywatchError, in one sentence, when a flow cannot use the Prefect server at this address.
+
+    Prefect Cloud, and a server whose certificate only Prefect's own settings can check, are left to Prefect.
+    """
+    if os.environ.get("PREFECT_API_KEY"):
+        return
+    shown, known = plain(address), os.environ.get("PREFECT_API_AUTH_STRING")
+    login = {"Authorization": f"Basic {base64.b64encode(known.encode()).decode()}"} if known else {}
+    try:
+        with urlopen(Request(f"{address.rstrip('/')}/admin/version", headers=login), timeout=10.0) as answer:  # noqa: S310
+            if "json" in (answer.headers.get("Content-Type") or ""):
+                return
+    except HTTPError as error:
+        if error.code in (401, 403):
+            raise DensitywatchError(
+                f"Prefect's server {shown} refuses the login; set {environment.LOGIN}=name:password, or"
+                " PREFECT_API_AUTH_STRING, to that of the server"
+            ) from None
+    except (URLError, OSError, ValueError) as error:
+        if isinstance(getattr(error, "reason", None), ssl.SSLError):
+            return
+        raise DensitywatchError(
+            f"Prefect's server {shown} does not answer; run `make up` where it is, or unset PREFECT_API_URL to run"
+            " without it"
+        ) from None
+    raise DensitywatchError(
+        f"{shown} is not a Prefect server's API; correct PREFECT_API_URL (http://HOST:{PREFECT_PORT}/api) or unset it"
+    )
+
+
 def answers(address: str, seconds: float = 2.0) -> bool:
     """Whether an HTTP GET of `address`, on this machine, returns status 200; no proxy is used."""
     try:
-        with build_opener(ProxyHandler({})).open(address, timeout=seconds) as response:
+        with _get(address, seconds) as response:
             return bool(response.status == 200)
     except (URLError, OSError, ValueError):
         return False
+
+
+def _get(address: str, seconds: float) -> Any:
+    return build_opener(ProxyHandler({})).open(address, timeout=seconds)

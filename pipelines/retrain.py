@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from functools import partial
@@ -9,20 +10,30 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow, get_run_logger, task
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import deployment
 from prefect.transactions import Transaction, transaction
 
 from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
+from densitywatch.data.cells import SORTED
+from densitywatch.data.fetch import RAW
 from densitywatch.errors import DensitywatchError, DriftAlarm
+from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
-from pipelines import dvc_commands, dvc_graph, stoppable_runs
+from densitywatch.tracking.store import FLOW_RUN_VARIABLE
+from pipelines import dvc_commands, dvc_graph, links, stoppable_runs, training_pool
+from pipelines.actor import actor
+from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_to_commit
+from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
+from pipelines.drift_note import end_alarm
+from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
+from pipelines.promotion import gate_table
 from pipelines.run_times import Step, timed
 from pipelines.stage_tasks import AGAIN_AFTER, run_graph
 from pipelines.up_to_date import note_up_to_date
@@ -33,13 +44,28 @@ WATCH = "calibrate"
 
 
 @flow(name="retrain", flow_run_name="retrain")
-def retrain(root: Path = Path()) -> list[Step]:
+def retrain(
+    root: Path = Path(),
+    ref: str | None = None,
+    placement: training_pool.Placement = "here",
+    drift: str = "",
+    asked_by: str = "",
+) -> list[Step]:
     """Bring everything up to date, in DVC's order, and make what passes the gate champion.
 
     A rejected candidate does not fail the flow: a table in Prefect names it. The demo batch, where the inbox has it, is
-    scored again with the present champion; so are all new batches.
+    scored again with the present champion; so are all new batches. Where a drift alarm stands, the accepted images of
+    its batches join the dataset first (data.accept).
 
     One run at a time in a checkout: a deployment's run waits for the other to end, any other start is refused.
+
+    Args:
+        root: The checkout.
+        ref: A commit, branch or tag of git to retrain, in a clone next to the checkout. Empty: the checkout as it is.
+        placement: Where models are trained: "here" in this checkout, or on the "pool" of workers that `make worker`
+            starts, each in its own clone.
+        drift: The batch whose drift alarm asked for this run.
+        asked_by: The run of Prefect that raised the alarm.
 
     Raises StageFailed or another DensitywatchError with one sentence when a step fails.
     """
@@ -48,18 +74,26 @@ def retrain(root: Path = Path()) -> list[Step]:
         stoppable_runs.stoppable(root),
         stoppable_runs.one_run(root, say=get_run_logger().info if deployment.id else None),
     ):
-        return _retrain(root)
+        return retrain_commit(root, ref, placement) if ref else _retrain(root, placement, drift, asked_by)
 
 
-def _retrain(root: Path) -> list[Step]:
+def _retrain(
+    root: Path, placement: training_pool.Placement = "here", drift: str = "", asked_by: str = ""
+) -> list[Step]:
+    note_uncommitted(root)
     # the gate measures models in this process while stages run
     device = load_params(root / "params.yaml").device
     environment.limit_threads(os.environ, device.threads_of_a_stage)
     params = load_params(root / "params.yaml")
     ensure_device_limit(params.device.slots)
+    os.environ[FLOW_RUN_VARIABLE] = links.flow_run_page() or ""  # the stages' runs in MLflow link back
     steps: list[Step] = []
     remote = dvc_commands.default_remote(root)
     dvc_commands.check_remote(remote)
+    stages = dvc_graph.read_graph(root)
+    elsewhere = training_pool.elsewhere(placement, stages, root)
+    if not is_clone(root):  # a run of a commit trains what the commit says
+        steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
     if stale and remote and dvc_commands.holds_something(remote):
         steps.append(pull(root))
@@ -68,7 +102,6 @@ def _retrain(root: Path) -> list[Step]:
         from densitywatch.devices import say_if_eager  # imports torch, which counts its threads at that moment
 
         say_if_eager(params.device)
-    stages = dvc_graph.read_graph(root)
     names = {stage.name for stage in stages}
     verdicts: list[dict[str, Any]] = []
     released: list[Step] = []
@@ -92,20 +125,28 @@ def _retrain(root: Path) -> list[Step]:
         later=[({f"evaluate@{name}"} & names, partial(release_model, name)) for name in params.models],
         slots=params.device.slots,
         order=[f"train@{name}" for name in params.models],
+        elsewhere=elsewhere,
     )
     assert_fresh(root)
     steps += released
     if not early:
         steps.append(_release("detector", params, root, verdicts))
+    write_whole(root / VERDICTS, json.dumps(verdicts) + "\n")
+    leave_artifact(lambda: gate_table(verdicts, params, root))
     leave_artifact(
-        lambda: create_table_artifact(verdicts, key="gate", description="What the gate said about each candidate")
+        lambda: create_markdown_artifact(
+            links.models_table(verdicts, params, root), key="models", description="The models, linked to MLflow's pages"
+        )
     )
     if remote:
         steps.append(push(root))
     steps.append(_detect(params, root, demo=not early))
+    if (root / RAW / SORTED).is_dir():
+        steps.append(assess_sorted(params, root))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
     note_up_to_date(root)
+    tell_what_to_commit(root)
     return steps
 
 
@@ -113,13 +154,20 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
     with timed(f"release {name}") as step:
         verdicts.append(release(name, params, root))
         step.outcome = verdicts[-1]["outcome"]
+        if name == "detector" and step.outcome == "promoted":
+            end_alarm(params, root)
     return step
 
 
 def _detect(params: Params, root: Path, *, demo: bool) -> Step:
-    """Score the new batches; with `demo` also the demo batch, even if it has been scored."""
+    """Score the new batches; with `demo` also the demo batch, even if it has been scored.
+
+    In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
+    """
     with timed("detect outliers") as step:
-        present = find_batches(params, root, now=time.time())
+        present = [
+            batch for batch in find_batches(params, root, now=time.time()) if batch.name == DEMO or not is_clone(root)
+        ]
         wanted = [
             batch.name
             for batch in present
@@ -130,6 +178,17 @@ def _detect(params: Params, root: Path, *, demo: bool) -> Step:
         except DriftAlarm as alarm:  # to retrain is what the alarm asks for
             get_run_logger().warning("%s", visible(str(alarm)))
             step.outcome = "drift alarm"
+    return step
+
+
+@task(name="assess", cache_policy=NO_CACHE)
+def assess_sorted(params: Params, root: Path) -> Step:
+    """Measure the detector on the real defects that the source brings, which nothing is fitted on."""
+    from densitywatch.batches.assess.assessment import assess
+
+    with timed("assess") as step, device_slot():
+        found = assess(str(RAW / SORTED), params, root, root / "data" / "assessments" / params.data.source)
+        step.outcome = f"{len(found['kinds'])} kinds"
     return step
 
 
@@ -191,7 +250,7 @@ def promote(name: str, params: Params, root: Path) -> tuple[bool, str]:
     from densitywatch.registry import versions as registry
 
     with device_slot():
-        verdict = registry.promote(name, params, root, automatic=True)
+        verdict = registry.promote(name, params, root, automatic=True, actor=actor())
     (get_run_logger().info if verdict.passed else get_run_logger().warning)("%s: %s", name, verdict.reason)
     return verdict.passed and verdict.candidate is not None, verdict.reason
 
@@ -203,7 +262,8 @@ def put_back(held: Transaction) -> None:
 
     if held.get("promoted"):
         name, params, root = held.get("release")
-        registry.rollback(name, params, root, to_none=True)
+        why = "the new champion could not be used"
+        registry.rollback(name, params, root, to_none=True, actor=actor(), reason=why)
 
 
 @task(name="check", cache_policy=NO_CACHE)

@@ -30,13 +30,13 @@ def new_mark(root: Path) -> str:
 
 def of_run(mark: str) -> list[psutil.Process]:
     """All processes that the run with this mark has started, directly or not."""
-    return [process for process, found in _marked() if found == mark]
+    return [process for process, found in marked() if found == mark]
 
 
 def left_behind(root: Path) -> list[psutil.Process]:
     """Processes whose run, in this project, is gone."""
     found = []
-    for process, mark in _marked():
+    for process, mark in marked():
         number, created, folder = mark.split(" ", 2)
         if folder == str(root.resolve()) and not _alive(int(number), float(created)):
             found.append(process)
@@ -77,7 +77,8 @@ def start_watch(mark: str) -> subprocess.Popen[bytes]:
     )
 
 
-def _marked() -> Iterator[tuple[psutil.Process, str]]:
+def marked() -> Iterator[tuple[psutil.Process, str]]:
+    """Every process that a run of any checkout has started, and the mark of that run."""
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # another user's, or gone meanwhile
             mark = process.environ().get(MARK)

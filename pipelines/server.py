@@ -1,12 +1,15 @@
 """Prefect's server as this project runs it, for its own page and its own programs: `python -m pipelines.server PORT`.
 
-Prefect has a login (prefect_home.login). This adds two checks that Prefect lacks: a request that names another host
-than this machine, or comes from another site's page, is refused (docs/decisions/0014-a-login-for-prefect.md).
+Prefect has a login (prefect_home.login). OwnPagesOnly adds two checks that Prefect lacks: a request that names another
+host than this machine, or comes from another site's page, is refused (docs/decisions/0014-a-login-for-prefect.md). It
+asks for a login as well where an application has none of its own (docs/decisions/0040-servers-for-a-team.md).
 """
 
 from __future__ import annotations
 
 import atexit
+import base64
+import hmac
 import os
 import signal
 import socket
@@ -20,13 +23,14 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from densitywatch.errors import DensitywatchError
-from pipelines import prefect_home
+from densitywatch.tracking import database, schemas
+from pipelines import listening, prefect_home
+from pipelines.listening import HOST
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp, Receive, Scope, Send
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-HOST = "127.0.0.1"
-NAMES = (HOST, "localhost")
+HEALTH = "/health"
 START_SECONDS = 180.0  # a first start on a busy machine makes a database before it answers
 STOP_SECONDS = 10.0
 
@@ -36,24 +40,46 @@ class ServiceFailed(DensitywatchError):
 
 
 class OwnPagesOnly:
-    """An ASGI application that makes the two checks and hands on to `app` what passes."""
+    """An ASGI application that makes the checks and hands on to `app` what passes.
 
-    def __init__(self, app: ASGIApp) -> None:
+    `login`: the name:password to ask for, by HTTP's basic authentication, except for /health; None leaves it to `app`.
+    Every answer has a header that tells this checkout's servers from others (prefect_home.is_own).
+    """
+
+    def __init__(self, app: ASGIApp, root: Path, login: str | None = None) -> None:
         self.app = app
+        self.names = listening.names()
+        self.mark = (prefect_home.HEADER.encode(), prefect_home.mark(root).encode())
+        self.expected = None if login is None else b"Basic " + base64.b64encode(login.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         from starlette.responses import PlainTextResponse
 
-        if scope["type"] in ("http", "websocket"):
-            headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
-            host, origin = headers.get(b"host", ""), headers.get(b"origin")
-            if _name(host) not in NAMES:
-                await PlainTextResponse("unknown host", status_code=400)(scope, receive, send)
-                return
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                await PlainTextResponse("not from another site's page", status_code=403)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        headers = {name.lower(): value for name, value in scope["headers"]}
+        host, origin = headers.get(b"host", b"").decode("latin-1"), headers.get(b"origin")
+        refusal = None
+        if _name(host) not in self.names:
+            refusal = PlainTextResponse("unknown host", status_code=400)
+        elif origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+            refusal = PlainTextResponse("not from another site's page", status_code=403)
+        elif not self._may(scope, headers.get(b"authorization", b"")):
+            ask = {"WWW-Authenticate": 'Basic realm="densitywatch", charset="UTF-8"'}
+            refusal = PlainTextResponse("log in", status_code=401, headers=ask)
+
+        async def send_marked(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), self.mark]
+            await send(message)
+
+        await (refusal or self.app)(scope, receive, send_marked)
+
+    def _may(self, scope: Scope, given: bytes) -> bool:
+        if self.expected is None or (scope["type"] == "http" and scope["path"] == HEALTH):
+            return True
+        return hmac.compare_digest(given, self.expected)
 
 
 def _name(host: str) -> str | None:
@@ -72,8 +98,9 @@ def variables(root: Path, port: int | str) -> dict[str, str]:
     return {
         "PYTHONPATH": os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")])),
         "PREFECT_SERVER_API_AUTH_STRING": prefect_home.login(root),
-        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{listening.reached()}:{port}",
         "PREFECT_UI_API_URL": "/api",  # the page works under either name and through a tunnel
+        **database.prefect_variables(),
     }
 
 
@@ -90,6 +117,7 @@ def start_temporary(root: Path) -> str:
 
     Raises ServiceFailed when it does not come up.
     """
+    schemas.prepare(root)
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
@@ -149,10 +177,10 @@ def main(arguments: list[str]) -> int:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = OwnPagesOnly(create_app(ephemeral=temporary, final=True))
+    app = OwnPagesOnly(create_app(ephemeral=temporary, final=True), Path.cwd())
     uvicorn.run(
         app,
-        host=HOST,
+        host=HOST if temporary else listening.host(),
         port=int(arguments[0]),
         log_level="error" if temporary else "info",
         access_log=False,

@@ -22,12 +22,14 @@ import psutil
 
 from densitywatch.errors import DataError, ParamsError
 from densitywatch.files import read_json, write_whole
-from pipelines import prefect_home
-from pipelines.server import HOST, START_SECONDS, ServiceFailed
+from pipelines import listening, prefect_home
+from pipelines.server import START_SECONDS, ServiceFailed
 
 STOP_SECONDS = 15.0
 FAMILY_SECONDS = 5.0
 NOTE = Path("var") / "services.json"
+MARK = "DENSITYWATCH_SERVICE_OF"
+"""A variable with the checkout's folder, which whatever a service starts inherits."""
 
 
 def check_port(service: str, port: str, variable: str) -> None:
@@ -46,7 +48,7 @@ def _is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # one that was just closed is free
         with suppress(OSError):
-            probe.bind((HOST, port))
+            probe.bind((listening.host(), port))
             return True
     return False
 
@@ -62,7 +64,7 @@ def start(
         process = subprocess.Popen(  # noqa: S603
             command,
             cwd=root,
-            env={**os.environ, "PYTHONPATH": path, **(variables or {})},
+            env={**os.environ, "PYTHONPATH": path, MARK: str(root.resolve()), **(variables or {})},
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
@@ -119,6 +121,25 @@ def end(process: psutil.Process) -> None:
         _signal_all(family, psutil.Process.terminate)
         _, left = psutil.wait_procs(family, timeout=FAMILY_SECONDS)
         _signal_all(left, psutil.Process.kill)
+
+
+def left_over(root: Path) -> list[psutil.Process]:
+    """What the services of this checkout have started and left when they were killed, but for this very process."""
+    found, folder = [], str(root.resolve())
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid not in own and process.environ().get(MARK) == folder:
+                found.append(process)
+    return found
+
+
+def end_left_over(root: Path) -> None:
+    """End what is left of the services of this checkout: a flow whose worker was killed, say."""
+    left = left_over(root)
+    _signal_all(left, psutil.Process.terminate)
+    _, stuck = psutil.wait_procs(left, timeout=FAMILY_SECONDS)
+    _signal_all(stuck, psutil.Process.kill)
 
 
 def _signal_all(those: list[psutil.Process], signal_one: Callable[[psutil.Process], None]) -> None:

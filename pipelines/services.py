@@ -1,10 +1,11 @@
-"""`make up` and `make down`: Prefect's server with a worker, and MLflow's server, on this machine alone.
+"""`make up` and `make down`: servers of Prefect, with a worker, of MLflow and of the reports, on this machine alone.
 
 service_processes.py starts and ends programs, server.py is Prefect's server behind its checks, deployments.py fills it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -14,11 +15,13 @@ from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
-from densitywatch.tracking.store import sqlite_path, tracking_uri
-from pipelines import prefect_home, run_lock, server, service_processes
-from pipelines.server import HOST
+from densitywatch.tracking import database, schemas
+from densitywatch.tracking.store import is_own, tracking_uri
+from pipelines import listening, mlflow_server, prefect_home, reports, run_lock, server, service_processes, worker
 
 PROFILES = Path("var") / "profiles.toml"
+SETTINGS = Path("var") / "services.settings"
+"""A digest of what the servers that run were started with."""
 
 
 def up(root: Path) -> None:
@@ -27,7 +30,9 @@ def up(root: Path) -> None:
     Raises ServiceFailed, after stopping what it started, when something does not come up.
     """
     environment.check_folder(root)
+    environment.read_file(root)
     params = load_params(root / "params.yaml")
+    listening.host()
     if _all_running(root):
         _use(root, str(prefect_home.prefect_address(root)))
         _deploy(root, params)
@@ -35,11 +40,13 @@ def up(root: Path) -> None:
         ports = (
             os.environ.get("PREFECT_PORT", prefect_home.PREFECT_PORT),
             os.environ.get("MLFLOW_PORT", prefect_home.MLFLOW_PORT),
+            os.environ.get("REPORTS_PORT", prefect_home.REPORTS_PORT),
         )
         down(root)
         service_processes.check_port("Prefect", ports[0], "PREFECT_PORT")
-        if sqlite_path(tracking_uri(params, root)) is not None:
+        if is_own(tracking_uri(params, root)):
             service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
+        service_processes.check_port("Reports", ports[2], "REPORTS_PORT")
         with run_lock.one_run_at_a_time(root):
             try:
                 _start(root, params, *ports)
@@ -49,27 +56,34 @@ def up(root: Path) -> None:
     print(_addresses(root))
 
 
-def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str) -> None:
-    address = f"http://{HOST}:{prefect_port}/api"
+def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str, reports_port: str) -> None:
+    address = f"http://{listening.reached()}:{prefect_port}/api"
     _use(root, address)
+    schemas.prepare(root)
     write_whole(root / "var" / "prefect.address", address + "\n")
     service_processes.start(root, "prefect", server.command(prefect_port), server.variables(root, prefect_port))
-    addresses = {"Prefect": f"http://{HOST}:{prefect_port}"}
+    addresses = {"Prefect": f"http://{listening.shown()}:{prefect_port}"}
     store = tracking_uri(params, root)
-    if sqlite_path(store) is not None:
+    if is_own(store):
         _prepare_store(params, root)
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--workers", "1"]
-        # job execution is not used here, and it starts more processes
-        without = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-        service_processes.start(root, "mlflow", [*command, "--host", HOST, "--port", mlflow_port], without)
-        addresses["MLflow"] = f"http://{HOST}:{mlflow_port}"
+        service_processes.start(root, "mlflow", mlflow_server.command(mlflow_port), mlflow_server.variables(store))
+        addresses["MLflow"] = f"http://{listening.shown()}:{mlflow_port}"
+    results, training = root / params.inbox.results, root / "reports"
+    service_processes.start(root, reports.NAME, reports.command(reports_port, results.resolve(), training.resolve()))
+    addresses[reports.NAMED] = f"http://{listening.shown()}:{reports_port}"
     service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
     _tell_what_became_of_the_runs(root)  # of a worker that was killed
     _deploy(root, params)
-    worker = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
-    service_processes.start(root, "worker", worker)
+    own = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
+    service_processes.start(root, "worker", own)
     if "MLflow" in addresses:
-        service_processes.wait_until_it_answers(root, "mlflow", f"{addresses['MLflow']}/health", mlflow_port)
+        service_processes.wait_until_it_answers(
+            root, "mlflow", f"http://{listening.reached()}:{mlflow_port}/health", mlflow_port
+        )
+    service_processes.wait_until_it_answers(
+        root, reports.NAME, f"http://{listening.reached()}:{reports_port}/health", reports_port
+    )
+    prefect_home.write_private(root / SETTINGS, _settings())
     write_whole(root / "var" / "addresses.json", json.dumps(addresses) + "\n")
     prefect_home.write_private(
         root / PROFILES,
@@ -89,18 +103,19 @@ def down(root: Path) -> list[str]:
     """Stop what `up` has started and nothing else; return the names of what ran."""
     noted = service_processes.noted(root)
     alive = {entry["name"]: process for entry in noted if (process := service_processes.find(entry)) is not None}
-    for name in sorted(alive, key=("worker", "mlflow", "prefect").index):
+    for name in sorted(alive, key=("worker", reports.NAME, "mlflow", "prefect").index):
         if name == "prefect":
             _tell_what_became_of_the_runs(root)
         service_processes.end(alive[name])
-    for file in (service_processes.NOTE.name, "prefect.address", "addresses.json", PROFILES.name):
+    service_processes.end_left_over(root)
+    for file in (service_processes.NOTE.name, "prefect.address", "addresses.json", PROFILES.name, SETTINGS.name):
         (root / "var" / file).unlink(missing_ok=True)
     return [entry["name"] for entry in noted] if alive else []
 
 
 def _tell_what_became_of_the_runs(root: Path) -> None:
     address = prefect_home.prefect_address(root)
-    if address is not None and prefect_home.answers(f"{address}/health"):
+    if address is not None and prefect_home.is_own(address, root):
         _use(root, address)
         from pipelines.deployments import settle_runs
 
@@ -124,20 +139,40 @@ def _prepare_store(params: Params, root: Path) -> None:
 
 def _all_running(root: Path) -> bool:
     noted = service_processes.noted(root)
-    return bool(noted) and (root / "var" / "addresses.json").is_file() and all(map(service_processes.find, noted))
+    known = root / SETTINGS
+    return (
+        bool(noted)
+        and (root / "var" / "addresses.json").is_file()
+        and known.is_file()
+        and known.read_text(encoding="utf-8") == _settings()
+        and all(map(service_processes.find, noted))
+    )
+
+
+def _settings() -> str:
+    """A digest of the variables that a server reads when it starts: another value takes effect at the next `up`."""
+    url = database.address()
+    given = [
+        listening.host(),
+        *listening.names(),
+        environment.login() or "",
+        url.render_as_string(False) if url else "",
+    ]
+    return hashlib.sha256("\n".join(given).encode()).hexdigest()
 
 
 def _addresses(root: Path) -> str:
     addresses = json.loads((root / "var" / "addresses.json").read_text(encoding="utf-8"))
-    login = (
-        f"log in with {prefect_home.login(root)}"
-        if sys.stdout.isatty()
-        else f"log in with the line in {prefect_home.LOGIN}"
-    )
-    notes = {"Prefect": f"   {login}"}
+    if environment.login() is not None:
+        notes = dict.fromkeys(addresses, f"   log in with {environment.LOGIN}")
+    elif sys.stdout.isatty():
+        notes = {"Prefect": f"   log in with {prefect_home.login(root)}"}
+    else:
+        notes = {"Prefect": f"   log in with the line in {prefect_home.LOGIN}"}
     return "\n".join(
         [
             *(f"{name:<8}{address}{notes.get(name, '')}" for name, address in addresses.items()),
+            "what goes on there: make status",
             "run the pipeline there:",
             f"  PREFECT_PROFILES_PATH={PROFILES} .venv/bin/prefect deployment run retrain/retrain",
             "stop: make down",
@@ -153,7 +188,8 @@ def main(arguments: list[str]) -> int:
         if arguments == ["up"]:
             up(Path.cwd())
         else:
-            print(f"stopped: {', '.join(down(Path.cwd())) or 'nothing was running'}")
+            ended = [*worker.end_all(Path.cwd()), *down(Path.cwd())]
+            print(f"stopped: {', '.join(ended) or 'nothing was running'}")
     except DensitywatchError as error:
         print(f"pipelines: {error}", file=sys.stderr)
         return error.exit_code

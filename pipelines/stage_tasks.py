@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import cast
 
 from prefect import get_run_logger, task
@@ -20,7 +21,10 @@ from pipelines import dvc_commands, dvc_graph
 from pipelines.device_slots import Turn, device_slot
 from pipelines.prefect_text import verbatim
 from pipelines.run_times import Step
+from pipelines.stage_progress import with_bar
 
+RunStage = Callable[[str, Path, Callable[[str], None]], dvc_commands.Outcome]
+"""Brings the stage of this name in this checkout up to date, tells how it goes, and returns what it did."""
 AGAIN_AFTER = [5.0, 30.0]
 """Seconds to wait before each new try of a step that needs another machine: a source or a remote."""
 
@@ -35,6 +39,7 @@ def run_graph(
     later: Sequence[tuple[Set[str], Callable[[], None]]] = (),
     slots: int = 1,
     order: Sequence[str] = (),
+    elsewhere: Mapping[str, RunStage] = MappingProxyType({}),
 ) -> list[Step]:
     """Run every stage as a task and return them in the order of the graph.
 
@@ -48,6 +53,8 @@ def run_graph(
 
     later: pairs of stages and a function. After `then`, each function is called once its stages are done and none
     failed, one function at a time.
+
+    elsewhere: what runs a stage that another machine computes. Such a stage takes no slot here.
 
     Raises StageFailed for the first stage, in the order of the graph, that failed; what does not depend on it runs.
     """
@@ -64,7 +71,14 @@ def run_graph(
         # Prefect replaces futures by their results, and the result of a state is its data
         after = cast("dict[str, Step]", {name: futures[name] for name in stage.after})
         waits = None if stage.name in first else turn
-        future = step.submit(stage, root, stale=stage.always or stage.name in stale, after=after, turn=waits)
+        future = step.submit(
+            stage,
+            root,
+            stale=stage.always or stage.name in stale,
+            after=after,
+            turn=waits,
+            elsewhere=elsewhere.get(stage.name),
+        )
         futures[stage.name] = cast("PrefectFuture[Step]", future)
     failure: Exception | None = None
     try:
@@ -114,19 +128,27 @@ def _note_done(done: set[str], name: str, _: PrefectFuture[Step]) -> None:
 
 @task(cache_policy=NO_CACHE)  # DVC is the cache
 def run_stage(
-    stage: dvc_graph.Stage, root: Path, stale: bool, after: dict[str, Step], turn: Turn | None
+    stage: dvc_graph.Stage,
+    root: Path,
+    stale: bool,
+    after: dict[str, Step],
+    turn: Turn | None,
+    elsewhere: RunStage | None,
 ) -> State[Step]:
-    """Run one stage, with a device slot if it needs one; the state's name says whether it ran."""
+    """Run one stage, here with a device slot if it needs one; the state's name says whether it ran."""
     started = time.time()
     if not stale and all(step.outcome == "skipped" for step in after.values()):
         return _state(Step(stage.name, "skipped", started, time.time()))
     logger = get_run_logger()
+    if elsewhere is not None:
+        outcome = elsewhere(stage.name, root, logger.info)
+        return _state(Step(stage.name, outcome, started, time.time()))
     waits = turn if stage.uses_device else None
     with waits.taken(stage.name) if waits else nullcontext(), device_slot(stage.uses_device):
         if waits:
             waits.next_please(stage.name)
         started = time.time()
-        outcome = dvc_commands.run_stage(stage.name, root, logger.info)
+        outcome = dvc_commands.run_stage(stage.name, root, with_bar(stage.name, logger.info))
     return _state(Step(stage.name, outcome, started, time.time()))
 
 

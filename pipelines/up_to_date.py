@@ -16,14 +16,15 @@ from densitywatch.params import load_params
 from densitywatch.tracking.addresses import follow_move, lost_champions
 from densitywatch.tracking.store import sqlite_path, tracking_uri
 from pipelines import dvc_commands
+from pipelines.drift_note import standing_alarm
 
 RECEIPT = Path("var") / "fresh.json"
 FILES = ("dvc.lock", "params.yaml")
 
 
 def is_up_to_date(root: Path) -> bool:
-    """Whether a run would do nothing: the last one finished, no stage is stale since, no batch waits, and every
-    champion's files are there.
+    """Whether a run would do nothing: the last one finished, no stage is stale since, no batch waits, no drift alarm
+    stands, and every champion's files are there.
 
     The source is looked at last, so that a batch never waits for it. Raises ParamsError when params.yaml is wrong.
     """
@@ -34,6 +35,7 @@ def is_up_to_date(root: Path) -> bool:
         _noted(root) == _digests(root)
         and (database is None or database.is_file())
         and not any(batch.state == "ready" for batch in find_batches(params, root, now=time.time()))
+        and standing_alarm(params, root) is None
         and _champions_stand(uri, root)
         and not dvc_commands.stale_stages(root)
         and not is_changed(params, root)

@@ -38,6 +38,7 @@ GROUND = (
     "params_models",
     "profiles",
     "progress",
+    "sizes",
     "stopping",
     "templates",
     "text",
@@ -58,7 +59,9 @@ PLUMBING = {
     "densitywatch.models.offers",
     "densitywatch.models.storage",
     "densitywatch.tracking.addresses",
+    "densitywatch.tracking.database",
     "densitywatch.tracking.runs",
+    "densitywatch.tracking.schemas",
     "densitywatch.tracking.store",
     "densitywatch.training.bookkeeping",
 }
@@ -133,7 +136,13 @@ def test_src_imports_neither_prefect_nor_dvc_nor_pipelines() -> None:
     [
         (
             "mlflow",
-            ("tracking/runs.py", *(f"registry/{name}.py" for name in ("champions", "download", "serving", "versions"))),
+            (
+                "tracking/runs.py",
+                *(
+                    f"registry/{name}.py"
+                    for name in ("champions", "download", "history", "on_watch", "read_history", "serving", "versions")
+                ),
+            ),
         ),
         (
             "great_expectations",

@@ -33,6 +33,7 @@ SUFFIXES = (".py", ".j2", ".css", ".ipynb")
 """Files of these kinds are in git wherever they are named."""
 QUIET = {"NO_MKDOCS_2_WARNING": "1"}
 """mkdocs-material's advertisement of its successor."""
+DRIFT_EVENT = "densitywatch.drift"
 MADE = {"mine.yaml", "summary.py"}
 """Files that a guide tells its reader to write."""
 
@@ -155,9 +156,14 @@ def test_every_dotted_name_that_a_page_names_exists(page: Path) -> None:
         if not re.fullmatch(r"\w+(\.\w+)+", name) or (first not in names_of_modules() and first not in yaml_blocks()):
             continue
         in_module = any(set(rest) <= names | set(names_of_modules()) for names in names_of_modules().get(first, []))
-        if not in_module and name not in keys_of_params() | keys_of_outliers() and not is_file(name):
+        known = keys_of_params() | keys_of_outliers() | {DRIFT_EVENT}
+        if not in_module and name not in known and not is_file(name):
             gone.append(name)
     assert gone == []
+
+
+def test_the_event_that_pages_name_is_the_one_that_is_sent() -> None:
+    assert f'EVENT = "{DRIFT_EVENT}"' in (ROOT / "pipelines" / "drift_loop.py").read_text(encoding="utf-8")
 
 
 def yaml_blocks() -> set[str]:
@@ -166,7 +172,7 @@ def yaml_blocks() -> set[str]:
 
 def is_file(name: str) -> bool:
     """Whether a dotted name is a file's: of git, or of a run."""
-    endings = "yaml json parquet html db lock login safetensors csv toml md py zip tar png jpg"
+    endings = "yaml json jsonl parquet html db lock login safetensors csv toml md py zip tar png jpg"
     return name.rsplit(".", 1)[-1] in endings.split()
 
 

@@ -39,8 +39,19 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
     ("key", "value", "message"),
     [
         ("data.colour", 1, "data.colour: unknown key"),
-        ("data.size", "big", "data.size: input should be a valid integer"),
-        ("data.size", 2, "data.size: input should be greater than or equal to 4"),
+        ("data.size", "big", "data.size: neither a number of pixels nor [height, width]"),
+        ("data.size", [500, 2000, 3], "data.size: neither a number of pixels nor [height, width]"),
+        ("data.size", [500, "2000"], "data.size: neither a number of pixels nor [height, width]"),
+        ("data.size", True, "data.size: neither a number of pixels nor [height, width]"),
+        ("data.size", 2, "data.size: 2 x 2 pixels; take a number from 4 to 1024, or [height, width]"),
+        ("data.size", [3, 900], "data.size: 900 x 3 pixels; take a number from 4 to 1024"),
+        (
+            "data.size",
+            [200, 20000],
+            "data.size: 20000 x 200 pixels; take a number from 4 to 1024, or [height, width] of",
+        ),
+        ("detector.tiles", 100, "detector.tiles: input should be a multiple of 8"),
+        ("detector.tiles", 32, "detector.tiles: input should be greater than or equal to 64"),
         ("data.size", ..., "data.size: missing"),
         ("data.channels", 2, "data.channels"),
         ("data.source", "folder", "data: address must be given"),
@@ -54,6 +65,7 @@ def test_the_projects_own_params_are_accepted_with_every_models_settings() -> No
         ("data.calibration_time", "soon", "data.calibration_time"),
         ("data.gate", 0.9, "data: validation + calibration + gate + test"),
         ("data.validation", 0.9, "data: validation + calibration + gate + test"),
+        ("git.uncommitted", "ignore", "git.uncommitted: input should be 'record' or 'refuse'"),
         ("device.precision", "float64", "device.precision"),
         ("device.precision", "16-mixed", "device.precision: 16-mixed scales the loss"),
         ("models.vae.training.precision", "16-mixed", "models.vae.training.precision: 16-mixed scales the loss"),
@@ -90,6 +102,29 @@ def test_a_file_that_is_no_mapping_is_named(content: str, tmp_path: Path) -> Non
 def test_a_missing_file_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match="no such file; run from the project's top folder or pass --params"):
         load_params(tmp_path / "params.yaml")
+
+
+def test_a_size_is_a_number_or_height_and_width(tmp_path: Path) -> None:
+    for given, kept in ((300, 300), ([256, 256], 256), ([500, 2000], (500, 2000)), ([4, 100_000], (4, 100_000))):
+        assert load_params(params_with(tmp_path, "data.size", given)).data.size == kept
+
+
+def test_tiles_that_show_nothing_more_than_the_whole_are_refused(tmp_path: Path) -> None:
+    path = params_with(tmp_path, "data.size", 256)
+    content = yaml.safe_load(path.read_text())
+    content["detector"] |= {"size": 256, "tiles": 256}
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match=r"detector\.tiles: detector\.size is data\.size, 256 pixels, so tiles show"):
+        load_params(path)
+
+
+def test_squares_are_asked_of_photographs_that_are_cut_into_patches(tmp_path: Path) -> None:
+    path = params_with(tmp_path, "data.size", [20, 40])
+    content = yaml.safe_load(path.read_text())
+    content["data"]["source"] = "photos"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match="size must be one number for source: photos"):
+        load_params(path)
 
 
 def test_params_cannot_be_changed_once_read() -> None:

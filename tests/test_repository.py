@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 
 import densitywatch
@@ -65,3 +69,132 @@ def test_the_tests_mirror_the_source() -> None:
     assert [name for name in names if not (package / name).is_dir() and name.split("/")[0] not in elsewhere] == []
     wings = {path.parent.name for path in package.glob("*/__init__.py")}
     assert wings <= {name.split("/")[0] for name in names}
+
+
+WORKFLOWS = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / ".github" / "workflows").glob("*.yml")}
+
+
+def steps(name: str) -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(WORKFLOWS[name])["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+TARGETS_THAT_TESTS_RUN = {
+    "ask-retrain": "pipelines/test_services.py",
+    "propose-retrain": "pipelines/test_services.py",
+    "fresh": "pipelines/test_fresh.py",
+    "compare": "pipelines/test_fresh.py",
+}
+"""The targets that workflows name, and the tests that run what is behind them."""
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_runs_nothing_but_a_target_of_make_or_what_guards_main(name: str) -> None:
+    lines = [step["run"] for step in steps(name) if "run" in step]
+    assert lines
+    for line in lines:
+        if line == ".ci/run":
+            continue
+        summary = r'( SUMMARY="\$GITHUB_STEP_SUMMARY"| >> "\$GITHUB_STEP_SUMMARY")?'
+        found = re.fullmatch(rf"make (?:--silent )?([a-z-]+){summary}", line)
+        assert found, line
+        (command,) = commands(found[1])
+        program = re.search(r"-m pipelines(?: |\.)(\w+)", command)
+        assert program, command
+        tests = (ROOT / "tests" / TARGETS_THAT_TESTS_RUN[found[1]]).read_text(encoding="utf-8")
+        verb = program[1].partition("_")[0]
+        assert f'main(["{verb}"' in tests or f'step("{verb}"' in tests, f"no test runs {found[1]}"
+
+
+@pytest.mark.parametrize("name", WORKFLOWS)
+def test_a_workflow_takes_others_actions_by_their_digest_and_keeps_no_credentials(name: str) -> None:
+    used = re.findall(r"uses: (.*)", WORKFLOWS[name])
+    assert used
+    for line in used:
+        assert re.fullmatch(r"actions/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line), line
+    for step in steps(name):
+        if step.get("uses", "").startswith("actions/checkout@"):
+            assert step["with"]["persist-credentials"] is False
+        # an expression inside a command would be code of whoever names a branch
+        assert "${{" not in step.get("run", "")
+
+
+def test_a_workflow_may_do_no_more_than_it_must() -> None:
+    allowed = {
+        name: {"": flow.get("permissions")} | {key: job.get("permissions") for key, job in flow["jobs"].items()}
+        for name, flow in ((name, yaml.safe_load(text)) for name, text in WORKFLOWS.items())
+    }
+    assert allowed == {
+        "ci.yml": {"": {"contents": "read"}, "check": None, "fresh": None},
+        "retrain.yml": {
+            "": {},
+            "ask": {"contents": "read"},
+            "propose": {"contents": "write", "pull-requests": "write"},
+        },
+    }
+    secrets = {
+        job: set(re.findall(r"secrets\.(\w+)", str(body)))
+        for job, body in yaml.safe_load(WORKFLOWS["retrain.yml"])["jobs"].items()
+    }
+    assert secrets == {"ask": {"PREFECT_API_AUTH_STRING"}, "propose": {"RETRAIN_TOKEN"}}
+
+
+def test_retraining_cannot_start_itself_and_a_fork_sees_a_skip() -> None:
+    from pipelines.retrain_result import FILE
+
+    flow = yaml.safe_load(WORKFLOWS["retrain.yml"])
+    triggers = flow[True]  # YAML 1.1 reads the key `on` as a boolean
+    assert set(triggers) == {"workflow_dispatch", "repository_dispatch", "schedule", "push"}
+    assert triggers["push"] == {"branches": ["main"], "paths": ["params.yaml", "dvc.yaml", "src/**"]}
+    for name in ("params.yaml", "dvc.yaml", "src/densitywatch/cli.py"):
+        assert FILE.fullmatch(name) is None, "what its pull request changes is not what starts it"
+    assert flow["jobs"]["ask"]["if"] == "vars.PREFECT_API_URL != ''"
+    assert "PREFECT_API_URL" in flow["jobs"]["ask"]["name"], "the name says why it is skipped"
+    assert flow["jobs"]["propose"]["needs"] == "ask"
+    assert flow["concurrency"]["cancel-in-progress"] is False
+
+
+BAD = """
+on: pull_request_target
+jobs:
+  x:
+    runs-on: ubuntu-24.04
+    steps:
+      - uses: actions/checkout@v4
+        with: {ref: "${{ github.event.pull_request.head.sha }}"}
+      - run: echo ${{ github.event.pull_request.title }}
+  y:
+    needs: z
+    runs-on: ubuntu-24.04
+    steps: [{run: "true"}]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("program", "options", "finding"),
+    [
+        ("actionlint", ["-shellcheck=", "-pyflakes="], "needs job"),
+        ("zizmor", ["--offline", "--quiet", "--no-progress"], "dangerous-triggers"),
+    ],
+)
+def test_the_linters_of_workflows_find_what_is_wrong_and_nothing_here(
+    tmp_path: Path, program: str, options: list[str], finding: str
+) -> None:
+    (line,) = [line for line in commands("lint") if line.startswith(program)]
+    assert line.split()[1 : 1 + len(options)] == options
+    bad = tmp_path / ".github" / "workflows" / "bad.yml"
+    bad.parent.mkdir(parents=True)
+    bad.write_text(BAD)
+
+    def lint(*files: str) -> subprocess.CompletedProcess[str]:
+        where = str(Path(sys.executable).parent / program)
+        offline = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+        command = [where, *options, *files]
+        return subprocess.run(command, cwd=ROOT, env=offline, capture_output=True, text=True, check=False)
+
+    found = lint(str(bad))
+    assert found.returncode != 0
+    assert finding in found.stdout + found.stderr
+    good = lint(*([] if program == "actionlint" else [".github"]))
+    assert good.returncode == 0, good.stdout + good.stderr

@@ -47,7 +47,7 @@ KEYS = {
     "inbox.address": "The folder or address in which each folder, archive or Parquet file is a batch.",
     "inbox.results": "Where each batch's results go.",
     "inbox.cron": "When the inbox is looked at.",
-    "mlflow.experiment": "The name under which runs are listed.",
+    "mlflow.experiment": "The experiment of training runs; scored batches are in NAME-batches.",
     "models.NAME.kind": "The file of `src/densitywatch/models/` that it is.",
     "models.NAME.settings": "Its settings, by kind below; what is not named has its default.",
     "settings.latent": "Numbers in a latent vector.",

@@ -6,6 +6,7 @@ order: the stages of dvc.yaml, models by hand, the registry, batches, the checko
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -186,12 +187,16 @@ def register(
         tell(f"{name}: version {registry.register(name, params, root)}")
 
 
+Why = Annotated[str, typer.Option("--reason", help="Why, in your words, for the history.", show_default=False)]
+
+
 @app.command(epilog="Example: densitywatch promote pixelcnn")
 def promote(
     context: typer.Context,
     model: Name,
     version: Annotated[int | None, typer.Option(min=1, help="This version.  [default: the challenger]")] = None,
     afresh: Annotated[bool, typer.Option("--afresh", help="Compare with nothing.")] = False,
+    reason: Why = "",
 ) -> None:
     """Make the challenger champion if it passes the gate.
 
@@ -201,19 +206,47 @@ def promote(
     params, root = _load_for(context, model, "detector")
     from densitywatch.registry import versions as registry
 
-    decision = registry.promote(model, params, root, version, afresh=afresh)
+    decision = registry.promote(model, params, root, version, afresh=afresh, actor=_actor(reason))
     if not decision.passed:
         raise GateRejected(f"{model}: {decision.reason}")
     tell(f"{model}: {decision.reason}")
 
 
 @app.command(epilog="Example: densitywatch rollback pixelcnn")
-def rollback(context: typer.Context, model: Name) -> None:
+def rollback(context: typer.Context, model: Name, reason: Why = "") -> None:
     """Make the previous champion the champion again."""
     params, root = _load_for(context, model, "detector")
     from densitywatch.registry import versions as registry
 
-    tell(f"{model}: version {registry.rollback(model, params, root)} is champion again")
+    version = registry.rollback(model, params, root, actor=_actor(reason))
+    tell(f"{model}: version {version} is champion again")
+
+
+@app.command(epilog="Examples: densitywatch history; densitywatch history detector -n 5; densitywatch history --json")
+def history(
+    context: typer.Context,
+    model: Registered = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As a list of objects, for programs.")] = False,
+    n: Annotated[int | None, typer.Option("-n", min=1, help="The newest N entries of each model.", metavar="N")] = None,
+) -> None:
+    """Show who made which version champion when, and why.
+
+    The newest first, with what the gate refused. Without MODEL: of every registered model.
+    """
+    params, root = _load(context)
+    from densitywatch.registry.read_history import read_history, registered_models
+
+    found = {
+        name: read_history(name, params, root)
+        for name in (registered_models(params, root) if model is None else [model])
+    }
+    if as_json:
+        tell(json.dumps([{"model": name, **entry.as_dict()} for name in found for entry in found[name][1][:n]]))
+        return
+    for name, (champion, entries) in found.items():
+        tell(f"{name}: {f'version {champion} is champion' if champion else 'no champion'}")
+        for entry in entries[:n]:
+            tell(f"  {entry}")
 
 
 @app.command(
@@ -384,6 +417,13 @@ def doctor() -> None:
         tell(f"{'ok  ' if finding.ok else 'LACK' if finding.needed else 'note'}  {finding.name}: {finding.detail}")
     if any(finding.needed and not finding.ok for finding in findings):
         raise typer.Exit(1)
+
+
+def _actor(reason: str) -> Any:
+    """Who types this command, for the registry's history."""
+    from densitywatch.registry.history import Actor, user_name
+
+    return Actor(user_name(), "command line", note=reason)
 
 
 def _address(model: str) -> str:

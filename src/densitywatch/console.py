@@ -50,6 +50,7 @@ def _run(app: Callable[..., Any]) -> None:
     try:
         if Path("params.yaml").is_file():
             environment.check_folder(Path())
+            environment.read_file(Path())
         app(prog_name="densitywatch")
     except SystemExit as ended:
         number = stopping.asked()

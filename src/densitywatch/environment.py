@@ -1,6 +1,6 @@
 """The environment variables of every process of the project: no telemetry, no pickles, no proxy for this machine.
 
-They are set here and nowhere else.
+They are set here and nowhere else; a checkout's own are in its file .env.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ SETTINGS = {
     "DVC_NO_UPDATER": "1",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
+
+ENV_FILE = ".env"
+"""Variables of a checkout: the database, the login and the address of a team's servers. Git does not track it."""
+LOGIN = "DENSITYWATCH_LOGIN"
+SHORTEST_PASSWORD = 8
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 
@@ -70,6 +75,47 @@ def check_folder(root: Path) -> None:
         )
 
 
+def read_file(root: Path) -> None:
+    """Take the variables of `root`/.env that are not set yet. Call it first in a program, before libraries read them.
+
+    DENSITYWATCH_LOGIN (name:password) becomes what MLflow's client sends, unless that is set. Raises ParamsError when
+    the file or the login cannot be read; no value is shown.
+    """
+    file = root / ENV_FILE
+    if file.is_file():
+        from dotenv import dotenv_values
+
+        try:
+            given = dotenv_values(file, interpolate=False)  # a password may hold a $
+        except (OSError, UnicodeDecodeError):
+            raise ParamsError(f"{file}: cannot be read; it has a line NAME=value for each variable, in UTF-8") from None
+        for name, value in given.items():
+            if value is not None:
+                os.environ.setdefault(name, value)
+    _reach_this_machine_directly(os.environ)
+    known = login()
+    if known is not None and "MLFLOW_TRACKING_USERNAME" not in os.environ:
+        name, _, password = known.partition(":")
+        os.environ |= {"MLFLOW_TRACKING_USERNAME": name, "MLFLOW_TRACKING_PASSWORD": password}
+
+
+def login() -> str | None:
+    """The `name:password` that a team has set for its servers, DENSITYWATCH_LOGIN; None where there is none.
+
+    Raises ParamsError when it has another form; it is not shown.
+    """
+    given = os.environ.get(LOGIN)
+    if not given:
+        return None
+    name, _, password = given.partition(":")
+    if not name or len(password) < SHORTEST_PASSWORD or not given.isascii() or not given.isprintable():
+        raise ParamsError(
+            f"{LOGIN}: not a login; give name:password in plain ASCII letters, digits and signs, the password of"
+            f" {SHORTEST_PASSWORD} characters or more"
+        )
+    return given
+
+
 def settle(environment: MutableMapping[str, str]) -> None:
     """Set what is not set yet; what the user exported stays. Call it before those libraries are imported."""
     for name, value in SETTINGS.items():
@@ -82,5 +128,6 @@ def _reach_this_machine_directly(environment: MutableMapping[str, str]) -> None:
     given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
     hosts = [host.strip() for host in given.split(",") if host.strip()]
     if "*" not in hosts:
-        hosts += [host for host in THIS_MACHINE if host not in hosts]
+        own = (*THIS_MACHINE, environment.get("DENSITYWATCH_HOST") or THIS_MACHINE[0])
+        hosts += [host for host in dict.fromkeys(own) if host not in hosts]
     environment["no_proxy"] = environment["NO_PROXY"] = ",".join(hosts)

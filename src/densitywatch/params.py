@@ -23,6 +23,7 @@ from densitywatch.params_models import (
     QualityParams,
     TrainingParams,
 )
+from densitywatch.sizes import Size, height_width, in_pixels, read_size
 
 __all__ = [
     "Block",
@@ -36,30 +37,39 @@ __all__ = [
     "ExpectationParams",
     "GateMargin",
     "GateParams",
+    "GitParams",
     "InboxParams",
     "LatentParams",
     "MlflowParams",
     "ModelBlock",
+    "NotifyParams",
     "Params",
     "Precision",
     "ProbeParams",
     "QualityParams",
+    "RetrainParams",
     "TrainingParams",
     "first_problem",
     "load_params",
 ]
 
 
+LARGEST_STORED = 1024
+"""A square of this side has as many pixels as a stored image may have."""
+
+
 class DataParams(Block):
     """What to fetch and how to prepare it."""
 
-    source: Literal["fashion_mnist", "mnist", "photos", "folder"]
+    source: Literal["fashion_mnist", "mnist", "photos", "cells", "folder"]
     address: str | tuple[str, ...] | None = None
     """Only for `source: folder`: a local folder, a zip, tar or Parquet file, or any fsspec address of these. A list
     joins several."""
     follow_links: bool = False
     """Read what symbolic links lead to, also outside of the folder."""
-    size: int = Field(ge=4, le=1024)
+    size: int | tuple[int, int]
+    """Images are kept at this many pixels: a number for squares, or [height, width]. At least 4 a side, and at most
+    1,048,576 in all, which is 1024 x 1024 or 500 x 2000."""
     channels: Literal[1, 3]
     resize: Literal["crop", "pad", "stretch"] = "crop"
     max_pixels: int = Field(default=150_000_000, ge=1)
@@ -73,11 +83,30 @@ class DataParams(Block):
     """later: calibration and test images come from the end of the time or name order, test last."""
     limit: int | None = Field(default=None, ge=8)
     """At most this many images of each part of the source; null takes all."""
+    accept: Literal["never", "reviewed", "all"] = "reviewed"
+    """Which images of drifted batches a retraining adds to the dataset. reviewed: those that a person called fine. all:
+    those as well that were not flagged. never: none. They are trained on; only images of a random draw that a person
+    has judged whole are calibrated on."""
     validation: float = Field(gt=0, lt=1)
     calibration: float = Field(gt=0, lt=1)
     gate: float = Field(default=0.05, gt=0, lt=1)
     test: float = Field(gt=0, lt=1)
     """Shares of the images. `validation` and `test` count only where the source has no such part."""
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _can_be_kept(cls, value: object) -> Size:
+        try:
+            size = read_size(value)
+        except ValueError:
+            raise ValueError("neither a number of pixels nor [height, width]") from None
+        height, width = height_width(size)
+        if min(height, width) < 4 or height * width > LARGEST_STORED**2:
+            raise ValueError(
+                f"{in_pixels(size)} pixels; take a number from 4 to {LARGEST_STORED}, or [height, width] of at least 4"
+                f" each and at most {LARGEST_STORED**2:,} pixels in all"
+            )
+        return size
 
     @field_validator("group")
     @classmethod
@@ -94,6 +123,8 @@ class DataParams(Block):
             raise ValueError("address must name at least one source, and none twice")
         if self.group not in (None, "auto") and self.source != "folder":
             raise ValueError(f"group must be null or auto for source: {self.source}, which has no groups")
+        if self.source == "photos" and not isinstance(self.size, int):
+            raise ValueError("size must be one number for source: photos, whose patches are squares")
         if self.validation + self.calibration + self.gate + self.test >= 1:
             raise ValueError("validation + calibration + gate + test must leave images to train on (sum below 1)")
         return self
@@ -146,6 +177,9 @@ class DetectorParams(Block):
 
     size: int | None = Field(default=None, ge=4)
     """Pixels a side for its own statistics; its models read at their size. null takes data.size, at most 32."""
+    tiles: int | None = Field(default=None, ge=64, le=1024, multiple_of=8)
+    """Pixels a side of overlapping tiles in which the local members read every picture at data.size as well, for
+    defects that are too small at detector.size. null: they read at detector.size alone."""
     members: tuple[str, ...] = Field(min_length=1)
     """Names of scores: MEMBERS of densitywatch/detector/member_table.py."""
     reads: tuple[str, ...] = Field(default=("pixelcnn",), min_length=1)
@@ -207,6 +241,26 @@ class InboxParams(Block):
     max_repeated_share: float = Field(default=0.2, ge=0, lt=1)
     """With larger shares of unreadable files, or of repeated files, a batch's flow run fails: the results are kept, but
     someone should look at the camera or the transfer."""
+    metrics_file: str | None = Field(default=None, pattern=r"^.*[^/]\.prom$")
+    """Where each run of the scheduled job writes its figures for Prometheus: a file NAME.prom in the folder that
+    node_exporter's textfile collector reads. null: nowhere."""
+
+
+class RetrainParams(Block):
+    """When a retraining starts without a hand."""
+
+    on_drift: bool = True
+    """Whether a drift alarm starts the deployment `retrain`, on the server of `make up`."""
+    cool_down: float = Field(default=24.0, ge=0)
+    """Hours after a retraining that had images to learn from, in which drift starts no other one."""
+
+
+class NotifyParams(Block):
+    """Who is told of a drift alarm, and of a run that failed or crashed."""
+
+    block: str | None = Field(default=None, pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    """A block of Prefect's server, TYPE/NAME, such as webhook/alarm, slack-webhook/team or sendgrid-email/team; null
+    tells nobody."""
 
 
 class MlflowParams(Block):
@@ -246,6 +300,14 @@ class GateParams(Block):
     """Widens every margin by this share of the champion's figure."""
 
 
+class GitParams(Block):
+    """What a run makes of the git repository that the checkout is."""
+
+    uncommitted: Literal["record", "refuse"] = "record"
+    """Code or params that are not committed when a run begins: `record` names them in the run, `refuse` stops it.
+    dvc.lock and metrics/ do not count: runs change them."""
+
+
 class Params(Block):
     """The whole of params.yaml."""
 
@@ -258,8 +320,11 @@ class Params(Block):
     evaluate: EvaluateParams
     detector: DetectorParams
     inbox: InboxParams
+    retrain: RetrainParams = RetrainParams()
+    notify: NotifyParams = NotifyParams()
     mlflow: MlflowParams
     gate: GateParams
+    git: GitParams = GitParams()
 
     @property
     def own_panel(self) -> bool:
@@ -281,11 +346,17 @@ class Params(Block):
         readers: dict[str, Block] = {f"models.{name}": block for name, block in self.models.items()}
         for name, block in (readers | {"classifier": self.classifier, "detector": self.detector}).items():
             size: int | None = getattr(block, "size")  # noqa: B009 - blocks of three types
-            if size is not None and size > self.data.size:
+            longest = max(height_width(self.data.size))
+            if size is not None and size > longest:
                 raise ValueError(
-                    f"{name}.size is {size}, more than the {self.data.size} pixels of data.size; lower the one or raise"
-                    " the other"
+                    f"{name}.size is {size}, more than the {longest} pixels of data.size; lower the one or raise the"
+                    " other"
                 )
+        if self.detector.tiles is not None and self.detector.size == self.data.size:
+            raise ValueError(
+                f"detector.tiles: detector.size is data.size, {self.data.size} pixels, so tiles show nothing more; set"
+                " null, lower detector.size or raise data.size"
+            )
         return self
 
 

@@ -6,9 +6,12 @@ import io
 import json
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from densitywatch.batches.inbox import find_batches
@@ -37,6 +40,47 @@ def test_a_zip_made_on_a_mac_has_a_row_for_each_image_and_one_line_for_the_rest(
     said = [line for line in capsys.readouterr().err.splitlines() if "skipped" in line]
     assert len(said) == 1
     assert "__MACOSX/ (32)" in said[0]
+
+
+def mvtec(batch: Path) -> list[str]:
+    places = ["train/good/0.png", "test/good/0.png", "test/broken/0.png", "test/broken/1.png"]
+    for i, place in enumerate(["ground_truth/broken/0_mask.png", "ground_truth/broken/1_mask.png", *places]):
+        (batch / place).parent.mkdir(parents=True, exist_ok=True)
+        (batch / place).write_bytes(png(10 + i))
+    return places
+
+
+def parts(batch: Path) -> list[str]:
+    places = [f"{part}/{label}/0.png" for part in ("train", "val", "test") for label in ("ok", "nok")]
+    for i, place in enumerate(places):
+        (batch / place).parent.mkdir(parents=True, exist_ok=True)
+        (batch / place).write_bytes(png(10 + i))
+    return places
+
+
+def parquet(batch: Path) -> list[str]:
+    batch.mkdir()
+    pictures = [{"bytes": png(10 + i), "path": f"{i}.png"} for i in range(5)]
+    pq.write_table(pa.table({"image": pictures, "label": [0, 1, 0, 1, 0]}), batch / "test-00000-of-00001.parquet")
+    return [f"test-00000-of-00001.parquet/{i}.png" for i in range(5)]
+
+
+def tables(batch: Path) -> list[str]:
+    fill(batch, 4)
+    (batch / "labels.csv").write_text("file,label\nnormal_0000.png,ok\n")
+    (batch / "metadata.jsonl").write_text('{"file_name": "normal_0000.png", "label": "ok"}\n')
+    return [f"normal_{i:04d}.png" for i in range(4)]
+
+
+@pytest.mark.parametrize(("layout", "skipped"), [(mvtec, 2), (parts, 0), (parquet, 0), (tables, 2)])
+def test_a_dataset_in_a_layout_of_the_field_is_a_batch_without_its_masks_and_tables(
+    params: Params, tmp_path: Path, layout: Callable[[Path], list[str]], skipped: int
+) -> None:
+    places = layout(tmp_path / "batch")
+    rows, summary = score("batch", params, tmp_path)
+    assert sorted(rows.path) == sorted(places)
+    assert set(rows.status) == {"scored"}
+    assert summary["skipped"] == skipped
 
 
 def test_a_damaged_archive_or_a_dear_one_does_not_cost_the_other_files_of_a_batch(

@@ -241,6 +241,45 @@ def test_a_table_of_labels_next_to_the_images_gives_their_labels(images: Path, f
     assert "labels.csv: 1 of the files are not usable images here: 'gone.png'" in found.told
 
 
+@pytest.mark.parametrize("name", ["labels.jsonl", "metadata.jsonl"])
+def test_json_lines_with_file_and_label_give_the_labels(images: Path, fetched: Fetch, name: str) -> None:
+    many(images / "pictures", 20)
+    rows = [
+        {"camera": 3, "file_name": f"pictures/{number:03d}.png", "label": "ok" if number % 2 else "nok"}
+        for number in range(20)
+    ]
+    rows.append({"camera": 3, "file_name": "pictures/unlabelled.png", "label": None})
+    put(images / name, "\n".join([*map(json.dumps, rows), ""]).encode())
+    assert fetched().labels == TWO
+
+
+def test_the_class_numbers_of_a_hugging_face_table_are_labels(images: Path, fetched: Fetch) -> None:
+    many(images, 9)
+    rows = [{"file_name": f"{number:03d}.png", "label": 7} for number in range(9)]
+    put(images / "metadata.jsonl", "\n".join(map(json.dumps, rows)).encode())
+    assert fetched().labels == {("", "7"): 9}
+
+
+@pytest.mark.parametrize(
+    ("lines", "sentence"),
+    [
+        (b'{"file": "000.png", "label": "a"}\n[1]\n', "labels.jsonl: line 2 is no JSON object; write one an image"),
+        (b'{"file": "000.png"', "labels.jsonl: line 1 is no JSON object"),
+        (b"[" * 100_000, "labels.jsonl: line 1 is no JSON object"),
+        (b'{"camera": 1}\n', "labels.jsonl: its first line names no columns `file` and `label`"),
+        (b"\xff\xfe", "labels.jsonl: its text is not UTF-8"),
+    ],
+)
+def test_json_lines_that_are_no_table_of_labels_are_one_sentence(
+    images: Path, fetched: Fetch, lines: bytes, sentence: str
+) -> None:
+    many(images, 9)
+    put(images / "labels.jsonl", lines)
+    with pytest.raises(DataError, match=sentence) as error:
+        fetched()
+    assert "\n" not in str(error.value)
+
+
 def test_a_table_in_a_part_or_in_a_zip_speaks_for_its_own_folder(tmp_path: Path, images: Path, fetched: Fetch) -> None:
     for part, start in (("train", 0), ("test", 20)):
         many(images / part, 20, start)

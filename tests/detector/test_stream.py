@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from densitywatch.detector import stream
 from densitywatch.detector.conformal import benjamini_hochberg, p_values
-from densitywatch.detector.stream import Gates, Past, after, decide, fewest_to_flag, gates_of, tail_factor
+from densitywatch.detector.stream import Gates, Past, after, decide, gates_of, tail_factor
 
 N, Q = 6000, 0.1
 
@@ -60,6 +60,11 @@ def false_and_all(
         past = after(past, int(found.flags.sum()), found.charged)
         assert Q * max(1, past.flagged) - past.charged > -1e-9, "no batch spends more than the budget"
     return wrong, past.flagged
+
+
+def fewest_to_flag(gates: Gates) -> int | None:
+    """How many images must score above all calibration images before any is flagged; None where no number is enough."""
+    return min((few for _, few in gates.takes), default=None)
 
 
 def nearly(gates: Gates, rng: np.random.Generator) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from densitywatch.models.pixelcnn import PixelCNN, Settings
 from densitywatch.outlier_benchmark.auroc import auroc
-from densitywatch.outlier_benchmark.controls import paired_gain, untrained
+from densitywatch.outlier_benchmark.controls import UNTRAINED, gains, paired_gain, untrained
 
 
 def test_the_untrained_twin_has_the_form_of_the_model_and_none_of_its_training() -> None:
@@ -56,3 +56,11 @@ def test_the_interval_of_a_paired_gain_holds_zero_in_about_95_of_100_cases_witho
 
 def test_a_gain_that_is_there_is_seen() -> None:
     assert paired_gain(*_scores(np.random.default_rng(2), 400, 0.4), "normal", ["a", "b"], seed=0)[1] > 0
+
+
+def test_a_control_that_read_the_first_images_is_held_against_the_same_ones() -> None:
+    first, other = _scores(np.random.default_rng(3), 300, 0.2)
+    few = {kind: values[:100] for kind, values in other.items()}
+    found = gains({"detector": first, UNTRAINED: few}, "detector", "normal", seed=0)
+    same = {kind: values[:100] for kind, values in first.items()}
+    assert found == {UNTRAINED: paired_gain(same, few, "normal", ["a", "b"], seed=0)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,9 +44,17 @@ class Halves:
         return torch.stack([upper, lower], 1)
 
 
-def brightness(images: Pixels) -> SimpleNamespace:
+class Brightness:
     """Stands in for the detector: the brighter, the more outlying."""
-    return SimpleNamespace(score=images.mean((1, 2, 3)))
+
+    def score(self, images: Pixels) -> SimpleNamespace:
+        return SimpleNamespace(score=images.mean((1, 2, 3)))
+
+
+def rates_of(params: Params, root: Path, **kinds: Pixels) -> dict[str, float]:
+    detector: Any = Brightness()
+    scores = {kind: detector.score(images).score for kind, images in kinds.items()}
+    return rejection.no_class_rates(params, root, detector, kinds, scores)
 
 
 def test_noise_belongs_to_no_class_and_all_normal_images_are_rejected_at_most_at_the_stated_rate(
@@ -54,10 +63,9 @@ def test_noise_belongs_to_no_class_and_all_normal_images_are_rejected_at_most_at
     params, root = project
     save_density(root, classes=2)
     monkeypatch.setattr(rejection, "load_model_folder", lambda folder: Halves())
-    monkeypatch.setattr(rejection, "load", lambda folder: SimpleNamespace(score=brightness))
     noise = np.random.default_rng(0).integers(0, 256, (160, 1, SIZE, SIZE), dtype=np.uint8)
     normal = bars(1000, 7)[0]
-    rates = rejection.no_class_rates(params, root, {"normal": normal, "noise": noise})
+    rates = rates_of(params, root, normal=normal, noise=noise)
     assert list(rates) == ["normal", "noise"]
     assert rates["noise"] == 1.0
     # 1,000 images, and two labels of about 75 calibration images whose own ranks vary
@@ -72,14 +80,12 @@ def test_labels_with_too_few_calibration_images_are_named(
     strict = params.model_copy(update={"detector": params.detector.model_copy(update={"false_alarm_rate": 0.001})})
     save_density(root, classes=2)
     monkeypatch.setattr(rejection, "load_model_folder", lambda folder: Halves())
-    monkeypatch.setattr(rejection, "load", lambda folder: SimpleNamespace(score=brightness))
-    assert rejection.no_class_rates(strict, root, {"normal": bars(5, 7)[0]}) == {"normal": 0.0}
+    assert rates_of(strict, root, normal=bars(5, 7)[0]) == {"normal": 0.0}
     assert "at a rate of 0.1 in 100: upper (" in capsys.readouterr().err
 
 
 def test_without_such_a_density_or_without_labels_there_is_nothing_to_say(project: tuple[Params, Path]) -> None:
     params, root = project
-    kinds = {"normal": bars(5, 7)[0]}
-    assert rejection.no_class_rates(params, root, kinds) == {}
+    assert rates_of(params, root, normal=bars(5, 7)[0]) == {}
     save_density(root, classes=0)
-    assert rejection.no_class_rates(params, root, kinds) == {}
+    assert rates_of(params, root, normal=bars(5, 7)[0]) == {}

@@ -39,6 +39,7 @@ def copy_checkout(source: Path, target: Path) -> None:
 
 def own_environment(root: Path) -> dict[str, str]:
     """The environment of a copy: its own source first, and no server or store that this machine happens to have."""
-    others = ("PREFECT_", "MLFLOW_TRACKING", "DVC_")
+    others = ("PREFECT_", "MLFLOW_TRACKING", "DVC_", "DATABASE_URL", "DENSITYWATCH_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
-    return {**kept, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1"}
+    reports = str(20_000 + os.getpid() % 10_000)  # two test processes at once each have their own
+    return {**kept, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "REPORTS_PORT": reports}

@@ -17,7 +17,7 @@ def promote(*_: Any, **__: Any) -> Any:
 
 
 if __name__ == "__main__":
-    registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote, stand_in=lambda *_: None)
+    registry: Any = SimpleNamespace(register=lambda *_: 1, promote=promote)
     sys.modules["densitywatch.registry.versions"] = registry
     if sys.argv[1:] == ["flow"]:
         from pipelines import prefect_home

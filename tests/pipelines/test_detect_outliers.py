@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from prefect.client.orchestration import get_client
 
 from densitywatch.batches.inbox import find_batches
 from densitywatch.data.decoding.images import decode_picture
@@ -20,10 +24,14 @@ from densitywatch.errors import DataError, DriftAlarm
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import save_model
 from densitywatch.params import load_params
+from densitywatch.registry.read_history import read_history
 from densitywatch.registry.version_files import content_digest
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers as job
+from pipelines import drift_loop
+from pipelines.drift_note import standing_alarm
 from tests.detector.standin import Brightness, fill
+from tests.pipelines.site import until
 
 pytestmark = pytest.mark.usefixtures("prefect_server")
 PROJECT = Path(__file__).parents[2]
@@ -86,7 +94,8 @@ def states(root: Path) -> dict[str, str]:
 def logged(root: Path) -> int:
     params = load_params(root / "params.yaml")
     client = tracking.open_client(tracking.tracking_uri(params, root))
-    experiment = client.get_experiment_by_name(params.mlflow.experiment)
+    assert client.get_experiment_by_name(params.mlflow.experiment) is None, "no batch is among the training runs"
+    experiment = client.get_experiment_by_name("densitywatch-batches")
     return len(client.search_runs([experiment.experiment_id])) if experiment else 0
 
 
@@ -160,6 +169,50 @@ def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdi
     assert list(labelled.outlier) == list(without.outlier)
 
 
+def test_a_champion_whose_files_are_gone_loses_no_batch_and_run_artifact_results_and_mlflow_say_so(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    make_label_champion(root, ("shirt", "bag", "boot"))
+    set_inbox(root, "labels", "labeller")
+    (first,) = job.detect_outliers(root, batches=["a"])
+    assert "stand_in" not in first
+    shutil.rmtree(root / "mlartifacts" / "labeller")
+    warned: list[str] = []
+
+    class Log:
+        info = error = staticmethod(lambda *_, **__: None)
+
+        def warning(self, text: str, *given: Any) -> None:
+            warned.append(text % given)
+
+    monkeypatch.setattr(job, "get_run_logger", Log)
+    state = job.detect_outliers(root, return_state=True)
+    assert state.is_completed()
+    assert states(root) == {"a": "done", "b": "done"}
+    assert len(scored(root, "b").label) == 5
+
+    said = "version 1: its files are gone"
+    run = json.loads((root / "data" / "outliers" / "b" / "run.json").read_text())
+    assert said in run["stand_in"]
+    assert run["stand_in"].endswith("the watch keeps version 1, the last one that it had verified")
+    assert json.loads((root / "data" / "outliers" / "a" / "run.json").read_text())["stand_in"] == ""
+    with get_client(sync_client=True) as client:
+        chosen = ArtifactFilter(key=ArtifactFilterKey(any_=["outlier-batch"]))
+        newest = max(client.read_artifacts(artifact_filter=chosen), key=lambda one: one.created)
+        assert f"**Not scored with the champion:** densitywatch-labeller {said}" in str(newest.data)
+    assert [said in one for one in warned if "labeller" in one] == [True]
+    params = load_params(root / "params.yaml")
+    store = tracking.open_client(tracking.tracking_uri(params, root))
+    experiment = store.get_experiment_by_name(params.mlflow.experiment)
+    tags = [one.data.tags.get("stand_in", "") for one in store.search_runs([experiment.experiment_id])]
+    assert sorted(said in tag for tag in tags) == [False, True]
+    _, found = read_history("labeller", params, root)
+    assert [(one.outcome, one.before, one.after) for one in found] == [("moved by hand", None, "1")]
+
+
 def test_the_inbox_is_judged_as_one_stream_unless_it_says_batch_and_a_batch_keeps_its_place(root: Path) -> None:
     fill(root / "data" / "inbox" / "a", 40, bright=1)
     fill(root / "data" / "inbox" / "b", 40, bright=4)
@@ -209,6 +262,78 @@ def test_a_drift_alarm_ends_the_run_in_a_state_of_its_name_and_the_results_stand
     fill(root / "data" / "inbox" / "c", 5)
     (root / "data" / "inbox" / "c" / "_SUCCESS").touch()
     assert [summary["drift_batches"] for summary in job.detect_outliers(root)] == [1]
+
+
+def in_the_server(method: str, path: str, body: dict[str, Any]) -> Any:
+    with get_client(sync_client=True) as client:
+        return client.request(method, path, json=body).json()  # type: ignore[arg-type]
+
+
+def newest_run() -> dict[str, Any]:
+    found = in_the_server("POST", "/flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})
+    return dict(found[0])
+
+
+def test_an_alarm_is_one_event_in_prefect_that_names_its_batches_and_the_run(root: Path) -> None:
+    set_inbox(root, "drift_alarm", "0.9")
+    for name, bright in (("a", 40), ("b", 41)):
+        fill(root / "data" / "inbox" / name, 0, bright=bright)
+    ours = []
+    for _ in range(3):
+        job.detect_outliers(root, batches=["a", "b"], return_state=True)
+        ours.append(newest_run()["id"])
+    mine = {"resource": {"id_prefix": ["densitywatch.stream."]}}
+
+    def events() -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = in_the_server("POST", "/events/filter", {"filter": mine})["events"]
+        return [event for event in found if event["payload"]["scored_by"] in ours]
+
+    until(events, 60)  # the server writes them down every few seconds
+    (event,) = events()
+    assert event["event"] == "densitywatch.drift"
+    assert event["payload"]["scored_by"] == ours[0]
+    assert (event["payload"]["batch"], event["payload"]["since"]) == ("b", "a")
+    assert event["payload"]["sentence"].startswith("The stream has moved: alarm at batch b, most likely since batch a")
+
+
+def test_a_server_that_takes_no_event_fails_no_batch_and_is_asked_again(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_inbox(root, "drift_alarm", "0.9")
+    for name, bright in (("a", 40), ("b", 41)):
+        fill(root / "data" / "inbox" / name, 0, bright=bright)
+
+    class Refuses:
+        def request(self, *_: Any, **__: Any) -> None:
+            raise OSError("no events today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(drift_loop, "get_client", lambda sync_client: nullcontext(Refuses()))
+        assert job.detect_outliers(root, return_state=True).name == "Drift alarm"
+    assert states(root) == {"a": "done", "b": "done"}
+    alarm = standing_alarm(load_params(root / "params.yaml"), root)
+    assert alarm is not None
+    assert (alarm.batch, alarm.asked) == ("b", None)
+    assert job.detect_outliers(root) == []
+    alarm = standing_alarm(load_params(root / "params.yaml"), root)
+    assert alarm is not None
+    assert alarm.asked is not None
+
+
+def test_a_run_is_named_after_its_batches_and_one_with_outliers_ends_in_a_state_that_says_so(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fill(root / "data" / "inbox" / "b", 60, bright=6)
+    state = job.detect_outliers(root, return_state=True)
+    assert (state.is_completed(), state.name) == (True, "Outliers found")
+    assert state.message == "6 images flagged in 1 batch: b (6)"
+    run = newest_run()
+    assert (run["name"], run["state"]["name"]) == ("detect-outliers: 2 batches, a, b", "Outliers found")
+    said = [record.message for record in caplog.records]
+    assert "a: 5 files, 5 scored, 0 flagged (0.0%), 0 quarantined, drift: no alarm (1 batch in the stream)" in said
+    assert "b: 66 files, 66 scored, 6 flagged (9.1%), 0 quarantined, drift: no alarm (2 batches in the stream)" in said
+    assert job.detect_outliers(root, return_state=True).name == "Completed"
+    assert newest_run()["name"] == "detect-outliers: no new batch"
 
 
 def test_a_run_with_an_alarm_and_a_broken_batch_names_both(root: Path) -> None:

@@ -11,6 +11,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -33,6 +34,9 @@ import yaml
 
 from densitywatch.batches.gallery import GALLERY, picture
 from densitywatch.errors import ParamsError
+from densitywatch.params import load_params
+from densitywatch.tracking.runs import batches_experiment, open_client
+from densitywatch.tracking.store import FLOW_RUN, REPORT, tracking_uri
 from pipelines import prefect_home, service_processes, services
 from pipelines.server import ServiceFailed
 from tests.detector.standin import fill
@@ -71,7 +75,13 @@ def test_up_starts_servers_deploys_and_says_where_and_how_to_log_in(site: Site) 
     assert (site.root / "var" / "profiles.toml").stat().st_mode & 0o777 == 0o600
     with urlopen(f"http://127.0.0.1:{site.mlflow}/health", timeout=30) as response:
         assert response.status == 200
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+        "promote",
+        "rollback",
+    }
     limits = site.ask("POST", "v2/concurrency_limits/filter", {})
     assert [limit["limit"] for limit in limits if limit["name"] == "gpu"] == [2]
 
@@ -143,6 +153,44 @@ def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> 
     assert (summary["files"], summary["scored"]) == (12, 12)
 
 
+def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
+    at = f"http://127.0.0.1:{site.environment['REPORTS_PORT']}"
+    assert f"Reports {at}" in site.said
+    page = browser.new_page()
+    page.goto(f"{at}/")
+    page.get_by_role("link", name="monday").click()
+    page.wait_for_url(f"{at}/monday/report.html")
+    assert page.title().endswith("densitywatch")
+    page.close()
+    (artifact,) = [one for one in site.ask("POST", "artifacts/filter", {}) if one["key"] == "outlier-batch"][:1]
+    assert f"({at}/monday/report.html)" in artifact["data"]
+    params = load_params(site.root / "params.yaml")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.delenv("MLFLOW_TRACKING_URI", raising=False)
+        client = open_client(tracking_uri(params, site.root))
+    (experiment,) = client.search_experiments(filter_string=f"name = '{batches_experiment(params)}'")
+    (logged,) = client.search_runs([experiment.experiment_id], f"tags.{REPORT} LIKE '%/monday/%'")
+    assert logged.data.tags[REPORT] == f"{at}/monday/report.html"
+    assert logged.data.tags[FLOW_RUN].startswith(f"{site.server}/runs/flow-run/")
+
+
+def test_status_says_what_runs_with_addresses_and_what_was_scored(site: Site) -> None:
+    said = run(site.root, site.environment, "pipelines", "status")
+    assert said.returncode == 0, said.stdout
+    pids = {entry["name"]: entry["pid"] for entry in service_processes.noted(site.root)}
+    for name, address in (
+        ("prefect", site.server),
+        ("mlflow", f"http://127.0.0.1:{site.mlflow}"),
+        ("reports", f"http://127.0.0.1:{site.environment['REPORTS_PORT']}"),
+        ("worker", "runs"),
+    ):
+        assert re.search(rf"(?mi)^  {name} +{re.escape(address)} +process {pids[name]}$", said.stdout), said.stdout
+    assert "nothing waits" in said.stdout
+    assert re.search(r"monday: 12 files, \d+ flagged", said.stdout)
+    assert re.search(r"detector \(champion 1\): promoted, version 1 passed", said.stdout)
+    assert "not known" not in said.stdout
+
+
 def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     deployment = site.deployment("inbox")["id"]
     asked = [site.ask("POST", f"deployments/{deployment}/create_flow_run", {})["id"] for _ in range(3)]
@@ -155,44 +203,137 @@ def test_two_requests_of_one_flow_run_one_after_the_other(site: Site) -> None:
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
 
 
-ONE_STAGE = """
+def test_a_person_fills_in_a_form_to_promote_and_sees_the_history(site: Site) -> None:
+    promote = site.deployment("promote")
+    assert promote["parameter_openapi_schema"]["properties"]["model"]["enum"][-1] == "detector"
+    path = f"deployments/{promote['id']}/create_flow_run"
+    with pytest.raises(HTTPError) as refused:
+        site.ask("POST", path, {"parameters": {"model": "nobody"}})
+    assert 400 <= refused.value.code < 500
+    given = {"model": "detector", "reason": "to be sure", "asked_by": "anna"}
+    asked = site.ask("POST", path, {"parameters": given})["id"]
+    back = site.ask("POST", path.replace(promote["id"], site.deployment("rollback")["id"]), {"parameters": given})["id"]
+    until(lambda: site.state(asked) == "Completed")
+    until(lambda: site.state(back) == "Failed")  # the first champion has none before it
+    assert "has no champion before it" in site.ask("GET", f"flow_runs/{back}")["state"]["message"]
+    chosen = {"artifacts": {"key": {"any_": ["history-detector"]}, "flow_run_id": {"any_": [asked]}}}
+    (table,) = site.ask("POST", "artifacts/filter", chosen)
+    assert "Champion: version 1" in table["description"]
+    assert [row["outcome"] for row in json.loads(table["data"])] == ["promoted"]
+
+
+STAGES = """
 stages:
-  fetch:
-    cmd: {command}
-    outs: [raw.txt]
+  prepare:
+    cmd: mkdir -p data && cp -r '{of}/data/prepared' data/prepared
+    outs: [data/prepared]
+  train:
+    cmd: mkdir -p models && cp -r '{of}/models/pixelcnn' '{of}/models/detector' models
+    params: [seed]
+    outs: [models/pixelcnn, models/detector]
+  evaluate:
+    foreach: [pixelcnn]
+    do:
+      cmd: echo '{{"bits_per_dim":1.5}}' > metrics/pixelcnn.json
+      deps: [models/pixelcnn]
+      metrics: [{{metrics/pixelcnn.json: {{cache: false}}}}]
 """
 
 
-def test_the_workflow_of_ci_asks_for_a_run_from_elsewhere_and_ends_as_the_run_ends(site: Site, tmp_path: Path) -> None:
-    workflow = yaml.safe_load((site.root / ".github" / "workflows" / "retrain.yml").read_text())
-    (step,) = [step for step in workflow["jobs"]["ask"]["steps"] if "PREFECT_API_URL" in step.get("env", {})]
+def workflow_step(name: str, job: str) -> Any:
+    """The step of retrain.yml that runs a command."""
+    workflow = yaml.safe_load((Path(__file__).parents[2] / ".github" / "workflows" / name).read_text())
+    (step,) = [step for step in workflow["jobs"][job]["steps"] if "run" in step]
+    return step
+
+
+def test_the_workflow_of_ci_asks_for_a_run_of_its_commit_and_proposes_what_it_changed(
+    site: Site, tmp_path: Path
+) -> None:
+    """What GitHub's runner does, by the lines of the workflow: here in a clone, with a bare repository for GitHub's."""
+    ci, files, github = tmp_path / "ci", tmp_path / "files", tmp_path / "github.git"
+    (files / "models").mkdir(parents=True)
+    shutil.copytree(site.root / "data" / "prepared", files / "data" / "prepared")
+    for name in ("pixelcnn", "detector"):
+        shutil.copytree(site.root / "models" / name, files / "models" / name)
+    before = git(site.root, "status", "--porcelain"), git(site.root, "rev-parse", "HEAD"), git(site.root, "branch")
+
+    # a commit that the server's checkout does not have yet
+    git(tmp_path, "clone", "-q", str(site.root), str(ci))
+    git(tmp_path, "clone", "-q", "--bare", str(site.root), str(github))
+    for root in (ci, site.root):
+        git(root, "remote", *(("set-url", "origin") if root == ci else ("add", "origin")), str(github))
+    shutil.copyfile(site.root / "params.yaml", ci / "params.yaml")
+    params = yaml.safe_load((ci / "params.yaml").read_text())
+    params["models"] = {"pixelcnn": params["models"]["pixelcnn"]}
+    params["detector"]["rivals_read"] = []
+    (ci / "params.yaml").write_text(yaml.safe_dump(params))
+    (ci / "dvc.yaml").write_text(STAGES.format(of=files))
+    for metrics in (ci / "metrics").glob("*.json"):
+        metrics.unlink()
+    (ci / "metrics" / "pixelcnn.json").write_text('{"bits_per_dim": 2.5}\n')
+    (ci / "dvc.lock").unlink()
+    git(ci, "add", "-A")
+    git(ci, "commit", "-qm", "another graph")
+    commit = git(ci, "rev-parse", "HEAD")
+    git(ci, "push", "-q", "origin", "HEAD:refs/heads/main")
+
     given = {
         "${{ vars.PREFECT_API_URL }}": f"{site.server}/api",
         "${{ secrets.PREFECT_API_AUTH_STRING }}": (site.root / "var" / "prefect.login").read_text().strip(),
     }
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    elsewhere = {"PATH": path, "HOME": str(tmp_path)} | {name: given.get(as_, as_) for name, as_ in step["env"].items()}
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    gh = programs / "gh"
+    gh.write_text('#!/bin/sh\nif [ "$2" = create ]; then echo https://github.com/x/y/pull/7; fi\n')
+    gh.chmod(0o755)
+    path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+    runner = {"PATH": path, "HOME": str(tmp_path), "GITHUB_STEP_SUMMARY": "summary.md"}
 
-    def asked(command: str) -> subprocess.CompletedProcess[str]:
-        (site.root / "dvc.yaml").write_text(ONE_STAGE.format(command=command))
-        return subprocess.run(
-            ["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=False
-        )
+    def step(name: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        found = workflow_step("retrain.yml", name)
+        said = {key: given.get(value, value) for key, value in found["env"].items() if not value.startswith("${{ git")}
+        command, variables = ["bash", "-e", "-c", found["run"]], runner | said | environment
+        return subprocess.run(command, cwd=ci, env=variables, capture_output=True, text=True, check=False)
 
-    kept = {name: (site.root / name).read_bytes() for name in ("dvc.yaml", "dvc.lock", "params.yaml")}
-    params = yaml.safe_load(kept["params.yaml"])
-    params["models"] = {"pixelcnn": params["models"]["pixelcnn"]}
-    params["detector"]["rivals_read"] = []
-    (site.root / "params.yaml").write_text(yaml.safe_dump(params))
-    try:
-        well = asked("echo raw > raw.txt")
-        assert well.returncode == 0, well.stdout + well.stderr
-        assert (site.root / "raw.txt").read_text() == "raw\n"
-        badly = asked("'echo raw > raw.txt' :")  # a graph that cannot be read
-        assert badly.returncode == 1, badly.stdout + badly.stderr
-    finally:
-        for name, content in kept.items():
-            (site.root / name).write_bytes(content)
+    well = step("ask", REF=commit)
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert len(well.stdout.splitlines()) < 30, well.stdout
+    assert re.search(r"pixelcnn +(promoted|unchanged) ", well.stdout)
+    assert re.search(r"detector +unchanged ", well.stdout)
+    assert re.search(r"\| metrics/pixelcnn.json +\| bits_per_dim +\| 2.5 +\| 1.5 +\|", well.stdout)
+    assert "files that changed: dvc.lock, metrics/pixelcnn.json" in well.stdout
+    assert "## Verdicts" in (ci / "summary.md").read_text()
+
+    proposed = step("propose", BASE="main", GH_TOKEN="of-the-test")
+    assert proposed.returncode == 0, proposed.stdout + proposed.stderr
+    assert proposed.stdout == "pull request: https://github.com/x/y/pull/7\n"
+    assert git(github, "diff", "--name-only", commit, f"retrain/{commit[:12]}").split() == [
+        "dvc.lock",
+        "metrics/pixelcnn.json",
+    ]
+    # what DVC keeps went to the remote of the server's checkout
+    lock = yaml.safe_load(git(github, "show", f"retrain/{commit[:12]}:dvc.lock"))
+    (out,) = [out for out in lock["stages"]["train"]["outs"] if out["path"] == "models/pixelcnn"]
+    stored = out["md5"].removesuffix(".dir")
+    assert list((site.root / "var" / "dvc-remote").rglob(f"{stored[2:]}*"))
+
+    # the person's checkout is as it was, and the run is one of the deployment
+    assert (git(site.root, "status", "--porcelain"), git(site.root, "rev-parse", "HEAD"), git(site.root, "branch")) == (
+        before
+    )
+    assert not (site.root / "var" / "commits").exists()
+
+    badly = step("ask", REF="f" * 40)
+    assert badly.returncode != 0
+    assert f"git does not know '{'f' * 40}'" in badly.stderr
+    refused = step("ask", REF=commit, PREFECT_API_AUTH_STRING="densitywatch:guess")
+    assert "refuses the login; set PREFECT_API_AUTH_STRING" in refused.stderr
+
+
+def git(root: Path, *arguments: str) -> str:
+    command = ["git", "-C", str(root), "-c", "user.name=t", "-c", "user.email=t@localhost", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 SILENT = """
@@ -218,7 +359,8 @@ print(run.id)
 
 def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> None:
     """The watch of `make up`, with 10 seconds in the place of its 150."""
-    assert [one["name"] for one in site.ask("POST", "automations/filter", {})] == ["Crash runs that went silent"]
+    made = {one["name"] for one in site.ask("POST", "automations/filter", {})}
+    assert made == {"Crash runs that went silent", "Retrain when the stream has moved"}
     said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
     silent = an_id(said)
     assert site.state(silent) == "Running", said
@@ -257,10 +399,11 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
 ) -> None:
     (tmp_path / "params.yaml").write_bytes((project_root / "params.yaml").read_bytes())
     (tmp_path / "pipelines").symlink_to(project_root / "pipelines")
-    second = own_environment(project_root)
+    second, reports = own_environment(project_root), site.environment["REPORTS_PORT"]
     for ports, name in (
         ({"PREFECT_PORT": str(site.prefect)}, "PREFECT_PORT"),
         ({"PREFECT_PORT": str(free_port()), "MLFLOW_PORT": str(site.mlflow)}, "MLFLOW_PORT"),
+        (dict.fromkeys(("PREFECT_PORT", "MLFLOW_PORT"), str(free_port())) | {"REPORTS_PORT": reports}, "REPORTS_PORT"),
     ):
         said = run(tmp_path, second | ports, "pipelines.services", "up")
         assert said.returncode == 1
@@ -270,7 +413,13 @@ def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_
             said.stdout,
         )
         assert not (tmp_path / "var" / "services.json").exists()
-    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {"retrain", "inbox"}
+    assert {found["name"] for found in site.ask("POST", "deployments/filter", {})} == {
+        "retrain",
+        "train-model",
+        "inbox",
+        "promote",
+        "rollback",
+    }
     assert len(site.ask("POST", "work_pools/gpu/workers/filter", {})) == 1
 
 
@@ -287,7 +436,7 @@ def test_down_leaves_no_process_and_no_run_that_waits_for_one(site: Site) -> Non
     os.killpg(worker, signal.SIGCONT)
     entries = service_processes.noted(site.root)
     stopped = site.services("down")
-    assert stopped.stdout == "stopped: prefect, mlflow, worker\n"
+    assert stopped.stdout == "stopped: prefect, mlflow, reports, worker\n"
     assert not any(psutil.pid_exists(entry["pid"]) for entry in entries)
     assert not [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(site.root)]
     with closing(sqlite3.connect(site.root / "var" / "prefect" / "prefect.db")) as database:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from densitywatch.detector.calibrate import calibrate
 from densitywatch.params import Params
+from densitywatch.registry import versions as registry
 from densitywatch.registry.service import Service
 from densitywatch.registry.version_files import pack_model
+from pipelines import retrain
 from tests.registry.registry_project import tiny_params, write_data, write_model
+from tests.registry.shelf import Shelf, compare
 
 
 @pytest.fixture(scope="session")
@@ -50,3 +54,25 @@ def packed(calibrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def service(packed: Path) -> Service:
     return Service(packed, "crop")
+
+
+@pytest.fixture
+def shelf(params: Params, root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shelf:
+    """A model with three champions so far, each better than the one before: 3.0, 2.0, 1.0."""
+
+    class Log:
+        info = warning = staticmethod(lambda *_: None)
+
+    class NoSlot:
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(registry, "gate", compare)
+    monkeypatch.setattr(retrain, "get_run_logger", Log)
+    monkeypatch.setattr(retrain, "device_slot", NoSlot)
+    shelf = Shelf(re.sub(r"\W", "_", request.node.name)[-60:], params, root)
+    for figure in (3.0, 2.0, 1.0):
+        number = shelf.add(figure)
+        assert shelf.promote().passed
+        assert shelf.champion == number
+    return shelf

@@ -2,110 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import shutil
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from densitywatch.errors import RegistryError
-from densitywatch.files import content_digest
-from densitywatch.params import Params
-from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Decision, judge
-from densitywatch.registry.resampling import Measurement
-from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers, retrain
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("project")
-
-
-class Shelf:
-    """A registered model whose versions are files with one number, smaller being better, which the gate compares."""
-
-    def __init__(self, name: str, params: Params, root: Path) -> None:
-        tracking.prepare_store(params, root)
-        self.name, self.params, self.root = name, params, root
-        self.client: Any = tracking.open_client(tracking.tracking_uri(params, root))
-        self.model = f"densitywatch-{name}"
-        self.client.create_registered_model(self.model)
-
-    def add(self, figure: float) -> int:
-        home = self.root / "mlartifacts" / self.name / f"{figure}"
-        folder = home / "artifacts" / "model"
-        folder.mkdir(parents=True)
-        (folder / "figure").write_text(str(figure))
-        made = self.client.create_model_version(
-            self.model, home.as_uri(), tags={"content_sha256": content_digest(folder)}
-        )
-        self.client.set_registered_model_alias(self.model, "challenger", made.version)
-        return int(made.version)
-
-    def promote(self, version: int | None = None, **how: bool) -> Decision:
-        return registry.promote(self.name, self.params, self.root, version, **how)
-
-    def retrain(self) -> str:
-        """What a run of the pipeline does with the challenger."""
-        _, reason = retrain.promote.fn(self.name, self.params, self.root)
-        return str(reason)
-
-    def rollback(self) -> int | None:
-        return registry.rollback(self.name, self.params, self.root)
-
-    def by_hand(self, version: int | None) -> None:
-        """What a person does in MLflow's page."""
-        if version is None:
-            self.client.delete_registered_model_alias(self.model, "champion")
-        else:
-            self.client.set_registered_model_alias(self.model, "champion", str(version))
-
-    @property
-    def champion(self) -> int | None:
-        alias = self.client.get_registered_model(self.model).aliases.get("champion")
-        return None if alias is None else int(alias)
-
-    def loaded(self) -> float:
-        """The figure of the model that users of the champion get."""
-        folder = registry.download_model(f"models:/{self.model}@champion", self.params, self.root)
-        return float((folder / "figure").read_text())
-
-    def lose(self, figure: float) -> None:
-        shutil.rmtree(self.root / "mlartifacts" / self.name / f"{figure}")
-
-
-@pytest.fixture
-def shelf(params: Params, root: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Shelf:
-    """A model with three champions so far, each better than the one before: 3.0, 2.0, 1.0."""
-
-    def compare(name: str, ours: Path, theirs: Path | None, *_: Any) -> Decision:
-        new, old = (
-            None if f is None else Measurement("bits", float((f / "figure").read_text())) for f in (ours, theirs)
-        )
-        assert new is not None
-        return judge(new, old, params.gate, None, np.ones((2, 1)), 1)
-
-    class Log:
-        info = warning = staticmethod(lambda *_: None)
-
-    class NoSlot:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr(registry, "gate", compare)
-    monkeypatch.setattr(retrain, "get_run_logger", Log)
-    monkeypatch.setattr(retrain, "device_slot", NoSlot)
-    shelf = Shelf(re.sub(r"\W", "_", request.node.name)[-60:], params, root)
-    for figure in (3.0, 2.0, 1.0):
-        number = shelf.add(figure)
-        assert shelf.promote().passed
-        assert shelf.champion == number
-    return shelf
+from tests.registry.shelf import Shelf
 
 
 def test_a_champion_that_a_person_chose_stays_until_promote_is_asked_for(shelf: Shelf) -> None:
@@ -213,7 +116,6 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
 
 def test_the_scheduled_job_says_which_version_stands_in(shelf: Shelf) -> None:
     watch = shelf.params.model_copy(update={"inbox": shelf.params.inbox.model_copy(update={"labels": shelf.name})})
-    assert detect_outliers.stand_ins(watch, shelf.root) == []
     shelf.lose(1.0)
     (said,) = detect_outliers.stand_ins(watch, shelf.root)
     assert "version 3: its files are gone" in said

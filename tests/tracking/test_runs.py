@@ -14,6 +14,7 @@ import pytest
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import Params
 from densitywatch.tracking import runs as tracking
+from densitywatch.tracking.store import FLOW_RUN, FLOW_RUN_VARIABLE, REPORT
 from tests.tracking.conftest import PARAMS
 
 
@@ -82,6 +83,36 @@ def test_a_run_notes_params_commit_stage_and_dataset(start, params: Params, root
     assert noted.data.tags["best_step"] == "4"
     dataset = noted.inputs.dataset_inputs[0].dataset
     assert (dataset.name, dataset.digest) == ("fashion_mnist", "d" * 36)
+
+
+def test_a_run_links_back_to_the_flow_run_that_started_it(
+    start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = "http://127.0.0.1:4200/runs/flow-run/0b8f"
+    monkeypatch.setenv(FLOW_RUN_VARIABLE, page)
+    with start() as run:
+        pass
+    tags = read_run(params, root, run.run_id).data.tags
+    assert tags[FLOW_RUN] == page
+    assert tags["mlflow.note.content"] == f"[the flow run in Prefect]({page})"
+    for nothing in ("", "javascript:alert(1)", "http://a b", "http://a)[x](javascript:y"):
+        monkeypatch.setenv(FLOW_RUN_VARIABLE, nothing)
+        with start() as run:
+            pass
+        assert not {FLOW_RUN, "mlflow.note.content"} & read_run(params, root, run.run_id).data.tags.keys()
+
+
+def test_the_run_of_a_batch_links_to_its_report_and_its_flow_run(params: Params, root: Path, tmp_path: Path) -> None:
+    for file in ("report.html", "summary.json"):
+        (tmp_path / file).write_text("x")
+    summary = {"batch": "a", "content": "c", "false_discovery_rate": 0.1, "folder": str(tmp_path)}
+    summary["identity"] = {"detector": "d"}
+    links = {FLOW_RUN: "http://127.0.0.1:4200/runs/flow-run/1", REPORT: "http://127.0.0.1:4400/we%20ird/report.html"}
+    tags = read_run(params, root, tracking.log_batch(summary, params, root, links)).data.tags
+    assert {key: tags[key] for key in links} == links
+    assert tags["mlflow.note.content"] == (
+        f"[the flow run in Prefect]({links[FLOW_RUN]}), [the report of the batch]({links[REPORT]})"
+    )
 
 
 def test_every_value_arrives_by_step_in_few_requests(

@@ -27,6 +27,7 @@ from densitywatch.batches.verdicts import precision, read_verdicts
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.errors import DataError
 from densitywatch.files import write_whole
+from densitywatch.sizes import in_pixels, read_size
 from densitywatch.templates import data_uri, page_templates
 from densitywatch.text import one_line
 
@@ -43,7 +44,7 @@ def write_batch_report(folder: Path) -> Path:
     if summary is None:
         raise DataError(f"{folder}: its summary.json is missing or damaged; score the batch again")
     verdicts = read_verdicts(folder)
-    page = page_templates(Path(__file__).parent).get_template("batch_report.html.j2")
+    page = page_templates(Path(__file__).parent, in_pixels=_in_pixels).get_template("batch_report.html.j2")
     with damage_as_error(folder):
         levels = slider(folder, summary)
         gallery = [
@@ -149,3 +150,8 @@ def bars(histogram: dict[str, Any] | None) -> dict[str, Any] | None:
         "low": histogram["edges"][0],
         "high": histogram["edges"][-1],
     }
+
+
+def _in_pixels(size: Any) -> str:
+    """The size in a batch's identity, in words."""
+    return in_pixels(read_size(size))

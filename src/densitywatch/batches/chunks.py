@@ -28,6 +28,7 @@ from densitywatch.batches.scorer import BatchScores, Scorer, has_places
 from densitywatch.data.decoding.images import Picture, decode_picture
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.errors import DataError
+from densitywatch.sizes import height_width, in_pixels
 from densitywatch.text import one_line
 
 READERS = 4
@@ -96,8 +97,8 @@ def load(entry: Entry, detector: Scorer) -> Loaded:
     except Exception as error:  # an error that nobody foresaw must not cost the batch
         return Loaded(entry.path, digest, None, f"cannot be read ({one_line(error)})")
     changes = []
-    if (seen.width, seen.height) != (detector.size, detector.size):
-        changes.append(f"{seen.width} x {seen.height} pixels to {detector.size} x {detector.size} ({detector.resize})")
+    if (seen.height, seen.width) != height_width(detector.size):
+        changes.append(f"{seen.width} x {seen.height} pixels to {in_pixels(detector.size)} ({detector.resize})")
     wanted = "L" if detector.channels == 1 else "RGB"
     if seen.mode != wanted:
         changes.append(f"{seen.mode} to {'grey' if wanted == 'L' else 'RGB'}")

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,9 +93,18 @@ class Stream:
     seen: str | None
 
     @property
+    def name(self) -> str:
+        """The stream's name in files and summaries."""
+        return hashlib.sha256(self.detector.encode()).hexdigest()[:12]
+
+    @property
     def file(self) -> Path:
         """Where the state is."""
-        return self.results / f"drift-{hashlib.sha256(self.detector.encode()).hexdigest()[:12]}.json"
+        return _state_file(self.results, self.name)
+
+
+def _state_file(results: Path, stream: str) -> Path:
+    return results / f"drift-{stream}.json"
 
 
 def stream_of(source: str, params: Params, root: Path, calibration: Floats, *, whole: bool) -> Stream | None:
@@ -140,8 +148,21 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
                 return {}
             place = len(state.batches)
             state.batches.append(new)
-            write_whole(stream.file, json.dumps(state.model_dump(), separators=(",", ":"), ensure_ascii=False) + "\n")
-    return _in_summary(state.batches, place)
+            write_whole(stream.file, state.model_dump_json() + "\n")
+    return {"drift_stream": stream.name, **_in_summary(state.batches, place)}
+
+
+def batches_since(results: Path, stream: str, since: str) -> list[str]:
+    """The names of a stream's batches from `since` on; only `since` where the state has no such batch.
+
+    `stream`: `drift_stream` of a summary. Raises DataError when the state is damaged.
+    """
+    try:
+        kept = State.model_validate(read_back(_state_file(results, stream), State, MOST_STATE)).batches
+    except FileNotFoundError:
+        return [since]
+    names = [batch.name for batch in kept]
+    return names[names.index(since) :] if since in names else [since]
 
 
 def alarm_in_words(summary: Mapping[str, Any]) -> str | None:

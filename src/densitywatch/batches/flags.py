@@ -35,13 +35,7 @@ def flag(p: Floats, calibration: Floats, rule: Rule, *, results: Path, batch: st
     if rule.control == "stream":
         decision, past, place = judge(results, p, calibration, rule, batch=batch, content=content)
         outlier, block = decision.flags, decision.gates.images
-        takes = [
-            {"p_value": rank / (n + 1), "images": few}
-            for rank, few, before in zip(
-                decision.gates.ranks, decision.gates.fewest, decision.gates.before, strict=True
-            )
-            if before == 0
-        ]
+        takes = [{"p_value": rank / (n + 1), "images": few} for rank, few in decision.gates.takes]
         level = max(0.0, rule.rate * max(1, past.flagged) - past.charged)
         place_in_stream = {"stream_batch": place, "stream_flagged_before": past.flagged}
     else:

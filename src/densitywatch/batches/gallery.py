@@ -28,9 +28,10 @@ from densitywatch.batches.results_folder import GALLERY, SCORES
 from densitywatch.batches.scorer import Scorer, has_places
 from densitywatch.data.dataset import open_split, read_info
 from densitywatch.data.encoding import as_pillow, png
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, at_size, resized
+from densitywatch.data.reading import at_size, reading_size, resized
 from densitywatch.errors import DataError, ModelError
 from densitywatch.pages import pictures
+from densitywatch.sizes import height_width
 
 SHOWN = 100
 """Rows with all columns, at most."""
@@ -72,7 +73,7 @@ def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None
     shown: list[dict[str, Any]] = sorted(
         (row for row in _pictured(work, flags) if row["row"] in place), key=lambda row: place[row["row"]]
     )
-    shape = (detector.channels, detector.size, detector.size)
+    shape = (detector.channels, *height_width(detector.size))
     if shown:
         images = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in shown])
         for row, image in zip(shown, images, strict=True):
@@ -148,9 +149,9 @@ def nearest(images: Pixels, data: Path) -> Pixels | None:
         info, train = read_info(data), open_split(data, "train").images
     except DataError:
         return None
-    if (info.channels, info.size, info.size) != images.shape[1:] or len(train) == 0:
+    if (info.channels, *height_width(info.size)) != images.shape[1:] or len(train) == 0:
         return None
-    size = min(info.size, LARGEST_BY_DEFAULT)
+    size = reading_size(None, info.size)
     small, smaller = at_size(train, size), resized(images, size)
     flat = smaller.reshape(len(images), -1).astype(np.float32)
     best = np.full((len(images), NEIGHBOURS), np.inf)

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from densitywatch.batches.results_folder import read_run, results_folder
+from densitywatch.batches.known_listings import KnownListings
+from densitywatch.batches.results_folder import results_folder
 from densitywatch.data.inputs.archives import ARCHIVE
 from densitywatch.data.inputs.clutter import is_clutter
 from densitywatch.data.inputs.source import MARKER, is_local, local_path, without_secrets
@@ -37,10 +39,11 @@ class Batch:
     files: int
     listing: str
     """A fingerprint of names, sizes and times; run.json next to the results keeps it."""
+    since: float | None = None
+    """When its newest file was written, in seconds since 1970; None where that is not known."""
 
 
-@dataclass(frozen=True)
-class _Listed:
+class _Listed(NamedTuple):
     name: str
     size: int
     modified: str
@@ -60,23 +63,37 @@ def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
     """
     address = params.inbox.address
     children = _local(root / local_path(address), params.inbox.follow_links) if is_local(address) else _remote(address)
-    return [_batch(source, name, files, params, root, now) for source, name, files in children]
+    with KnownListings(root / params.inbox.results) as known:
+        return [_batch(source, name, files, params, root, now, known) for source, name, files in children]
 
 
-def _batch(source: str, name: str, files: list[_Listed] | None, params: Params, root: Path, now: float) -> Batch:
+def _batch(
+    source: str,
+    name: str,
+    files: list[_Listed] | None,
+    params: Params,
+    root: Path,
+    now: float,
+    known: KnownListings,
+) -> Batch:
     if files is None:
         return Batch(as_text(name), source, "stray", 1, "")
     # files that a file manager leaves when someone looks at a batch must not make it a new one
-    files = [file for file in files if file.name == MARKER or not is_clutter(file.name)]
+    files = [file for file in files if file.name == MARKER or not _is_clutter(file.name)]
     listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
-    # as version 0.1.0 noted it: a batch that it has scored is still done
-    before = _fingerprint([f"{file.name!r} {file.size} {file.modified}" for file in files])
     inputs = [file for file in files if file.name != MARKER]
     state: Literal["ready", "waiting", "done"] = "waiting"
     if any(file.name == MARKER for file in files) or _settled(inputs, now - params.inbox.settle_seconds):
-        known = read_run(results_folder(source, params, root)).get("listing")
-        state = "done" if known in (listing, before) else "ready"
-    return Batch(as_text(name), source, state, len(inputs), listing)
+        noted = known.of(source, lambda: results_folder(source, params, root))
+        # as version 0.1.0 noted it: a batch that it has scored is still done
+        done = noted == listing or noted == _fingerprint([f"{f.name!r} {f.size} {f.modified}" for f in files])
+        state = "done" if done else "ready"
+    since = max((file.changed for file in inputs if file.changed is not None), default=None)
+    return Batch(as_text(name), source, state, len(inputs), listing, since)
+
+
+# the files of many batches have the same names
+_is_clutter = lru_cache(maxsize=1 << 16)(is_clutter)
 
 
 def _fingerprint(lines: list[str]) -> str:
@@ -102,11 +119,11 @@ def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Li
         elif child.is_dir():
             yield str(child), child.name, list(_files_below(child))
         else:
-            yield str(child), child.name, [_stat(child, child.name)] if ARCHIVE.search(child.name) else None
+            yield str(child), child.name, [_stat(str(child), child.name)] if ARCHIVE.search(child.name) else None
 
 
 def _files_below(top: Path) -> Iterator[_Listed]:
-    folders = [str(top)]
+    folders, start = [str(top)], len(str(top)) + 1
     while folders:
         folder = folders.pop()
         try:
@@ -115,21 +132,21 @@ def _files_below(top: Path) -> Iterator[_Listed]:
                     if child.is_dir(follow_symlinks=False):
                         folders.append(child.path)
                     else:
-                        yield _stat(Path(child.path), os.path.relpath(child.path, top))
+                        yield _stat(child.path, child.path[start:])
         except OSError:
             continue  # scoring gives the folder a row that says so
 
 
-def _stat(path: Path, name: str) -> _Listed:
+def _stat(path: str, name: str) -> _Listed:
     """A file's listing. The inode's change time shows a write even where a copy keeps the file's old dates."""
     try:
-        status = path.lstat()
+        status = os.lstat(path)
     except OSError:
         return _Listed(name, -1, "", None)
     changed, replaced = status.st_ctime, str(status.st_ctime_ns)
     if stat.S_ISLNK(status.st_mode):
         with suppress(OSError):
-            behind = path.stat()
+            behind = os.stat(path)  # noqa: PTH116 - a Path for each of a million files takes longer than its stat
             changed = max(changed, behind.st_ctime)
             replaced += f" {behind.st_size} {behind.st_mtime_ns} {behind.st_ctime_ns}"
     return _Listed(name, status.st_size, str(status.st_mtime_ns), changed, replaced)

@@ -15,6 +15,7 @@ from PIL import Image
 from densitywatch.data.decoding.images import Picture, Resize, decode_picture
 from densitywatch.data.encoding import as_pillow
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
+from densitywatch.sizes import as_size
 
 SIDE = 512
 """Pixels a side of a picture, at most."""
@@ -28,18 +29,23 @@ def photo_of(data: bytes, seen: Picture, *, channels: int, resize: Resize) -> by
     """The picture in the file `data` for the report: PNG or JPEG, at most SIDE pixels a side and BYTES bytes.
 
     `seen` is the same picture as the detector sees it. The photo shows the same part of it in the same colours: cut to
-    a square, padded to one, or, where `resize` is "stretch", whole and in its own shape. None where it
+    the detector's shape, padded to it, or, where `resize` is "stretch", whole and in its own shape. None where it
     cannot be decoded at this size.
     """
-    longest, shortest = max(seen.width, seen.height), min(seen.width, seen.height)
-    side = max(1, min(SIDE, shortest if resize == "crop" else longest))
+    rows, columns = seen.pixels.shape[1:]
+    if resize == "stretch":
+        height, width = float(seen.height), float(seen.width)
+    else:
+        # the part of the picture that the detector sees, or the frame that holds all of it, in the detector's shape
+        fit = min if resize == "crop" else max
+        scale = fit(seen.height / rows, seen.width / columns)
+        height, width = rows * scale, columns * scale
+    scale = min(1.0, SIDE / max(height, width))
+    shape = as_size(max(1, round(height * scale)), max(1, round(width * scale)))
     try:
-        image = as_pillow(decode_picture(data, size=side, channels=channels, resize=resize).pixels)
+        image = as_pillow(decode_picture(data, size=shape, channels=channels, resize=resize).pixels)
     except Exception:  # the image has its score; a picture that cannot be drawn must not cost the batch
         return None
-    if resize == "stretch":  # decoding made a square of it
-        shape = (max(1, round(side * seen.width / longest)), max(1, round(side * seen.height / longest)))
-        image = image.resize(shape, Image.Resampling.LANCZOS)
     return small_file(image)
 
 

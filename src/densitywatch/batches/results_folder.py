@@ -42,6 +42,8 @@ DRAWN = "drawn.parquet"
 WRITTEN = FILES | {DRAWN}
 """With the draw of a review, which is kept as it is when the batch is scored anew."""
 IDENTITY = "identity.json"
+OVER_TIME = "index.html"
+"""The page over time (over_time.py), next to the results folders."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -52,7 +54,7 @@ class Identity(BaseModel):
 
     source: str
     detector: str
-    size: Count
+    size: Count | Annotated[list[Count], Field(min_length=2, max_length=2)]
     channels: Count
     limit: Count | None = None
     follow_links: bool = False
@@ -94,6 +96,7 @@ class Summary(BaseModel):
     changed_to_fit: Count
     false_discovery_rate: Share
     drift_p_value: Share
+    drift_stream: str | None = None
     drift_alarm: bool | None = None
     drift_evidence: Annotated[FiniteFloat, Field(ge=0)] | None = None
     drift_batches: Count | None = None
@@ -137,7 +140,7 @@ def batch_name(source: str) -> str:
     last = [part for part in re.split(r"[/\\]|::", source.rstrip("/")) if part][-1:] or ["batch"]
     plain = ARCHIVE.sub("", last[0])
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._")[:100]
-    if safe == plain:
+    if safe == plain and safe.lower() != OVER_TIME:
         return safe
     return f"{safe or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 

@@ -27,6 +27,7 @@ from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.chunks import score_in_chunks
 from densitywatch.batches.drift_state import alarm_in_words, drift_of_batch, stream_of
 from densitywatch.batches.gallery import write_gallery
+from densitywatch.batches.over_time import note_batch
 from densitywatch.batches.past_batches import drift_from_past
 from densitywatch.batches.results import PublishedChunks, are_same, write_scores
 from densitywatch.batches.results_folder import behind_link, note_run, read_summary, results_folder, shown_source
@@ -38,6 +39,7 @@ from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError, OutliersFound, ParamsError
 from densitywatch.params import Control, Params
 from densitywatch.progress import say, track
+from densitywatch.sizes import for_json
 from densitywatch.text import as_text
 
 FORMAT = "2"
@@ -105,7 +107,7 @@ def score_source(
         "format": FORMAT,
         "source": shown_source(source, root),
         "detector": digest,
-        "size": scorer.size,
+        "size": for_json(scorer.size),
         "channels": scorer.channels,
         "resize": scorer.resize,
         "chunk": chunk,
@@ -148,19 +150,22 @@ def score_source(
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
             if before == summary and are_same(folder, new.fresh):
-                new.needed = False
+                new.needed, took = False, None
                 say(f"score: {as_text(folder.name)}: these very files have been scored; the results stay")
             else:
                 write_gallery(new.work, new.fresh, scorer, root)
+                took = round(time.monotonic() - started, 3)
                 note_run(
                     new.fresh,
-                    seconds=round(time.monotonic() - started, 3),
+                    seconds=took,
                     files=sum(files for files, _ in chunks),
                     scored_now=sum(scored for _, scored in chunks),
                 )
                 write_batch_report(new.fresh)
         past = drift_from_past(folder, digest)
         note_run(folder, **past)
+    if folder.parent.resolve() == (root / params.inbox.results).resolve():
+        note_batch(folder, summary, params.inbox.drift_alarm, seconds=took)
     if (alarm := alarm_in_words(summary)) is not None:
         say(f"score: drift alarm: {alarm}")
     flagged, fail_on = int(summary["outliers"]), options.fail_on

@@ -27,6 +27,7 @@ from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import say
 from densitywatch.registry.download import model_folder
+from densitywatch.sizes import Size, in_pixels
 
 
 class BatchScores(Protocol):
@@ -60,8 +61,8 @@ class BatchScores(Protocol):
 class Scorer(Protocol):
     """What batch scoring asks of a detector; detector.detector.Detector is one."""
 
-    size: int
-    """Pixels a side of the images that it takes."""
+    size: Size
+    """Of the images that it takes: pixels a side, or height and width."""
     channels: int
     resize: str
     """How images of another shape are brought to the size: crop, pad or stretch."""
@@ -103,8 +104,8 @@ class WithLabels:
         stored = stored_size(model)
         if (model.channels, stored) != (detector.channels, detector.size):
             raise ModelError(
-                f"{where}: made for images of {stored} x {stored} pixels and {model.channels} channels, the"
-                f" detector for {detector.size} x {detector.size} and {detector.channels}"
+                f"{where}: made for images of {in_pixels(stored)} pixels and {model.channels} channels, the"
+                f" detector for {in_pixels(detector.size)} and {detector.channels}"
             )
         self.detector, self.model, self.prior = detector, model, prior
         self.size, self.channels, self.resize = detector.size, detector.channels, detector.resize

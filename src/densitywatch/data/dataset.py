@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, NonNegativeInt, PositiveInt
+from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt
 
 from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.reading import Images, Rows, at_size
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_back
+from densitywatch.sizes import Size, read_size
 
 SplitName = Literal["train", "validation", "calibration", "gate", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -27,8 +28,8 @@ class DatasetInfo:
     """What a stage knows about the dataset without opening an array."""
 
     name: str
-    size: int
-    """Images are `size` x `size` pixels."""
+    size: Size
+    """Pixels a side, or height and width where images are no squares."""
     channels: int
     class_names: tuple[str, ...]
     """Empty when the images have no labels."""
@@ -53,8 +54,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, size: int) -> Split:
-        """The same images at `size` x `size` pixels."""
+    def at(self, size: Size) -> Split:
+        """The same images at another size."""
         return Split(at_size(self.images, size), self.labels, self.groups)
 
     def one_of_each_group(self, seed: int) -> Split:
@@ -91,7 +92,7 @@ class Facts(BaseModel):
     """The content of dataset.json."""
 
     name: str
-    size: PositiveInt
+    size: PositiveInt | Annotated[list[PositiveInt], Field(min_length=2, max_length=2)]
     channels: PositiveInt
     class_names: list[str]
     digest: str
@@ -119,7 +120,7 @@ def read_info(folder: Path) -> DatasetInfo:
     facts = read_facts(folder)
     return DatasetInfo(
         name=facts.name,
-        size=facts.size,
+        size=read_size(facts.size),
         channels=facts.channels,
         class_names=tuple(facts.class_names),
         digest=facts.digest,
@@ -128,8 +129,8 @@ def read_info(folder: Path) -> DatasetInfo:
     )
 
 
-def open_split(folder: Path, split: SplitName, size: int | None = None) -> Split:
-    """The arrays of one split, at `size` x `size` pixels or as they are stored.
+def open_split(folder: Path, split: SplitName, size: Size | None = None) -> Split:
+    """The arrays of one split, at `size` or as they are stored.
 
     Raises DataError when they are missing or do not fit together.
     """

@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.cells import fetch_cells
 from densitywatch.data.folder import fetch_folder
 from densitywatch.errors import DataError
 from densitywatch.files import file_digest, is_full_disk, whole_folder
@@ -64,6 +65,8 @@ def fetch(params: Params, root: Path) -> None:
             fetch_mnist(folder)
         elif params.data.source == "photos":
             fetch_photos(folder)
+        elif params.data.source == "cells":
+            fetch_cells(folder)
         else:
             fetch_folder(
                 params.data.addresses,

@@ -18,7 +18,7 @@ from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
 from densitywatch.data.inputs.clutter import skipped_line
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
 from densitywatch.data.inputs.joined import source_names
-from densitywatch.data.inputs.label_table import TABLES, Labels, is_label_table, read_label_table
+from densitywatch.data.inputs.label_table import MUST_BE_LABELS, Labels, is_label_table, read_label_table
 from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange
 from densitywatch.data.inputs.source import entries, is_local, local_path, without_secrets
 from densitywatch.errors import DataError, DensitywatchError
@@ -227,9 +227,9 @@ def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[li
         try:
             if isinstance(content, str):
                 raise DataError(content)
-            labels.add(name, read_label_table(content))
+            labels.add(name, read_label_table(content, name))
         except DataError as error:
-            if name.rpartition("/")[2].lower() == TABLES[0]:
+            if name.rpartition("/")[2].lower() in MUST_BE_LABELS:
                 raise DataError(f"data.address: {name}: {error}") from None
             remarks.append(f"{name} is not used for labels: {error}")
     given = [labels.of(entry.place or entry.path) or entry.label for entry in kept]

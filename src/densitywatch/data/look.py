@@ -1,5 +1,7 @@
 """`look`: a digest of what the source holds now, in data/source.json, so that a folder that changed is fetched again.
 
+The same of the images that were accepted from drifted batches (data/accepted), in data/accepted.json, for `prepare`.
+
 DVC does not look outside of the project; so `fetch` depends on this file instead of the user's folder. Names and
 contents count, dates do not. A file is read again when its size, one of its times or its inode has changed since the
 last look, which var/look.json remembers. Of a bucket only the listing is read. Sources that are downloaded as they were
@@ -28,6 +30,8 @@ from densitywatch.progress import say, track
 from densitywatch.text import one_line
 
 NOTE = Path("data/source.json")
+ACCEPTED = Path("data/accepted")
+ACCEPTED_NOTE = Path("data/accepted.json")
 MEMORY = Path("var/look.json")
 SETTLED = 2_000_000_000
 """Nanoseconds. A file that changed so shortly before a look may change again within the same tick of the clock."""
@@ -50,18 +54,28 @@ class _Gone(Exception):
 
 
 def look(params: Params, root: Path) -> None:
-    """Bring `root`/data/source.json up to date; where nothing has changed the file is not touched.
+    """Bring `root`/data/source.json and accepted.json up to date; where nothing has changed no file is touched.
 
-    Raises DataError when the address does not exist and did not at the last look either.
+    Raises DataError when the address does not exist and did not at the last look either, or when DVC knows of accepted
+    images that are not there.
     """
-    note = _note(params.data, root)
-    if note != _json(root / NOTE):
-        write_whole(root / NOTE, json.dumps(note, indent=1) + "\n")
+    for file, note in ((NOTE, _note(params.data, root)), (ACCEPTED_NOTE, accepted_note(root))):
+        if note != _json(root / file):
+            write_whole(root / file, json.dumps(note, indent=1) + "\n")
 
 
 def is_changed(params: Params, root: Path) -> bool:
-    """Whether `look` would write another data/source.json; the file is not touched. Raises as `look` does."""
-    return bool(_note(params.data, root) != _json(root / NOTE))
+    """Whether `look` would write another file; none is touched. Raises as `look` does."""
+    return bool(accepted_note(root) != _json(root / ACCEPTED_NOTE) or _note(params.data, root) != _json(root / NOTE))
+
+
+def accepted_note(root: Path) -> dict[str, Any]:
+    """What data/accepted.json says: the number of files and a digest. Raises DataError as `look` does."""
+    folder = root / ACCEPTED
+    if not folder.is_dir() and folder.with_suffix(".dvc").exists():
+        raise DataError(f"{ACCEPTED}: not there, and {ACCEPTED}.dvc names it; run `dvc pull {ACCEPTED}.dvc`")
+    lines = [f"{file.name!r} {file_digest(file)}\n" for file in sorted(folder.glob("*.parquet"))]
+    return {"files": len(lines), "digest": hashlib.sha256("".join(lines).encode()).hexdigest()}
 
 
 def _note(data: DataParams, root: Path) -> dict[str, Any]:
@@ -175,7 +189,7 @@ def _files(top: Path) -> Iterator[tuple[str, str, os.stat_result | str]]:
             if child.is_dir(follow_symlinks=False):
                 if not is_clutter(f"{child.name}/-"):
                     folders.append(f"{name}/")
-            elif not is_clutter(child.name) or child.name.lower().endswith(".csv"):  # a table may say the labels
+            elif not is_clutter(child.name) or child.name.lower().endswith((".csv", ".jsonl")):  # may say the labels
                 try:
                     yield name, child.path, child.stat()
                 except OSError as error:

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
+from densitywatch.data.accepted import accepted_line, with_accepted
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.fetch import RAW
 from densitywatch.data.groups.choose import Grouping, grouped
@@ -28,9 +29,12 @@ from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params
 from densitywatch.progress import say, track
+from densitywatch.sizes import for_json, height_width
 
 PREPARED = Path("data/prepared")
 BLOCK = 1024
+MUCH = 0.3
+"""The share of an image that is not cut away without a word."""
 
 
 def prepare(params: Params, root: Path) -> None:
@@ -38,9 +42,9 @@ def prepare(params: Params, root: Path) -> None:
 
     Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """
-    raw = open_raw(params.data, root / RAW)
+    raw = with_accepted(open_raw(params.data, root / RAW), params.data, root)
     chosen = choose(raw.images, params.data.limit, params.seed)
-    shape = (params.data.channels, params.data.size, params.data.size)
+    shape = (params.data.channels, *height_width(params.data.size))
     with whole_folder(root / PREPARED) as folder:
         scratch = folder / "scratch"
         rows, rejected, looks = _decode_all(raw, chosen, scratch, shape)
@@ -53,7 +57,7 @@ def prepare(params: Params, root: Path) -> None:
         counts = {name: len(splits[name]) for name in SPLITS}
         facts = {
             "name": dataset_name(params.data),
-            "size": params.data.size,
+            "size": for_json(params.data.size),
             "channels": params.data.channels,
             "class_names": list(raw.class_names),
             "digest": digest,
@@ -72,6 +76,10 @@ def prepare(params: Params, root: Path) -> None:
         say(f"warning: {groups.warning}")
     if groups.rule is not None:
         say(_calibration_line(splits))
+    if (line := accepted_line(splits)) is not None:
+        say(line)
+    if (line := cut_away_line(rows, params.data)) is not None:
+        say(f"warning: {line}")
     if dropped:
         say(f"{dropped_line(dropped)} and were left out: see {PREPARED}/dataset.json")
     if rejected:
@@ -126,6 +134,21 @@ def _facts_of(groups: Grouping, splits: dict[SplitName, list[Row]]) -> dict[str,
 def _calibration_line(splits: dict[SplitName, list[Row]]) -> str:
     count = len({row.group for row in splits["calibration"]})
     return f"calibration counts {count:,} groups, lone images included: no p-value is below 1 / {count + 1:,}"
+
+
+def cut_away_line(rows: Sequence[Row], data: DataParams) -> str | None:
+    """One sentence where `resize: crop` cuts away MUCH of the images or more; None elsewhere."""
+    height, width = height_width(data.size)
+    # the largest part of the wanted shape is kept
+    kept = [min(row.width, row.height * width / height) * min(row.height, row.width * height / width) for row in rows]
+    share = 1.0 - float(np.mean([part / (row.width * row.height) for part, row in zip(kept, rows, strict=True)]))
+    if data.resize != "crop" or share < MUCH:
+        return None
+    shape = [round(float(np.median([getattr(row, side) for row in rows]))) for side in ("height", "width")]
+    return (
+        f"data.resize: crop cuts {share:.0%} of the images away on average, at their edges; set stretch or pad, or a"
+        f" data.size of their shape, as {shape}"
+    )
 
 
 def _decode_all(

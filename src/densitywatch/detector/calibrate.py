@@ -28,10 +28,13 @@ from densitywatch.models.offers import Bounded, ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params
 from densitywatch.progress import say
+from densitywatch.sizes import for_json
 
 TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 """Limits on the training images for densities without a network, and on the other ones that the models read. With
 them, time and memory do not grow with the dataset."""
+FEW = 20
+"""With fewer images to fit on a line says so."""
 WEIGHT_COPIES = Path("models/.read")
 """Copies of the weights that calibrate and the benchmark depend on, made by stages of dvc.yaml; nothing loads them."""
 
@@ -42,6 +45,8 @@ def calibrate(params: Params, root: Path) -> Path:
     info = read_info(prepared)
     members = present([find_member(n) for n in detector_members(params.detector.members, params.detector.declared)])
     check_reads(members, params)
+    if params.detector.tiles is not None and not any(member.places for member in members):
+        raise ParamsError("detector.tiles: no member of the detector reads tiles; name one as own_place, or set null")
     drop_stale_copies(root / WEIGHT_COPIES / "detector", params.detector.reads)
     data, models = fitting_data(params, root)
     arrays = fit_members(members, data)
@@ -54,6 +59,12 @@ def calibrate(params: Params, root: Path) -> Path:
     arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
     if detector.has_places:
         arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
+    fitted_on = len(data.train) + len(data.sample)
+    if fitted_on < FEW or len(data.validation) < FEW:
+        say(
+            f"calibrate: fitted on {fitted_on:,} training and {len(data.validation):,} validation images, which are"
+            f" few: with fewer than {FEW} of one a detector misses much; its rates hold all the same"
+        )
     wanted = conformal.images_for(params.detector.false_alarm_rate)
     if len(calibration) < wanted:
         say(
@@ -107,7 +118,7 @@ def _facts(params: Params, root: Path, info: DatasetInfo, members: list[Member],
         "weights": {name: file_digest(root / "models" / name / WEIGHTS) for name in sorted(models.used)},
         "density": next((name for name, model in models.used.items() if isinstance(model, PixelwiseDensity)), None),
         "declared": list(params.detector.declared),
-        "size": info.size,
+        "size": for_json(info.size),
         "reading": reading_size(params.detector.size, info.size),
         "channels": info.channels,
         "resize": params.data.resize,
@@ -167,6 +178,7 @@ def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:
         declared=params.detector.declared,
         small_network_steps=params.detector.small_network_steps,
         declared_steps=params.detector.declared_steps,
+        tiles=params.detector.tiles,
     )
     return data, models
 

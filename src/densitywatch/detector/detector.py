@@ -13,7 +13,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import safetensors
@@ -30,6 +30,7 @@ from densitywatch.detector.member_table import find_member
 from densitywatch.detector.tail_combination import combined, tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models.header import check, shown
+from densitywatch.sizes import Size, height_width, read_size
 
 FORMAT = "2"
 FACTS, ARRAYS = "detector.json", "detector.safetensors"
@@ -62,6 +63,9 @@ class Scores:
         return len(self.score)
 
 
+Side = Annotated[int, Field(ge=1, le=1 << 20)]
+
+
 class Facts(BaseModel):
     """What detector.json must say, and in which types."""
 
@@ -72,7 +76,7 @@ class Facts(BaseModel):
     weights: dict[str, str]
     density: str | None
     declared: tuple[str, ...]
-    size: int = Field(ge=1, le=4096)
+    size: Side | tuple[Side, Side]
     channels: int = Field(ge=1, le=3)
     resize: Literal["crop", "pad", "stretch"]
     class_names: tuple[str, ...]
@@ -92,9 +96,9 @@ class Detector:
     """Scores images; made by `load`. Attributes tell which images it takes and the rates that params.yaml asked for."""
 
     def __init__(self, facts: Mapping[str, Any], arrays: Arrays, models: Models) -> None:
-        self.size: int = facts["size"]
-        """Pixels a side of the images that come in, which is the data's size."""
-        self.reading_size: int = facts.get("reading", self.size)
+        self.size: Size = read_size(facts["size"])
+        """Of the images that come in, which is the data's size: pixels a side, or height and width."""
+        self.reading_size: int = facts.get("reading", min(height_width(self.size)))
         """Pixels a side at which statistics are taken; each model reads at its own size."""
         self.channels: int = facts["channels"]
         self.resize: str = facts["resize"]
@@ -123,7 +127,7 @@ class Detector:
 
     def features(self, images: Pixels) -> FeatureCache:
         """The feature cache of images (B, C, H, W). Raises ModelError when they are not what the detector takes."""
-        shape = (self.channels, self.size, self.size)
+        shape = (self.channels, *height_width(self.size))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise ModelError(
                 f"the detector takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} {images.shape}"

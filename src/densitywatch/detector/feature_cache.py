@@ -27,6 +27,7 @@ from densitywatch.errors import ModelError
 from densitywatch.models.offers import ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.models.vae import kl_to_standard_normal
+from densitywatch.sizes import Size, as_size
 
 Value = TypeVar("Value")
 
@@ -68,17 +69,22 @@ class FeatureCache:
 
     def __init__(self, source: Images, models: Models, batch_size: int = 50, size: int | None = None) -> None:
         self.source, self.models, self.batch_size = source, models, batch_size
-        self.size: int = source.shape[-1] if size is None else size
+        self.size: int = min(source.shape[2:]) if size is None else size
         self._cache: dict[Hashable, Any] = {}
 
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def source_size(self) -> Size:
+        """The size at which the images come."""
+        return as_size(*self.source.shape[2:])
+
     def first(self, count: int) -> FeatureCache:
         """A new cache of the first `count` images."""
         return FeatureCache(self.source[:count], self.models, self.batch_size, self.size)
 
-    def at(self, size: int) -> Images:
+    def at(self, size: Size) -> Images:
         """The images at a size; those at `self.size` are in memory."""
         return self.images if size == self.size else at_size(self.source, size)
 
@@ -123,7 +129,7 @@ class FeatureCache:
         value: Value = self._cache[key]
         return value
 
-    def by_batch(self, key: Hashable, read: Callable[[Tensor], Tensor], size: int | None = None) -> Floats:
+    def by_batch(self, key: Hashable, read: Callable[[Tensor], Tensor], size: Size | None = None) -> Floats:
         """`read` of the images at `size` (default `self.size`), a batch at a time and without gradients.
 
         The results are joined and kept under `key`.

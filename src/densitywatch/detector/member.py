@@ -36,6 +36,8 @@ class FittingData:
     """Length of the training of a score's own small density."""
     declared_steps: int
     """Length of the training of the transformation judge."""
+    tiles: int | None = None
+    """Pixels a side of the tiles in which local members read pictures at their own resolution; None: not at all."""
 
 
 Score = Callable[[FeatureCache, Arrays], Floats]

@@ -82,6 +82,12 @@ class Gates:
     before: tuple[int, ...]
     """Of each rank: how many must score above the rank before it as well; 0 where the budget covers the rank."""
 
+    @property
+    def takes(self) -> list[tuple[int, int]]:
+        """(rank, how many images must score above it before they are flagged) of each rank that the budget covers."""
+        ranks = zip(self.ranks, self.fewest, self.before, strict=True)
+        return [(rank, few) for rank, few, before in ranks if before == 0]
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -133,11 +139,6 @@ def decide(
 def after(past: Past, flagged: int, charged: float) -> Past:
     """The past of the next batch."""
     return Past(past.flagged + flagged, past.charged + charged, 0 if flagged else past.quiet + 1)
-
-
-def fewest_to_flag(gates: Gates) -> int | None:
-    """How many images must score above all calibration images before any is flagged; None where no number is enough."""
-    return min((few for few, before in zip(gates.fewest, gates.before, strict=True) if before == 0), default=None)
 
 
 def _opens(gates: Gates, counts: list[int], j: int, slack: int, alike: int) -> bool:

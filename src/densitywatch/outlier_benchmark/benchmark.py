@@ -6,6 +6,7 @@ Writes metrics/outliers.json (git keeps it) and reports/outliers. Nothing is fit
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -37,10 +38,13 @@ from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
 from densitywatch.progress import track
+from densitywatch.sizes import height_width
 
 KINDS = 1 + MOST_KINDS
 """Kinds of images that are in memory at once: the normal ones and those of the panel."""
 NORMAL = "normal"
+CONTROL_IMAGES = 500
+"""Limit on the images of each kind that untrained networks read, which is slow."""
 
 
 def benchmark(params: Params, root: Path) -> dict[str, Any]:
@@ -52,7 +56,9 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     tested = open_split(prepared, "test")
     test = tested.images
     # every kind of image is held at the data's size
-    n = images_within(min(params.detector.panel_images, len(test)), KINDS * info.channels * info.size**2)
+    n = images_within(
+        min(params.detector.panel_images, len(test)), KINDS * info.channels * math.prod(height_width(info.size))
+    )
     # where there are enough test images, the ones that are transformed are not among the normal ones
     start = n if len(test) >= 2 * n else 0
     normal = FeatureCache(np.array(test[:n]), detector.models, size=detector.reading_size)
@@ -113,7 +119,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             for kind in track(list(panel), "streams of batches")
         },
         folds=held_out_classes(params, root) if info.class_names else {},
-        no_class=no_class_rates(params, root, {NORMAL: np.asarray(normal.source), **panel}),
+        no_class=no_class_rates(params, root, detector, {NORMAL: np.asarray(normal.source), **panel}, scores[DETECTOR]),
         left_out=left_out,
         grouped=groups is not None,
     )
@@ -172,7 +178,7 @@ def every_score(
             kind: whole[kind] + detector.judge_weight * tail_surprise(result[DECLARED_MEMBER][kind], judge_tail)
             for kind in images
         }
-    rows |= control_rows(detector, everything, images, result)
+    rows |= control_rows(detector, everything, images, result, CONTROL_IMAGES)
     return rows | {name: result[name] for name in MEMBERS if name in result}, left_out
 
 

@@ -42,11 +42,12 @@ def control_rows(
     data: FittingData,
     images: Mapping[str, FeatureCache],
     scores: Mapping[str, Mapping[str, Floats]],
+    most: int | None = None,
 ) -> dict[str, dict[str, Floats]]:
     """Row -> kind of image -> score: UNTRAINED and NO_NETWORK, each where it makes sense.
 
     `scores` are those of the detector's own members. What reads a network is fitted anew on `data` with an untrained
-    one; declared transformations are left out of both rows.
+    one, which then reads the first `most` images of each kind; declared transformations are left out of both rows.
     """
     members = [member for member in detector.members if member.name != DECLARED_MEMBER]
     readers = [member for member in members if member.reads]
@@ -69,7 +70,8 @@ def control_rows(
         sample=_with(data.sample, models),
         validation=_with(data.validation, models),
     )
-    seen = {kind: _with(features, models) for kind, features in images.items()}
+    seen = {kind: _with(features.first(most or len(features)), models) for kind, features in images.items()}
+    rest = [{kind: found[kind][:most] for kind in images} for found in rest]
     for member in readers:
         fitted: Arrays = fit_member(member, blind)
         tail = fit_tail(np.asarray(member.score(blind.validation, fitted), dtype=np.float64))
@@ -81,9 +83,17 @@ def control_rows(
 def gains(
     scores: Mapping[str, Mapping[str, Floats]], detector: str, normal: str, *, seed: int
 ) -> dict[str, list[float]]:
-    """Control -> [value, low, high] of mean AUROC over all kinds, the row `detector` minus the control."""
+    """Control -> [value, low, high] of mean AUROC over all kinds, the row `detector` minus the control.
+
+    A control that read the first images of a kind is held against the detector's scores of the same ones.
+    """
     kinds = [kind for kind in scores[detector] if kind != normal]
-    return {row: paired_gain(scores[detector], scores[row], normal, kinds, seed) for row in CONTROLS if row in scores}
+    result = {}
+    for row in CONTROLS:
+        if row in scores:
+            same = {kind: values[: len(scores[row][kind])] for kind, values in scores[detector].items()}
+            result[row] = paired_gain(same, scores[row], normal, kinds, seed)
+    return result
 
 
 def _with(features: FeatureCache, models: Models) -> FeatureCache:

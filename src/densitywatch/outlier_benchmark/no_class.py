@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from densitywatch.arrays import Pixels
+from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.dataset import open_split
 from densitywatch.data.reading import Rows
-from densitywatch.detector.detector import load
+from densitywatch.detector.detector import Detector
 from densitywatch.detector.label_ranks import LabelRanks
 from densitywatch.evaluation.measures.labels import by_bayes, label_prior, nats_by_label
 from densitywatch.models.offers import takes_labels
@@ -29,7 +29,9 @@ IMAGES = 100
 NORMAL = "normal"
 
 
-def no_class_rates(params: Params, root: Path, kinds: Mapping[str, Pixels]) -> dict[str, float]:
+def no_class_rates(
+    params: Params, root: Path, detector: Detector, kinds: Mapping[str, Pixels], scores: Mapping[str, Floats]
+) -> dict[str, float]:
     """Kind of image -> the share with a p-value at or below detector.false_alarm_rate that they belong to any class.
 
     All images of the kind `normal` count, so that their share can be compared with the rate that was asked for. Empty
@@ -42,21 +44,19 @@ def no_class_rates(params: Params, root: Path, kinds: Mapping[str, Pixels]) -> d
     calibration = open_split(root / "data" / "prepared", "calibration").one_of_each_group(params.seed)
     if not takes_labels(model) or not (calibration.labels >= 0).any():
         return {}
-    detector, rate = load(root / "models" / "detector"), params.detector.false_alarm_rate
-    prior = label_prior(model, params.inbox.label_prior)
+    rate, prior = params.detector.false_alarm_rate, label_prior(model, params.inbox.label_prior)
 
-    def read(images: Any) -> tuple[Any, Any]:
-        parts = [np.array(images[i : i + IMAGES]) for i in range(0, len(images), IMAGES)]
-        return (
-            np.concatenate([detector.score(part).score for part in parts]),
-            by_bayes(nats_by_label(model, images), prior).label,
-        )
+    def label(images: Any) -> Any:
+        return by_bayes(nats_by_label(model, images), prior).label
 
     some = Rows(calibration.images, np.arange(min(len(calibration), params.evaluate.label_images)))
-    ranks = LabelRanks(*read(some), classes=model.classes)
+    parts = [np.array(some[i : i + IMAGES]) for i in range(0, len(some), IMAGES)]
+    known = np.concatenate([detector.score(part).score for part in parts])
+    ranks = LabelRanks(known, label(some), classes=model.classes)
     if (words := ranks.too_small(rate, model.class_names)) is not None:
         say(f"benchmark: {words}")
-    return {
-        kind: float((ranks.p_values(*read(images if kind == NORMAL else images[:IMAGES])) <= rate).mean())
-        for kind, images in track(kinds.items(), "images of no class", total=len(kinds))
-    }
+    rates = {}
+    for kind, images in track(kinds.items(), "images of no class", total=len(kinds)):
+        few = images if kind == NORMAL else images[:IMAGES]
+        rates[kind] = float((ranks.p_values(scores[kind][: len(few)], label(few)) <= rate).mean())
+    return rates

@@ -18,6 +18,7 @@ from densitywatch.data.reading import resized
 from densitywatch.detector.scores.transformations import TRANSFORMATIONS
 from densitywatch.errors import DataError
 from densitywatch.params import Params
+from densitywatch.sizes import Size
 
 MOST_KINDS = len(DEFECTS) + sum(len(changes) for changes in TRANSFORMATIONS.values())
 """The largest number of kinds that a panel has."""
@@ -81,7 +82,7 @@ def foreign_digits(root: Path, info: DatasetInfo, limit: int) -> Pixels | None:
     return fitted_to(np.array(digits), info.size, info.channels)
 
 
-def fitted_to(images: Pixels, size: int, channels: int) -> Pixels:
+def fitted_to(images: Pixels, size: Size, channels: int) -> Pixels:
     """Pixels (N, C, H, W) resized to `size` and turned to grey or RGB."""
     images = resized(images, size)
     if images.shape[1] == channels:

@@ -8,6 +8,7 @@ import numpy as np
 
 from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
+from densitywatch.sizes import as_size
 
 GAP = 2
 WIDTH = 1024
@@ -36,7 +37,8 @@ def grid(images: np.ndarray, columns: int, *, cell: int = 56, width: int | None 
     pixels wide, unless `width` is None.
     """
     if width is not None and max(images.shape[2:]) > (largest := max(cell, width // max(1, min(columns, len(images))))):
-        images = resized(images, largest)
+        scale = largest / max(images.shape[2:])
+        images = resized(images, as_size(*(max(1, round(side * scale)) for side in images.shape[2:])))
     n, _, height, across = images.shape
     columns = max(1, min(columns, n))
     rows = -(-n // columns)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from densitywatch.errors import RegistryError
 from densitywatch.params import Params, load_params
 from densitywatch.progress import say
-from densitywatch.registry.champions import CHAMPION, REGISTERED, Standing, fetch, find, newest_verified, standing
+from densitywatch.registry.champions import CHAMPION, Standing, fetch, find, newest_verified, standing
 from densitywatch.tracking.addresses import follow_move
 from densitywatch.tracking.runs import open_client, store_errors
 from densitywatch.tracking.store import check_reachable, tracking_uri
@@ -58,25 +58,13 @@ def download_model(
     with store_errors(uri, RegistryError):
         if not stand_in or not address.endswith(f"@{CHAMPION}"):
             return fetch(client, uri, find(client, address))
-        folder, told = _champion_folder(client, uri, address)
+        folder, told = champion_folder(client, uri, address)
     if told:
         say(told)
     return folder
 
 
-def stand_in(name: str, params: Params, root: Path) -> str | None:
-    """A sentence about the version that users get in place of the champion; None where they get the champion.
-
-    Raises RegistryError when no version can take its place.
-    """
-    uri = tracking_uri(params, root)
-    check_reachable(uri, create=False)
-    follow_move(uri, root)
-    with store_errors(uri, RegistryError):
-        return _champion_folder(open_client(uri), uri, f"models:/{REGISTERED}{name}@{CHAMPION}")[1] or None
-
-
-def _champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
+def champion_folder(client: MlflowClient, uri: str, address: str) -> tuple[Path, str]:
     """The files of the champion, or of the newest one before it that can be verified and a sentence about it."""
     registered = address.removeprefix("models:/").removesuffix(f"@{CHAMPION}")
     try:

@@ -2,7 +2,8 @@
 
 The rule is that of a non-inferiority test. A candidate passes when it beats the trivial model of its kind and one is
 `gate.confidence` sure that it is worse than the champion by no more than `gate.margin`. A detector must pass it twice:
-for how it ranks images with defects, and for the share of them that the rule in force finds.
+for how it ranks images with defects, and for the share of them that the rule in force finds. And it must not have gone
+worse on a kind of defect, whatever it gained on the others.
 
 The images are the split `gate`, which fits and chooses nothing. Stored figures are never compared: a champion's old
 figure was taken on other images or by other code, or is missing.
@@ -120,6 +121,8 @@ def judge(
     told["images"] = counts.shape[1]
     below = ""
     if candidate.missed is not None:
+        if not math.isfinite(candidate.missed.value):
+            return Decision(False, f"rejected: the share that it misses is {candidate.missed.value}", candidate)
         told |= {"found": 1 - candidate.missed.value, "outliers": SHARE}
     if floor is not None:
         told["floor"] = floor.value
@@ -151,13 +154,50 @@ def judge(
         f"{name} {value:.4f}, {in_words(gap, passed)} {champion.value:.4f}"
         f" ({sure(rules, gap)}; the margin is {margin:.4f}){below}"
     )
-    if candidate.missed is None or champion.missed is None:
+    if candidate.missed is None and champion.missed is None:
         return Decision(passed, f"{'passed' if passed else 'rejected'}: {compared}", candidate, champion, told)
+    if candidate.missed is None or champion.missed is None or candidate.kinds.keys() != champion.kinds.keys():
+        reason = (
+            f"rejected: a figure of the candidate or of the champion is missing, so they are not compared; {AFRESH}"
+        )
+        return Decision(False, reason, candidate, champion, told)
     enough, found, figures = compare_found(candidate.missed, champion.missed, rules, counts, independent)
+    whole, worse, of_kinds = compare_kinds(candidate.kinds, champion.kinds, rules, counts, independent)
     # what it is rejected for comes first
-    parts = [found, compared] if passed and not enough else [compared, found]
-    verdict = "passed" if passed and enough else "rejected"
-    return Decision(passed and enough, f"{verdict}: {'; '.join(parts)}", candidate, champion, told | figures)
+    parts = [(passed, compared), (enough, found), *([] if whole else [(whole, worse)])]
+    texts = [text for ok, text in parts if not ok] + [text for ok, text in parts if ok]
+    passed = passed and enough and whole
+    reason = f"{'passed' if passed else 'rejected'}: {'; '.join(texts)}"
+    return Decision(passed, reason, candidate, champion, told | figures | of_kinds)
+
+
+def compare_kinds(
+    candidate: dict[str, Measurement],
+    champion: dict[str, Measurement],
+    rules: GateParams,
+    counts: Floats,
+    independent: int,
+) -> tuple[bool, str, dict[str, float | str]]:
+    """Whether no kind of defect has gone worse; the kinds that have, in words; and the figures of each kind.
+
+    One is `confidence` sure that a kind named here is worse by more than the margin, and so of all kinds together: each
+    gets its share of what is left (Bonferroni). A kind of which the images show too little does not count against it.
+    """
+    confidence = 1 - (1 - rules.confidence) / max(1, len(candidate))
+    worse: list[str] = []
+    figures: dict[str, float | str] = {}
+    for kind, new in candidate.items():
+        old = champion[kind]
+        margin = rules.margin.detector + rules.tolerance * abs(old.value)
+        gap = difference(new, old, counts, confidence, independent, rules.tolerance)
+        figures |= {f"error.{kind}": new.value, f"champion_error.{kind}": old.value}
+        if not gap.low <= margin:  # NaN too
+            worse.append(
+                f"on defects of the kind {kind} its error is {new.value:.4f}, worse than the champion's {old.value:.4f}"
+                f" ({rules.confidence:.0%} sure for all kinds that it is worse by {gap.low:.4f}; the margin is"
+                f" {margin:.4f})"
+            )
+    return not worse, "; ".join(worse), figures
 
 
 def compare_found(

@@ -27,6 +27,7 @@ from densitywatch.models.storage import load_model_folder
 from densitywatch.params import Params
 from densitywatch.registry.floors import independent_bits, independent_pixels, mean_image_errors, training_sample
 from densitywatch.registry.resampling import Measurement, mean_figures, one_figure
+from densitywatch.sizes import Size, height_width, in_pixels
 
 BATCH = 250
 
@@ -38,8 +39,8 @@ def measure_model(folder: Path, images: Pixels, params: Params, root: Path) -> M
     error of reconstructions, or the FID of samples.
     """
     model: Any = load_model_folder(folder)
-    if images.shape[1:3] != (model.channels, stored_size(model)):
-        ours, theirs = shape_of(images.shape[1], images.shape[2]), shape_of(model.channels, stored_size(model))
+    if images.shape[1:] != (model.channels, *height_width(stored_size(model))):
+        ours, theirs = shape_of(images.shape[1], images.shape[2:]), shape_of(model.channels, stored_size(model))
         raise DensitywatchError(f"it takes images of {theirs} and the prepared dataset has {ours}")
     cuda = torch.cuda.is_available() and params.device.accelerator in ("auto", "cuda")
     device = torch.device("cuda" if cuda else "cpu")
@@ -100,16 +101,16 @@ def measure_samples(model: Any, images: Pixels, params: Params, root: Path) -> M
     return measured(drawn, floor)
 
 
-def of_size(size: int, images: Pixels) -> str:
+def of_size(size: Size, images: Pixels) -> str:
     """The part of a measure's name that says at which size the model sees the images, where that is not theirs.
 
     Only measures of the same name are compared.
     """
-    return "" if size == images.shape[2] else f" at {size} x {size}"
+    return "" if height_width(size) == images.shape[2:] else f" at {in_pixels(size)}"
 
 
-def shape_of(channels: int, size: int) -> str:
-    return f"{size} x {size} pixels in {'grey' if channels == 1 else 'colour'}"
+def shape_of(channels: int, size: Size) -> str:
+    return f"{in_pixels(size)} pixels in {'grey' if channels == 1 else 'colour'}"
 
 
 def training_images(root: Path, size: int) -> Pixels:

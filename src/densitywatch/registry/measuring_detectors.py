@@ -52,7 +52,8 @@ def measure_detector(
     """The share of pairs that the detector in `folder` puts in the wrong order: 1 - AUROC on images with defects.
 
     Each image is scored as it is, and with defects drawn with the seed of params. Foreign images are for the benchmark
-    alone. `missed` of the measurement is the share of these images that the rule in force does not flag.
+    alone. `missed` of the measurement is the share of these images that the rule in force does not flag, `kinds` the
+    measure on the images whose first defect is of a kind.
 
     must_hold: raise DensitywatchError when the detector's p-values do not hold on the images as they are, one of each
     group, since those of alike images are alike. Of a champion nobody asks it: one that no longer holds must not bar
@@ -82,7 +83,21 @@ def measure_detector(
 
     value, figures = of_scores(normal, outlying)
     missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
-    return Measurement(NAME, value, "detector", figures, floor, missed)
+    return Measurement(NAME, value, "detector", figures, floor, missed, by_kind(normal, outlying, rows))
+
+
+def by_kind(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64]) -> dict[str, Measurement]:
+    """The measure on the images whose first defect is of a kind, for each kind of which there are FEWEST images.
+
+    normal: (N,) scores of images as they are. outlying: scores of those that `rows` names, with_many_defects.
+    """
+    found = {}
+    for number, kind in enumerate(DEFECTS):
+        of_kind = rows % len(DEFECTS) == number
+        if of_kind.sum() >= FEWEST:
+            figures = wrong_pairs(normal, outlying[of_kind], rows[of_kind])
+            found[kind] = Measurement(f"{NAME}: {kind}", one_figure(figures, len(normal)), "detector", figures)
+    return found
 
 
 def _scores(loaded: detector.Detector, images: Pixels) -> Floats:

@@ -34,6 +34,8 @@ class Measurement:
     """Measures the trivial model of the same kind on the same images: the floor."""
     missed: Missed | None = field(default=None, compare=False, repr=False)
     """Of a detector: what the rule in force does not find."""
+    kinds: dict[str, Measurement] = field(default_factory=dict, compare=False, repr=False)
+    """Of a detector: the same figure for each kind of defect by itself."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from densitywatch.errors import DataError
 from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor, Sampler, takes_labels
 from densitywatch.models.storage import load_model_folder
 from densitywatch.registry.version_files import CALIBRATION, load_calibration
+from densitywatch.sizes import Size, height_width
 
 MAX_IMAGES = 1024
 MAX_SAMPLES = 64
@@ -51,7 +52,7 @@ class Service:
         self.model: Any = load_model_folder(folder) if self.detector is None else None
         takes: Any = self.detector or self.model
         self.channels: int = takes.channels
-        self.size: int = takes.size if self.detector is not None else stored_size(self.model)
+        self.size: Size = takes.size if self.detector is not None else stored_size(self.model)
         """Image files are brought to this size, as the model's training images were, and then to the model's size."""
         scores = folder / CALIBRATION
         self.calibration = load_calibration(scores) if scores.is_file() else None
@@ -111,9 +112,9 @@ class Service:
     def _arrays(self, values: npt.NDArray[Any]) -> Pixels:
         if values.ndim == 3 and self.channels == 1:
             values = values[:, None]
-        shape = (self.channels, self.size, self.size)
+        shape = (self.channels, *height_width(self.size))
         seen = self.size if self.model is None else self.model.size
-        if values.shape[1:] not in (shape, (self.channels, seen, seen)):
+        if values.shape[1:] not in (shape, (self.channels, *height_width(seen))):
             raise DataError(f"images have the shape {list(values.shape[1:])} where the model takes {list(shape)}")
         if values.dtype.kind not in "iuf" or not ((values >= 0) & (values <= 255) & (values == np.round(values))).all():
             raise DataError("pixels must be whole numbers from 0 to 255")

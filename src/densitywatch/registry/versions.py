@@ -1,8 +1,8 @@
 """The registry: `register`, `promote` and `rollback` of versions of densitywatch-<model> and densitywatch-detector.
 
 The aliases are champion and challenger. One promotion runs at a time, under a lock. champions.py knows who is champion
-and who was; gate.py measures; version_files.py packs; download.py gets a version's files. MLflow is imported inside
-functions: it takes seconds, and `rollback --help` or a folder's address needs none of it.
+and who was; history.py notes each change; gate.py measures; version_files.py packs; download.py gets a version's files.
+MLflow is imported inside functions: it takes seconds, and `rollback --help` or a folder's address needs none of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from densitywatch.models.offers import Bounded, ExactDensity, Reconstructor
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 from densitywatch.params import Params
 from densitywatch.progress import say
+from densitywatch.registry import history
 from densitywatch.registry.champions import (
     CHALLENGER,
     REGISTERED,
@@ -38,10 +39,12 @@ from densitywatch.registry.champions import (
     newest_verified,
     standing,
 )
-from densitywatch.registry.download import download_model, stand_in, who_stands_in
+from densitywatch.registry.download import download_model, who_stands_in
 from densitywatch.registry.gate import Decision, gate
+from densitywatch.registry.history import Actor, Entry, entry, user_name
 from densitywatch.registry.service import answers_of
 from densitywatch.registry.version_files import WEIGHTS_TAG, pack_detector, pack_model
+from densitywatch.sizes import height_width
 from densitywatch.tracking.addresses import CONTENT, PACKED
 from densitywatch.tracking.runs import open_client, prepare_store, run_exists, store_errors
 from densitywatch.tracking.store import store_lock, tracking_uri
@@ -51,7 +54,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-__all__ = ["Decision", "download_model", "gate", "promote", "register", "rollback", "stand_in"]
+__all__ = ["Actor", "Decision", "download_model", "gate", "promote", "register", "rollback"]
 
 DESCRIPTION = """\
 Serve it: `mlflow models serve -m models:/{registered}@champion --env-manager local --host 127.0.0.1`.
@@ -121,7 +124,7 @@ def _log_version(
 
     model: Any = None if registered == REGISTERED + "detector" else load_model_folder(packed)
     judges = model is None or isinstance(model, ExactDensity | Bounded | Reconstructor)
-    images = np.zeros((1, params.data.channels, params.data.size, params.data.size), dtype=np.uint8)
+    images = np.zeros((1, params.data.channels, *height_width(params.data.size)), dtype=np.uint8)
     example = images if judges else {"samples": 1}
     logged = client.create_logged_model(experiment, name=registered, source_run_id=run_id, tags=tags)
     with _current_store(uri), warnings.catch_warnings():
@@ -168,12 +171,13 @@ def promote(
     *,
     automatic: bool = False,
     afresh: bool = False,
+    actor: Actor | None = None,
 ) -> Decision:
     """Make the challenger, or `version`, champion if it passes the gate. The old champion is kept for `rollback`.
 
     Where the alias or the champion's files are gone, the candidate is compared with the newest earlier champion that
     can be verified. A version that was rolled back is promoted again only by its number. The decision is noted among
-    the version's tags.
+    the version's tags and, with the `actor` who asked for it, in the model's history.
 
     `automatic`: a champion that a person chose in MLflow stays. A promotion that a person asks for, whatever the gate
     says, lets automatic ones go on. `afresh`: the candidate is compared with nothing.
@@ -184,12 +188,14 @@ def promote(
     uri = tracking_uri(params, root)
     client = open_client(uri)
     registered = REGISTERED + name
-    with store_lock(uri, root, f"promote-{name}"):
+    actor = actor or Actor(user_name())
+    with _promotions(uri, root, name):
         with store_errors(uri, RegistryError):
             wanted = f"models:/{registered}" + (f"/{version}" if version is not None else f"@{CHALLENGER}")
             candidate = find(client, wanted)
             number = str(candidate.version)
             seen = standing(client, registered)
+            history.catch_up(client, seen, "a promotion")
             if automatic and seen.by_hand and number != seen.alias:
                 return Decision(False, f"version {seen.alias} was made champion by hand and stays; {_go_on(name)}")
             if number == seen.alias:
@@ -199,7 +205,9 @@ def promote(
                 return Decision(True, f"version {number} is the champion already")
             if version is None and candidate.tags.get(ROLLED_BACK):
                 why = f"was rolled back; `densitywatch promote {name} --version {number}` would insist"
-                return Decision(False, f"rejected: version {number} {why}")
+                refused = Decision(False, f"rejected: version {number} {why}")
+                history.add(client, registered, entry("rejected", seen.alias, number, actor, refused.reason))
+                return refused
             ours = fetch(client, uri, candidate)
             order = [] if afresh else seen.newest_first
             compared, theirs, reasons = newest_verified(client, uri, registered, order)
@@ -209,38 +217,69 @@ def promote(
         with store_errors(uri, RegistryError):
             client.set_model_version_tag(registered, number, "gate", decision.reason[:5000])
             client.set_model_version_tag(registered, number, "gate_figures", json.dumps(decision.figures))
+            outcome: history.Outcome = "promoted" if decision.passed else "rejected"
+            noted = entry(outcome, seen.alias, number, actor, decision.reason, decision.figures)
             if decision.passed:
-                _settle(client, seen, candidate)
-            elif not automatic and seen.by_hand:
+                _settle(client, seen, candidate, noted)
+                return decision
+            history.add(client, registered, noted)
+            if not automatic and seen.by_hand:
                 move(client, seen, seen.alias, seen.after(str(seen.alias)))
                 decision = replace(decision, reason=f"{decision.reason}; automatic promotion goes on from here")
     return decision
 
 
-def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion) -> None:
+@contextmanager
+def _promotions(uri: str, root: Path, name: str) -> Iterator[None]:
+    """The lock under which one process at a time moves a model's alias. One line says that another holds it."""
+    with store_lock(
+        uri, root, f"promote-{name}", waiting=lambda: say(f"{name}: another promotion runs; waiting for it")
+    ):
+        yield
+
+
+def _settle(client: MlflowClient, seen: Standing, candidate: ModelVersion, noted: Entry | None = None) -> None:
     """Make the candidate champion, unless the alias was moved in the meantime."""
-    move(client, seen, str(candidate.version), seen.after(str(candidate.version)))
+    _move(client, seen, str(candidate.version), seen.after(str(candidate.version)), noted)
     if candidate.tags.get(ROLLED_BACK):
         client.delete_model_version_tag(candidate.name, candidate.version, ROLLED_BACK)
+
+
+def _move(client: MlflowClient, seen: Standing, version: str | None, trail: Trail, noted: Entry | None) -> None:
+    """`move`, and its entry in the history. Raises RegistryError when the alias is not where it was `seen`."""
+    if noted is not None:
+        history.announce(client, seen.registered, noted)
+    move(client, seen, version, trail)
+    if noted is not None:
+        history.settle(client, standing(client, seen.registered))
 
 
 def _go_on(name: str) -> str:
     return f"`densitywatch promote {name}` lets automatic promotion go on"
 
 
-def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) -> int | None:
+def rollback(
+    name: str,
+    params: Params,
+    root: Path,
+    *,
+    to_none: bool = False,
+    actor: Actor | None = None,
+    reason: str = "",
+) -> int | None:
     """Make the previous champion the champion again; returns its version.
 
     Versions whose files are gone or altered are passed over, and a line says so. Where the alias is gone, the last
     champion gets it back. Where there is no earlier champion, `to_none` leaves the model without one and returns None;
-    otherwise RegistryError is raised.
+    otherwise RegistryError is raised. The history has the `actor` who asked for it, and the `reason`.
     """
     prepare_store(params, root)
     uri = tracking_uri(params, root)
     client = open_client(uri)
     registered = REGISTERED + name
-    with store_lock(uri, root, f"promote-{name}"), store_errors(uri, RegistryError):
+    with _promotions(uri, root, name), store_errors(uri, RegistryError):
         seen = standing(client, registered)
+        history.catch_up(client, seen, "a rollback")
         present = seen.alias
         earlier = seen.newest_first if present is None else seen.newest_first[1:]
         found, _, reasons = newest_verified(client, uri, registered, earlier)
@@ -256,7 +295,9 @@ def rollback(name: str, params: Params, root: Path, *, to_none: bool = False) ->
                     client.set_model_version_tag(registered, version.version, ROLLED_BACK, "true")
                 elif str(version.version) == found and version.tags.get(ROLLED_BACK):
                     client.delete_model_version_tag(registered, version.version, ROLLED_BACK)
-        move(client, seen, found, kept)
+        why = "; ".join(filter(None, [reason, *(f"passed over: {text}" for text in reasons)]))
+        noted = entry("rolled back", present, found, actor or Actor(user_name()), why)
+        _move(client, seen, found, kept, noted)
     return None if found is None else int(found)
 
 

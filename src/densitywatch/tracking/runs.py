@@ -26,7 +26,18 @@ from densitywatch.errors import DensitywatchError, ModelError
 from densitywatch.models.storage import model_settings
 from densitywatch.params import Params
 from densitywatch.tracking.addresses import ARTIFACTS, follow_move
-from densitywatch.tracking.store import check_reachable, is_database, plain, store_lock, tracking_uri
+from densitywatch.tracking.database import mlflow_uri
+from densitywatch.tracking.schemas import prepare
+from densitywatch.tracking.store import (
+    FLOW_RUN,
+    FLOW_RUN_VARIABLE,
+    REPORT,
+    check_reachable,
+    is_database,
+    plain,
+    store_lock,
+    tracking_uri,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -45,6 +56,7 @@ QUIET = {
 
 __all__ = [  # tracking_uri is handed on
     "Run",
+    "batches_experiment",
     "log_batch",
     "log_evaluation",
     "open_client",
@@ -80,16 +92,23 @@ def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchErr
         raise error_type(f"MLflow's store {plain(uri)} did not do what was asked: {reason}") from error
 
 
-def prepare_store(params: Params, root: Path) -> str:
-    """Make the store where it is new, and return the id of the experiment params.mlflow.experiment.
+def batches_experiment(params: Params) -> str:
+    """The name of the experiment that scored batches are in: not among training runs."""
+    return f"{params.mlflow.experiment}-batches"
+
+
+def prepare_store(params: Params, root: Path, experiment_name: str | None = None) -> str:
+    """Make the store where it is new, and return the id of the experiment, by default params.mlflow.experiment.
 
     Several processes that open a new database at once break all but one of them, so opening is under a lock. Artifacts
     of a database go under `root`/mlartifacts; those of a server go where the server says. Raises DensitywatchError
     when the store cannot be reached.
     """
     uri = tracking_uri(params, root)
-    name = params.mlflow.experiment
+    name = experiment_name or params.mlflow.experiment
     with store_lock(uri, root, "open"):
+        if "MLFLOW_TRACKING_URI" not in os.environ and uri == mlflow_uri():  # a worker's clone is given the address
+            prepare(root)
         check_reachable(uri)
         follow_move(uri, root)
         client = open_client(uri)
@@ -225,6 +244,7 @@ def _describe(
         "dataset_digest": digest,
         "densitywatch_version": version("densitywatch"),
         **git_tags(root),
+        **_links({FLOW_RUN: os.environ.get(FLOW_RUN_VARIABLE, "")}),
     }
     client.log_batch(
         run_id,
@@ -235,6 +255,17 @@ def _describe(
     # MLflow takes 36 characters of a digest; the whole one is among the tags
     data = Dataset(name=dataset, digest=digest[:36], source_type="local", source=source)
     client.log_inputs(run_id, [DatasetInput(data, tags=[InputTag("mlflow.data.context", "training")])])
+
+
+def _links(addresses: Mapping[str, str]) -> dict[str, str]:
+    """Tags with the addresses of other pages, and the note with links that MLflow shows on top of the run's page."""
+    names = {FLOW_RUN: "the flow run in Prefect", REPORT: "the report of the batch"}
+    known = {
+        name: address for name, address in addresses.items() if re.fullmatch(r"(https?|file)://[^\s()<>]+", address)
+    }
+    if not known:
+        return {}
+    return {**known, "mlflow.note.content": ", ".join(f"[{names[name]}]({known[name]})" for name in known)}
 
 
 def flat_params(name: str, params: Params) -> dict[str, str]:
@@ -292,14 +323,15 @@ def log_evaluation(
     return True
 
 
-def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
+def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Mapping[str, str] | None = None) -> str:
     """Log one scored batch as a run: its figures, its detector, report.html and summary.json. Returns the run's id.
 
-    `summary` is what `score_source` returns. The same results have one run, however often they are logged.
+    `summary` is what `score_source` returns. `links`: addresses of other pages, for the tags FLOW_RUN and REPORT. The
+    same results have one run, however often they are logged.
     """
     from mlflow.entities import Param, RunTag
 
-    experiment = prepare_store(params, root)
+    experiment = prepare_store(params, root, batches_experiment(params))
     uri = tracking_uri(params, root)
     client = open_client(uri)
     key = hashlib.sha256(
@@ -312,6 +344,9 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path) -> str:
             return str(known[0].info.run_id)
         run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
         tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
+        tags += [RunTag(name, text) for name, text in _links(links or {}).items()]
+        if summary.get("stand_in"):  # it was not scored with the champion
+            tags.append(RunTag("stand_in", str(summary["stand_in"])[:5000]))
         client.log_batch(run_id, params=[Param("batch", name)], tags=tags)
         run = Run(client, uri, run_id)
         run.log(0, {key: float(value) for key, value in summary.items() if isinstance(value, int | float)})

@@ -12,26 +12,32 @@ import os
 import re
 import socket
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from densitywatch.environment import ENV_FILE, LOGIN
 from densitywatch.errors import DensitywatchError, ParamsError
 from densitywatch.params import Params
+from densitywatch.tracking import database as server
 
 REACH_SECONDS = 5.0
 SCHEMES = ("sqlite", "http", "https", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
+FLOW_RUN, REPORT = "prefect_flow_run", "report"
+"""Tags with the addresses of the flow run in Prefect's page and of a batch's report."""
+FLOW_RUN_VARIABLE = "DENSITYWATCH_FLOW_RUN"
+"""The variable by which a flow tells its stages the address of its run."""
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 """Databases that are reached over the network directly, without MLflow's server."""
 
 
 def tracking_uri(params: Params, root: Path) -> str:
-    """The address of runs and registry: the environment's MLFLOW_TRACKING_URI, or else params.mlflow.tracking_uri.
+    """The address of runs and registry: MLFLOW_TRACKING_URI, or DATABASE_URL, or else params.mlflow.tracking_uri.
 
     A relative sqlite path counts from `root`. Raises ParamsError for an address that is no MLflow store.
     """
-    given = os.environ.get("MLFLOW_TRACKING_URI") or params.mlflow.tracking_uri
+    given = os.environ.get("MLFLOW_TRACKING_URI") or server.mlflow_uri() or params.mlflow.tracking_uri
     scheme = given.partition(":")[0].partition("+")[0]
     if scheme not in SCHEMES:
         raise ParamsError(
@@ -57,13 +63,22 @@ def is_database(uri: str) -> bool:
 
 
 def plain(uri: str) -> str:
-    """The address without its password, for messages."""
-    return re.sub(r"(?<=://)[^/@]*@", "", uri)
+    """The address, or a text with addresses, without passwords, for messages."""
+    # up to the last @, since a password may hold one; a port and a path with an @ are no password
+    shown = re.sub(r"(?<=://)(?:[^/\s]*|[^/:@\s]*:(?!\d+/)\S*)@", "", uri)
+    return re.sub(r"(?i)\b(password=)[^&\s]*|\?options=\S*", r"\1", shown)
+
+
+def is_own(uri: str) -> bool:
+    """Whether the store is this checkout's, so that its MLflow server is for `make up` to start."""
+    return sqlite_path(uri) is not None or (uri == server.mlflow_uri())
 
 
 @contextmanager
-def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
+def store_lock(uri: str, root: Path, what: str, *, waiting: Callable[[], object] | None = None) -> Iterator[None]:
     """Let one process at a time on this machine do `what` with this store; the lock ends with its process.
+
+    `waiting` is called once where another process holds the lock; what it raises ends the wait.
 
     Raises DensitywatchError when the lock's file cannot be written.
     """
@@ -81,7 +96,12 @@ def store_lock(uri: str, root: Path, what: str) -> Iterator[None]:
             f"{path}: cannot be written ({error.strerror}); MLflow's store needs a folder that can be written"
         ) from None
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting is not None:
+                waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -102,7 +122,12 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
         elif scheme in ("http", "https"):
             import requests  # the HTTP client of MLflow, so that proxies work the same
 
-            requests.get(uri.rstrip("/") + "/health", timeout=REACH_SECONDS)
+            answer = requests.get(uri.rstrip("/") + "/version", timeout=REACH_SECONDS, auth=_login())
+            if answer.status_code in (401, 403):
+                raise DensitywatchError(
+                    f"MLflow's store {plain(uri)} refuses the login; set {LOGIN}=name:password to that of its server,"
+                    f" in {ENV_FILE} or in the environment"
+                )
         elif scheme in PORTS:
             check_driver(uri)
             socket.create_connection(
@@ -112,6 +137,12 @@ def check_reachable(uri: str, *, create: bool = True) -> None:
     except (OSError, sqlite3.Error) as error:
         kind = "no answer" if not isinstance(error, sqlite3.Error) else str(error)
         raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({kind}); {advice}") from None
+
+
+def _login() -> tuple[str, str] | None:
+    """What MLflow's client sends to a server; None lets requests look into the address and ~/.netrc."""
+    name = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    return (name, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if name else None
 
 
 def _log_in(uri: str) -> None:
@@ -125,7 +156,9 @@ def _log_in(uri: str) -> None:
         create_engine(uri, poolclass=NullPool, connect_args=patience).connect().close()
     except SQLAlchemyError as error:
         said = " ".join(plain(str(getattr(error, "orig", error))).split())[:200]
-        advice = "correct mlflow.tracking_uri or MLFLOW_TRACKING_URI"
+        advice = "correct " + (
+            server.VARIABLE if uri == server.mlflow_uri() else "mlflow.tracking_uri or MLFLOW_TRACKING_URI"
+        )
         raise DensitywatchError(f"MLflow's store {plain(uri)} cannot be opened ({said}); {advice}") from None
 
 

@@ -254,7 +254,7 @@ def test_neighbours_share_a_gaussian_on_a_fine_grid_and_nothing_moves() -> None:
     features = torch.arange(2 * 70 * 70, dtype=torch.float32).reshape(2, 70, 70, 1)
     cells = local_map.to_cells(features)
     assert cells.shape == (2 * 9, 24 * 24, 1)  # 70 places a side: squares of 3 x 3 share a Gaussian
-    back = local_map.from_cells(cells[..., 0], 2, 70)
+    back = local_map.from_cells(cells[..., 0], (2, 70, 70))
     torch.testing.assert_close(back, features[..., 0])
 
 

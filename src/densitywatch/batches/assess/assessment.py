@@ -32,6 +32,7 @@ from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json, write_whole
 from densitywatch.params import Params
 from densitywatch.progress import say
+from densitywatch.sizes import Size, for_json
 from densitywatch.text import as_text
 
 FIGURES = "assessment.json"
@@ -97,7 +98,7 @@ def assess(
     found = {
         "folder": shown_source(source, root),
         "detector": digest,
-        "size": loaded.size,
+        "size": for_json(loaded.size),
         "channels": loaded.channels,
         "resize": loaded.resize,
         "calibration_images": len(loaded.calibration),
@@ -175,7 +176,7 @@ def _measured(good: Kind, bad: list[Kind], detector: Scorer, seed: int) -> dict[
     }
 
 
-def _pixels(good: Kind, bad: list[Kind], size: int) -> dict[str, dict[str, Any]]:
+def _pixels(good: Kind, bad: list[Kind], size: Size) -> dict[str, dict[str, Any]]:
     """`pixel_auroc`, `pro` and `regions` of each kind that has masks, and under "" of all of them together."""
     masked = [kind for kind in bad if kind.masks_used]
     if not masked or not good.maps:

@@ -19,6 +19,7 @@ from densitywatch.data.encoding import png
 from densitywatch.files import write_whole
 from densitywatch.pages.pictures import map_over, own_top
 from densitywatch.pages.words import DASH, share
+from densitywatch.sizes import in_pixels
 from densitywatch.templates import data_uri, page_templates
 
 PAGE = "assessment.html"
@@ -47,7 +48,9 @@ def write_page(path: Path, found: Mapping[str, Any], kinds: list[Kind], detector
         }
         for name in [*order, kinds[0].name]
     ]
-    templates = page_templates(Path(__file__).parent, figure=figure, interval=interval, share_of=share_of)
+    templates = page_templates(
+        Path(__file__).parent, figure=figure, interval=interval, share_of=share_of, in_pixels=in_pixels
+    )
     text = templates.get_template("assessment.html.j2").render(
         found=found,
         rows=[*found["kinds"], {"kind": "", **found["all"]}] if len(order) > 1 else found["kinds"],
@@ -76,6 +79,8 @@ def _cards(shown: list[Shown], detector: Scorer) -> list[dict[str, Any]]:
             "path": one.path,
             "p_value": one.p_value,
             "picture": picture_uri(picture(one.image, LARGEST)),
+            "height": one.image.shape[1],
+            "width": one.image.shape[2],
             "map": None if maps is None else data_uri(map_over(strength(maps[i], top))),
             "mask": None if one.mask is None else data_uri(outline(one.mask.pixels())),
         }

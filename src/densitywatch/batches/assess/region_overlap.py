@@ -20,6 +20,7 @@ from scipy import ndimage
 from torch.nn import functional as F
 
 from densitywatch.arrays import Floats
+from densitywatch.sizes import Size, height_width
 
 FALSE_POSITIVES = 0.3
 """PRO is integrated up to this share of normal pixels."""
@@ -111,9 +112,10 @@ def _area(normal: Floats, found: Floats, upto: float) -> float | None:
     return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2.0)
 
 
-def enlarged(maps: Floats, size: int) -> Floats:
-    """Maps (B, h, w) at `size` x `size`, bilinear."""
-    if maps.shape[1:] == (size, size):
+def enlarged(maps: Floats, size: Size) -> Floats:
+    """Maps (B, h, w) at another size, bilinear."""
+    shape = height_width(size)
+    if maps.shape[1:] == shape:
         return maps
     tensor = torch.from_numpy(np.ascontiguousarray(maps, dtype=np.float32))[:, None]
-    return np.asarray(F.interpolate(tensor, size=(size, size), mode="bilinear", align_corners=False)[:, 0])
+    return np.asarray(F.interpolate(tensor, size=shape, mode="bilinear", align_corners=False)[:, 0])

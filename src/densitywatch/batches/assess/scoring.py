@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from densitywatch.data.inputs.source import entries
 from densitywatch.data.reading import images_within
 from densitywatch.errors import DataError, ModelError
 from densitywatch.progress import track
+from densitywatch.sizes import height_width
 
 SHOWN = 6
 """Images of a kind that the page shows at each end."""
@@ -38,12 +40,12 @@ class Mask:
     """Which pixels are marked, a bit each."""
 
     bits: NDArray[np.uint8]
-    size: int
+    shape: tuple[int, int]
 
     def pixels(self) -> NDArray[np.bool_]:
-        """(size, size)."""
-        flat = np.unpackbits(self.bits, count=self.size * self.size)
-        return np.asarray(flat.reshape(self.size, self.size), dtype=np.bool_)
+        """(H, W)."""
+        flat = np.unpackbits(self.bits, count=math.prod(self.shape))
+        return np.asarray(flat.reshape(self.shape), dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def score_kind(
     `maps`: keep a map of every image as well, where the detector has one.
     """
     kind = Kind(name)
-    step = images_within(chunk, detector.channels * detector.size**2, CHUNK_BYTES)
+    step = images_within(chunk, detector.channels * math.prod(height_width(detector.size)), CHUNK_BYTES)
     loaded = load_ahead(entries(str(folder), follow_links=follow_links, skipped=skipped), detector)
     for items in track(in_chunks(loaded, step), f"assess: {name}: chunks of {step} files"):
         _add(kind, items, masks, detector, maps=maps)
@@ -194,4 +196,4 @@ def _mask(kind: Kind, item: Loaded, masks: MasksOfKind, detector: Scorer) -> Mas
     marked = seen.pixels[0] > seen.pixels.max() / 2
     if not marked.any():
         kind.masks_empty += 1
-    return Mask(np.packbits(marked), detector.size)
+    return Mask(np.packbits(marked), height_width(detector.size))

@@ -29,6 +29,7 @@ from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.errors import DataError
 from densitywatch.files import whole_file
+from densitywatch.sizes import read_size
 
 MOST = 1000
 """Images that are drawn at most: a person looks at each."""
@@ -140,7 +141,11 @@ def _add_pictures(rows: list[dict[str, Any]], identity: dict[str, Any], root: Pa
     wanted = {(row["path"], row["sha256"]): row for row in rows}
     paths, missing = {path for path, _ in wanted}, set(wanted)
     where = str(root / local_path(source)) if is_local(source) else source
-    shape = {"size": identity["size"], "channels": identity["channels"], "resize": identity.get("resize", "crop")}
+    shape = {
+        "size": read_size(identity["size"]),
+        "channels": identity["channels"],
+        "resize": identity.get("resize", "crop"),
+    }
     for entry in entries(where, follow_links=bool(identity.get("follow_links"))) if missing else ():
         if entry.path not in paths:
             continue

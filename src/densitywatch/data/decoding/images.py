@@ -29,6 +29,7 @@ from densitywatch.data.decoding.bit_depth import GAP, eight_bits
 from densitywatch.data.decoding.file_headers import prepared, what_it_is
 from densitywatch.data.decoding.sandbox import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
 from densitywatch.errors import DataError
+from densitywatch.sizes import Size, height_width, read_size
 from densitywatch.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
@@ -48,7 +49,7 @@ class Picture(NamedTuple):
     """One image in the dataset's shape, and what the original was."""
 
     pixels: npt.NDArray[np.uint8]
-    """(C, size, size)."""
+    """(C, H, W)."""
     width: int
     height: int
     mode: str
@@ -57,12 +58,12 @@ class Picture(NamedTuple):
     """When it was taken, as EXIF writes it: YYYY:MM:DD HH:MM:SS. Empty where the file does not say."""
 
 
-def decode_image(data: bytes, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
-    """The image in `data` as uint8 (channels, size, size). Raises DataError with the reason where there is none."""
+def decode_image(data: bytes, *, size: Size, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
+    """The image in `data` as uint8 (channels, height, width). Raises DataError with the reason where there is none."""
     return decode_picture(data, size=size, channels=channels, resize=resize).pixels
 
 
-def decode_picture(data: bytes, *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Picture:
+def decode_picture(data: bytes, *, size: Size, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS) -> Picture:
     """Like `decode_image`, with the original's width and height (after EXIF rotation) and mode."""
     found = decode_images([data], size=size, channels=channels, resize=resize, max_pixels=max_pixels)[0]
     if isinstance(found, DataError):
@@ -74,7 +75,7 @@ _turns = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
 
 
 def decode_images(
-    files: Sequence[bytes], *, size: int, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
+    files: Sequence[bytes], *, size: Size, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
 ) -> list[Picture | DataError]:
     """For each of `files` a picture or the reason for none; many at once are much faster than one by one."""
     facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels}
@@ -90,7 +91,7 @@ def decode_images(
                 read = answers("densitywatch.data.decoding.images:decode_each", facts, blobs=batch, together=count > 1)
                 # `read` comes first in the zip, so it is asked to its end, which keeps its child for the next request
                 for answer, data in zip(read, files[start:], strict=False):
-                    found.append(_picture(answer, data, size, channels))
+                    found.append(_picture(answer, data, (channels, *height_width(size))))
         except ReaderDied as error:
             if count > 1:  # one of several files is at fault: the rest one by one, until it is found
                 one_by_one_until = start + count
@@ -110,13 +111,13 @@ def _together(files: Sequence[bytes]) -> int:
     return len(files)
 
 
-def _picture(answer: Answer, data: bytes, size: int, channels: int) -> Picture | DataError:
+def _picture(answer: Answer, data: bytes, shape: tuple[int, int, int]) -> Picture | DataError:
     if len(data) > MAX_BYTES:
         return DataError(f"the file is larger than {MAX_BYTES >> 20} MiB")
     facts = answer.facts
     if "reason" in facts:
         return DataError(str(facts["reason"]))
-    pixels = np.frombuffer(answer.data, dtype=np.uint8).reshape(channels, size, size).copy()
+    pixels = np.frombuffer(answer.data, dtype=np.uint8).reshape(shape).copy()
     return Picture(pixels, int(facts["width"]), int(facts["height"]), str(facts["mode"]), str(facts["taken"]))
 
 
@@ -131,7 +132,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
         pi_heif.register_heif_opener()
     for data in request.blobs:
         try:
-            seen = _read(data, facts["size"], facts["channels"], facts["resize"], facts["max_pixels"])
+            seen = _read(data, read_size(facts["size"]), facts["channels"], facts["resize"], facts["max_pixels"])
         except DataError as error:
             yield Answer({"reason": str(error)})
         except MemoryError:
@@ -143,7 +144,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
             yield Answer(told, seen.pixels.tobytes())
 
 
-def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
+def _read(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: int) -> Picture:
     if not data:
         raise DataError("the file is empty")
     try:
@@ -156,8 +157,9 @@ def _read(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int
         raise DataError(f"broken or cut short: {one_line(error)[:120]}") from None
 
 
-def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: int) -> Picture:
+def _decode(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: int) -> Picture:
     told = prepared(data)
+    longest = max(height_width(size))  # the picture may be on its side yet
     known = tuple(name for name in FORMATS if name != "HEIF" or name in Image.OPEN)
     with Image.open(io.BytesIO(told.data), formats=known) as image:
         width, height = image.size
@@ -168,15 +170,17 @@ def _decode(data: bytes, size: int, channels: int, resize: Resize, max_pixels: i
         mode = image.mode
         if width * height > PIXELS_A_SECOND // 10:
             allow(SECONDS + width * height / PIXELS_A_SECOND, MEMORY + BYTES_A_PIXEL * width * height)
-        image.draft(None, (GAP * size, GAP * size))  # decodes a JPEG at a fraction of its size, where that is enough
+        image.draft(
+            None, (GAP * longest, GAP * longest)
+        )  # decodes a JPEG at a fraction of its size, where that is enough
         image.load()
-        if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, size):
+        if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, longest):
             raise DataError("broken or cut short: the JPEG ends before its picture does")
         exif = image.getexif()
         turned = exif.get(0x0112, 1)
         if turned in (5, 6, 7, 8):
             width, height = height, width
-        small = eight_bits(image, "L" if channels == 1 else "RGB", told, size=size)
+        small = eight_bits(image, "L" if channels == 1 else "RGB", told, size=longest)
         if turned in _TURNS:
             small = small.transpose(_TURNS[turned])
         fitted = fit_image(small, size=size, channels=channels, resize=resize)
@@ -225,25 +229,28 @@ _TURNS = {
 }
 
 
-def fit_image(image: Image.Image, *, size: int, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
-    """`image` as uint8 (channels, size, size): colours are converted, then it is cut, padded with black or stretched.
+def fit_image(image: Image.Image, *, size: Size, channels: int, resize: Resize) -> npt.NDArray[np.uint8]:
+    """`image` as uint8 (channels, height, width), its colours converted.
 
-    An image of that size already keeps its pixel values.
+    It is cut to the wanted shape, padded with black to it, or stretched. An image of that size already keeps its pixel
+    values.
     """
     image = eight_bits(image, "L" if channels == 1 else "RGB")
     width, height = image.size
-    if (width, height) != (size, size):
+    rows, columns = height_width(size)
+    if (width, height) != (columns, rows):
         if resize == "crop":
-            side = min(width, height)
-            left, top = (width - side) / 2, (height - side) / 2
-            image = _scaled(image, size, size, (left, top, left + side, top + side))
+            # the largest part of the wanted shape, in the middle
+            wide, high = min(width, height * columns / rows), min(height, width * rows / columns)
+            left, top = (width - wide) / 2, (height - high) / 2
+            image = _scaled(image, columns, rows, (left, top, left + wide, top + high))
         elif resize == "stretch":
-            image = _scaled(image, size, size, (0, 0, width, height))
+            image = _scaled(image, columns, rows, (0, 0, width, height))
         else:
-            scale = size / max(width, height)
+            scale = min(columns / width, rows / height)
             inner = _scaled(image, max(1, round(width * scale)), max(1, round(height * scale)), (0, 0, width, height))
-            image = Image.new(image.mode, (size, size))
-            image.paste(inner, ((size - inner.width) // 2, (size - inner.height) // 2))
+            image = Image.new(image.mode, (columns, rows))
+            image.paste(inner, ((columns - inner.width) // 2, (rows - inner.height) // 2))
     array = np.asarray(image, dtype=np.uint8)
     return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
 

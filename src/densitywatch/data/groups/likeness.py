@@ -50,14 +50,16 @@ class Looks:
     def of(cls, images: Pixels) -> Looks:
         """Of images (N, C, H, W)."""
         grey = images.mean(axis=1, dtype=np.float32)
-        means = _field_means(grey.shape[-1])
+        down, across = (_field_means(side) for side in grey.shape[1:])
         # the low frequencies of a cosine transform: pHash (Zauner 2010), as the library imagehash computes it
-        waves = fft.dct(np.eye(grey.shape[-1], dtype=np.float32), axis=0, norm="ortho")[:COARSE]
-        low = (waves @ grey @ waves.T).reshape(len(grey), -1)
+        waves_down, waves_across = (
+            fft.dct(np.eye(side, dtype=np.float32), axis=0, norm="ortho")[:COARSE] for side in grey.shape[1:]
+        )
+        low = (waves_down @ grey @ waves_across.T).reshape(len(grey), -1)
         bits = np.zeros((len(grey), 64), dtype=bool)
         bits[:, : low.shape[1]] = low > np.median(low, axis=1, keepdims=True)
         hashes = np.packbits(bits, axis=1).view(np.uint64)[:, 0]
-        coarse = np.rint(means @ grey @ means.T).clip(0, 255).astype(np.uint8)
+        coarse = np.rint(down @ grey @ across.T).clip(0, 255).astype(np.uint8)
         return cls(coarse.reshape(len(grey), -1), hashes)
 
     @classmethod

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from densitywatch.data.decoding.sandbox import SandboxFailed
-from densitywatch.data.inputs.clutter import is_side_car, kind_in_dataset, kind_of_clutter, sample_key, split_clutter
+from densitywatch.data.inputs.clutter import is_side_car, kind_in_batch, kind_in_dataset, sample_key, split_clutter
 from densitywatch.data.inputs.entries import Damaged, Entry, SourceUnreachable, most_members, refused
 from densitywatch.data.inputs.parquet_rows import parquet_entries
 from densitywatch.data.inputs.parts_and_labels import PARTS, is_part
@@ -94,7 +94,7 @@ def _joined(folder: str, member: str) -> str:
 def _zip(file: BinaryIO, prefix: str, skipped: Counter[str], dataset: bool) -> Iterator[Entry]:
     archive = ZipArchive(file)
     files = [member for member in archive.members if not member.name.endswith("/")]
-    kept, clutter = split_clutter((member.name for member in files), kind_in_dataset if dataset else kind_of_clutter)
+    kept, clutter = split_clutter((member.name for member in files), kind_in_dataset if dataset else kind_in_batch)
     skipped.update(clutter)
     wanted = set(kept)
     for member in files:
@@ -138,7 +138,7 @@ def _without_clutter(found: Iterator[Entry], prefix: str, skipped: Counter[str],
     try:
         for entry in found:
             name = entry.path.removeprefix(prefix)
-            if (kind := (kind_in_dataset if dataset else kind_of_clutter)(name)) is not None:
+            if (kind := (kind_in_dataset if dataset else kind_in_batch)(name)) is not None:
                 skipped[kind] += 1
                 continue
             key = sample_key(name)

@@ -25,7 +25,8 @@ FILES = frozenset(
         ".ds_store", ".localized", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini",
         ".directory", ".nomedia", ".picasa.ini", "picasa.ini", "zbthumbnail.info",
         ".gitkeep", ".keep", ".gitignore", ".gitattributes", ".gitmodules", ".dvcignore",
-        "_success", "_metadata", "_common_metadata", "labels.csv", "metadata.csv", "metadata.jsonl", "classes.txt",
+        "_success", "_metadata", "_common_metadata",
+        "labels.csv", "labels.jsonl", "metadata.csv", "metadata.jsonl", "classes.txt",
         "readme", "readme.md", "readme.txt", "license", "license.md", "license.txt", "dataset_infos.json",
     ]
 )  # fmt: skip
@@ -59,13 +60,20 @@ def kind_of_clutter(name: str) -> str | None:
     return next((shown for shown, pattern in PATTERNS if pattern.match(file)), None)
 
 
-def kind_in_dataset(name: str) -> str | None:
-    """The same for a dataset: masks are clutter too, and tables of labels are not."""
-    folder, _, _ = name.rpartition("/")
-    for piece in folder.split("/"):
+def kind_in_batch(name: str) -> str | None:
+    """The same for a batch: masks are no pictures to score."""
+    for piece in name.split("/")[:-1]:
         if piece.lower() in MASKS:
             return f"masks in {piece}/"
-    return kind_of_clutter(f"{folder}/-" if folder else "-") if is_label_table(name) else kind_of_clutter(name)
+    return kind_of_clutter(name)
+
+
+def kind_in_dataset(name: str) -> str | None:
+    """The same for a dataset, in which tables of labels are no clutter."""
+    folder, _, _ = name.rpartition("/")
+    if is_label_table(name):
+        return kind_in_batch(f"{folder}/-" if folder else "-")
+    return kind_in_batch(name)
 
 
 def is_clutter(name: str) -> bool:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from densitywatch.data.inputs.archives import archive_kind, members
-from densitywatch.data.inputs.clutter import kind_in_dataset, kind_of_clutter, split_clutter
+from densitywatch.data.inputs.clutter import kind_in_batch, kind_in_dataset, split_clutter
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable, read_limited, refused
 from densitywatch.data.inputs.local_tree import LINK_OUT, Tree
 from densitywatch.errors import DataError
@@ -47,7 +47,7 @@ class _Asked:
     dataset: bool
 
     def kind_of(self, name: str) -> str | None:
-        return kind_in_dataset(name) if self.dataset else kind_of_clutter(name)
+        return kind_in_dataset(name) if self.dataset else kind_in_batch(name)
 
     def kept(self, names: Iterable[str]) -> list[str]:
         kept, clutter = split_clutter(names, self.kind_of)

@@ -14,6 +14,7 @@ import pandas as pd
 from densitywatch.data.dataset import SPLITS, DatasetInfo, SplitName, open_split, read_facts
 from densitywatch.data.encoding import png
 from densitywatch.data.reading import resized
+from densitywatch.sizes import as_size
 from densitywatch.templates import data_uri, page_templates
 
 LARGEST = 96
@@ -96,8 +97,10 @@ def _sample(frame: pd.DataFrame, folder: Path, row: int) -> tuple[str, str, str]
 
 
 def _shown(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Images of at most LARGEST pixels a side."""
-    return resized(images, min(images.shape[-1], LARGEST))
+    """Images of at most LARGEST pixels a side, in their own shape."""
+    height, width = images.shape[2:]
+    scale = min(1.0, LARGEST / max(height, width))
+    return resized(images, as_size(max(1, round(scale * height)), max(1, round(scale * width))))
 
 
 def _histogram(means: npt.NDArray[np.float64]) -> list[tuple[int, float]]:

@@ -6,13 +6,18 @@
                   median over the image, where the source wants that
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
+With detector.tiles all of it is there twice: of the picture at detector.size, and of the picture at its own resolution,
+read in tiles (tiles.py). A place of the one lies over several of the other, and the larger surprise counts.
+
 Calibration images take part in none of these, so that ranks among them stay valid.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -21,12 +26,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from densitywatch.arrays import Arrays, Floats
-from densitywatch.data.reading import Images, at_size, images_at_once
+from densitywatch.data.reading import Images, at_size, images_at_once, images_within
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local import densities
-from densitywatch.detector.local.sources import Source
+from densitywatch.detector.local.sources import STRIDE, Source
+from densitywatch.detector.local.tiles import read_in_tiles
 from densitywatch.detector.member import FittingData, with_prefix, without_prefix
-from densitywatch.detector.tail_combination import fit_tail, tail_surprise
+from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
+from densitywatch.sizes import Size, as_size
 
 Density = Literal["place", "anywhere"]
 PROJECTION_IMAGES, PROJECTION_ROWS = 100, 60_000
@@ -39,47 +46,86 @@ NEIGHBOURS = 5
 """Side of the square of places over which mean and spread of the map are averaged."""
 TOP = 0.01
 """The share of places that the mean of the largest is over."""
+FINE, TILE = "fine", "tile"
+"""Prefix of what was fitted for the picture in tiles, and the key of their side in pixels."""
 BATCH, AT_ONCE = 16, 4
 """Images whose features are in memory while a density is fitted, and images that a source reads at once."""
 
 
 def fit_local(data: FittingData, source: Source, density: Density) -> Arrays:
-    """Fit everything that `local_map` and `local_score` need."""
-    size = data.train.size
-    weights = source.weights()
-    training = [at_size(cache.source, size) for cache in (data.train, data.sample)]
-    rows = _some_rows(training, source, weights, data.seed)
-    fitted = with_prefix("weights", weights) | with_prefix("projection", _fit_projection(rows, source.dimensions))
+    """Fit everything that `local_score` and `local_surprise` need."""
+    weights = with_prefix("weights", source.weights())
+    fitted = weights | _fit_view(data, source, density, weights)
+    if data.tiles is not None:
+        fine = _fit_view(data, source, density, weights | {TILE: np.array([data.tiles])})
+        fitted |= with_prefix(FINE, fine | {TILE: np.array([data.tiles])})
+    return fitted
+
+
+def _fit_view(data: FittingData, source: Source, density: Density, fitted: Arrays) -> Arrays:
+    """What one view of the pictures needs beside `fitted`: the weights, and the tiles' side where it has tiles."""
+    source = _read_by(source, fitted)
+    training = [at_size(cache.source, _size(cache, fitted)) for cache in (data.train, data.sample)]
+    rows = _some_rows(training, source, fitted, data.seed)
+    found = with_prefix("projection", _fit_projection(rows, source.dimensions))
     if density == "place":
-        fitted |= with_prefix("place", _fit_places(data, training, source, fitted))
+        found |= with_prefix("place", _fit_places(data, training, source, fitted | found))
     else:
-        projected = _project(torch.from_numpy(rows), fitted).numpy()
-        fitted |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
-    raw = _raw_maps(data.validation, source, fitted)
+        projected = _project(torch.from_numpy(rows), found).numpy()
+        found |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
+    raw = _raw_maps(data.validation, source, fitted | found)
     standard = fit_standard(raw)
-    fitted |= with_prefix(_standard_of(source), standard)
+    found |= with_prefix(_standard_of(source), standard)
     top, mean_of_top = statistics(standardised(raw, standard))
-    return fitted | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
+    return found | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
+
+
+def _views(fitted: Arrays) -> list[Arrays]:
+    """What was fitted for each view of a picture: as a whole, and in tiles where there are any."""
+    fine = without_prefix(FINE, fitted)
+    weights = {key: value for key, value in fitted.items() if key.startswith("weights.")}
+    return [fitted, fine | weights] if fine else [fitted]
 
 
 def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """Spreads by which each place is less probable than it is in normal images, (B, g, g), g = size / 8."""
-    return standardised(_raw_maps(features, source, fitted), without_prefix(_standard_of(source), fitted))
+    """Spreads by which each place is less probable than it is in normal images, (B, h, w), of one view.
+
+    A place is STRIDE pixels a side, of detector.size or, in tiles, of the picture.
+    """
+    read_by = _read_by(source, fitted)
+    return standardised(_raw_maps(features, read_by, fitted), without_prefix(_standard_of(read_by), fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """How rare the largest value of the map and the mean of its largest 1 % are among normal images, nats, (B,)."""
-    values = statistics(local_map(features, source, fitted))
-    tails = (without_prefix(name, fitted) for name in ("maximum", "top"))
-    return np.asarray(sum(tail_surprise(value, tail) for value, tail in zip(values, tails, strict=True)))
+    """How rare the largest value of the map and the mean of its largest 1 % are among normal images, nats, (B,).
+
+    With tiles the two views are combined as members are.
+    """
+    scores = []
+    for view in _views(fitted):
+        values = statistics(local_map(features, source, view))
+        tails = (without_prefix(name, view) for name in ("maximum", "top"))
+        scores.append(np.asarray(sum(tail_surprise(value, tail) for value, tail in zip(values, tails, strict=True))))
+    return scores[0] if len(scores) == 1 else combined(scores)
 
 
 def local_surprise(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """-log P(the largest value of a normal image's map is as high) at each place, nats, (B, g, g).
+    """-log P(the largest value of a normal image's map is as high) at each place, nats, (B, h, w).
 
-    So maps of several members are on one scale, and their maximum over members is one map.
+    So maps of several members are on one scale, and their maximum over members is one map. With tiles the map has the
+    places of the picture at its own resolution.
     """
-    return tail_surprise(local_map(features, source, fitted), without_prefix("maximum", fitted))
+    maps = [
+        tail_surprise(local_map(features, source, view), without_prefix("maximum", view)) for view in _views(fitted)
+    ]
+    finest = np.max([each.shape[1:] for each in maps], axis=0)
+    return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))
+
+
+def enlarged(maps: Floats, shape: Sequence[int]) -> Floats:
+    """Maps (B, h, w) on a finer grid: each place takes the value of the one that it lies in, so no value is lost."""
+    down, across = (np.arange(fine) * coarse // fine for fine, coarse in zip(shape, maps.shape[1:], strict=True))
+    return np.asarray(maps[:, down][:, :, across])
 
 
 def statistics(maps: Floats) -> tuple[Floats, Floats]:
@@ -110,13 +156,23 @@ def standardised(raw: Floats, standard: Arrays) -> Floats:
     return np.asarray((raw - standard["mean"]) / standard["spread"])
 
 
+def _size(features: FeatureCache, fitted: Arrays) -> Size:
+    """The size at which this view reads pictures."""
+    return features.source_size if TILE in fitted else features.size
+
+
+def _read_by(source: Source, fitted: Arrays) -> Source:
+    """The source that reads this view."""
+    return source.in_tiles or source if TILE in fitted else source
+
+
 def _standard_of(source: Source) -> str:
     """What the standard is stored under: one name for each way to make it, so that none is read as the other."""
     return "above_median" if source.above_median else "standard"
 
 
 def less_median(maps: Tensor) -> Tensor:
-    """Maps (B, g, g) less the median of each.
+    """Maps (B, h, w) less the median of each.
 
     The features' mean over the image is taken away before (`_grid`), their spread is not. So a rougher image is farther
     from the mean everywhere. What counts is how much farther one place is than the image as a whole.
@@ -125,75 +181,91 @@ def less_median(maps: Tensor) -> Tensor:
 
 
 def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """The map before it is standardised, (B, g, g); computed once for these images and this density."""
-    weights = without_prefix("weights", fitted)
+    """The map before it is standardised, (B, h, w); computed once for these images and this density."""
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
     def read(images: Tensor) -> Tensor:
-        projected = _project(_grid(images, source, weights), fitted)
-        b, g, _, d = projected.shape
+        projected = _project(_grid(images, source, fitted), fitted)
+        b, h, w, d = projected.shape
         if mixture:
-            maps = densities.anywhere_nll(projected.reshape(b, g * g, d), mixture).reshape(b, g, g)
+            maps = densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
         else:
-            maps = from_cells(densities.place_distance(to_cells(projected), gaussians), b, g)
+            maps = from_cells(densities.place_distance(to_cells(projected), gaussians), (b, h, w))
         return less_median(maps) if source.above_median else maps
 
     # two fits on other images may have the same projection, which is made of the first of them
     arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
     key = (source.name, hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest())
-    return features.by_batch(("local map", *key), read)
+    return features.by_batch(("local map", TILE in fitted, *key), read, _size(features, fitted))
 
 
-def _grid(images: Tensor, source: Source, weights: Arrays) -> Tensor:
-    """Local features less their mean over the image, (B, g, g, D).
+def _grid(images: Tensor, source: Source, fitted: Arrays) -> Tensor:
+    """Local features less their mean over the image, (B, h, w, D).
 
     Images differ in light and texture as a whole, which would hide what is different at one place; `own_whole` looks at
     the mean. A few images at a time are read fastest: their maps stay in a core's cache.
     """
-    maps = torch.cat([source.read(part, weights) for part in torch.split(images, AT_ONCE)])
+    weights = without_prefix("weights", fitted)
+
+    def read(part: Tensor) -> Tensor:
+        return source.read(part, weights)
+
+    if TILE in fitted:
+        read = partial(read_in_tiles, side=int(fitted[TILE][0]), read=read)
+    maps = torch.cat([read(part) for part in torch.split(images, AT_ONCE)])
     return (maps - maps.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
 
 
 def _batches(images: Images, most: int | None = None) -> Iterator[Tensor]:
     """The images, a few at a time; nothing else is in memory."""
-    count, step = len(images) if most is None else min(most, len(images)), images_at_once(BATCH, images.shape[-1])
+    count = len(images) if most is None else min(most, len(images))
+    step = images_at_once(BATCH, as_size(*images.shape[2:]))
     with torch.inference_mode():
         for start in range(0, count, step):
             yield torch.from_numpy(np.array(images[start : min(start + step, count)]))
 
 
-def _some_rows(training: list[Images], source: Source, weights: Arrays, seed: int) -> Floats:
+def _some_rows(training: list[Images], source: Source, fitted: Arrays, seed: int) -> Floats:
     """Features at random places of PROJECTION_IMAGES training images, (N, D)."""
     generator = np.random.default_rng(seed)
     left, kept = PROJECTION_IMAGES, []
     share = PROJECTION_ROWS // min(left, sum(len(images) for images in training))
     for images in training:
         for batch in _batches(images, left):
-            for image in _grid(batch, source, weights).flatten(1, 2).numpy():
+            for image in _grid(batch, source, fitted).flatten(1, 2).numpy():
                 kept.append(image[generator.permutation(len(image))[:share]])
         left = PROJECTION_IMAGES - len(kept)
     return np.concatenate(kept)
 
 
+def sharing(h: int, w: int) -> int:
+    """Side of the squares of places that share a Gaussian: the least with at most CELLS x CELLS of them."""
+    q = 1
+    while -(-h // q) * -(-w // q) > CELLS**2:
+        q += 1
+    return q
+
+
 def to_cells(features: Tensor) -> Tensor:
-    """Features (B, g, g, D) by the Gaussian that they belong to: (B q q, P, D).
+    """Features (B, h, w, D) by the Gaussian that they belong to: (B q q, P, D).
 
-    On a grid of at most CELLS places a side q is 1. On a finer one, squares of q x q places share a Gaussian; what does
-    not fill a square repeats the last places.
+    On a grid of at most CELLS x CELLS places q is 1. On a finer one, squares of q x q places share a Gaussian; what
+    does not fill a square repeats the last places.
     """
-    b, g, _, d = features.shape
-    q = -(-g // CELLS)
-    n = -(-g // q)
-    index = torch.arange(n * q).clamp(max=g - 1)
-    x = features[:, index][:, :, index].reshape(b, n, q, n, q, d)
-    return x.permute(0, 2, 4, 1, 3, 5).reshape(b * q * q, n * n, d)
+    b, h, w, d = features.shape
+    q = sharing(h, w)
+    n, m = -(-h // q), -(-w // q)
+    rows, columns = torch.arange(n * q).clamp(max=h - 1), torch.arange(m * q).clamp(max=w - 1)
+    x = features[:, rows][:, :, columns].reshape(b, n, q, m, q, d)
+    return x.permute(0, 2, 4, 1, 3, 5).reshape(b * q * q, n * m, d)
 
 
-def from_cells(values: Tensor, b: int, g: int) -> Tensor:
-    """What `to_cells` made of (B, g, g) places, one number each, back in its place: (B q q, P) -> (B, g, g)."""
-    q = -(-g // CELLS)
-    n = -(-g // q)
-    return values.reshape(b, q, q, n, n).permute(0, 3, 1, 4, 2).reshape(b, n * q, n * q)[:, :g, :g]
+def from_cells(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """What `to_cells` made of (B, h, w) places, one number each, back in its place: (B q q, P) -> (B, h, w)."""
+    b, h, w = shape
+    q = sharing(h, w)
+    n, m = -(-h // q), -(-w // q)
+    return values.reshape(b, q, q, n, m).permute(0, 3, 1, 4, 2).reshape(b, n * q, m * q)[:, :h, :w]
 
 
 def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
@@ -219,10 +291,9 @@ def _project(features: Tensor, fitted: Arrays) -> Tensor:
 
 def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> Arrays:
     """A Gaussian for each place from one pass over the training images, shrunk as validation images want it."""
-    weights = without_prefix("weights", fitted)
 
     def cells(batch: Tensor) -> Tensor:
-        return to_cells(_project(_grid(batch, source, weights), fitted))
+        return to_cells(_project(_grid(batch, source, fitted), fitted))
 
     moments: densities.PlaceMoments | None = None
     for images in training:
@@ -231,6 +302,8 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
             moments = moments or densities.PlaceMoments(*x.shape[1:])
             moments.add(x)
     assert moments is not None
-    validation = at_size(data.validation.source, data.validation.size)
-    strength, gaussians = densities.choose_strength(moments, [cells(x) for x in _batches(validation, STRENGTH_IMAGES)])
+    validation = at_size(data.validation.source, _size(data.validation, fitted))
+    places = math.prod(validation.shape[2:]) // STRIDE**2
+    few = images_within(STRENGTH_IMAGES, 4 * places * source.dimensions)
+    strength, gaussians = densities.choose_strength(moments, [cells(x) for x in _batches(validation, few)])
     return {**gaussians, "strength": np.array([strength])}

@@ -35,6 +35,8 @@ class Source:
     """Why this machine cannot fit it, in one line; None where it can."""
     above_median: bool
     """Whether a place is compared with the median of its own image before it is compared with other images."""
+    in_tiles: Source | None = None
+    """What is read of tiles at the picture's own resolution instead; None: the same."""
 
 
 def _nothing() -> Arrays:
@@ -69,5 +71,15 @@ def _lite0(images: Tensor, weights: Arrays) -> Tensor:
     return torch.cat([fine, middle, coarse], 1)
 
 
-OWN = Source("own", _nothing, _own, 45, lambda: None, above_median=True)
+def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
+    """Filters' features of each place without its neighbours.
+
+    In tiles: the leading components of a place with its neighbours are averages over 24 x 24 pixels, in which a scratch
+    of 8 pixels drowns.
+    """
+    return filter_maps(images)
+
+
+OWN_ALONE = Source("own alone", _nothing, _own_alone, 36, lambda: None, above_median=True)
+OWN = Source("own", _nothing, _own, 45, lambda: None, above_median=True, in_tiles=OWN_ALONE)
 LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0, above_median=False)

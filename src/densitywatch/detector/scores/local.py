@@ -67,7 +67,9 @@ def _whole(features: FeatureCache) -> Floats:
 def _fit_whole(data: FittingData) -> Arrays:
     rows = np.concatenate([_whole(data.train), _whole(data.sample)]).astype(np.float64)
     mean, spread = rows.mean(0), rows.std(0) + 1e-6
-    precision = LedoitWolf(assume_centered=True).fit((rows - mean) / spread).precision_
+    covariance = LedoitWolf(assume_centered=True).fit((rows - mean) / spread).covariance_
+    # features that never change, as of black images, have no covariance that could be inverted
+    precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
     return {"mean": mean, "spread": spread, "precision": precision}
 
 

@@ -21,6 +21,7 @@ from densitywatch.data.dataset import DatasetInfo, Split, SplitName, batches, op
 from densitywatch.data.reading import Images, Rows, images_at_once
 from densitywatch.params import Params
 from densitywatch.progress import track
+from densitywatch.sizes import height_width
 
 Metric = float | int | str
 
@@ -76,7 +77,7 @@ class Context:
     @property
     def dimensions(self) -> int:
         """Numbers in an image: C * H * W."""
-        return self.info.channels * self.info.size**2
+        return self.info.channels * math.prod(height_width(self.info.size))
 
     def generator(self) -> torch.Generator:
         """A random generator with the seed of params; on the CPU, so that every device gets the same numbers."""

@@ -19,6 +19,7 @@ from densitywatch.evaluation.report.comparison import Metrics, at_one_number_of_
 from densitywatch.files import write_whole
 from densitywatch.pages.words import duration, flat, number, readable
 from densitywatch.params import Params
+from densitywatch.sizes import in_pixels
 from densitywatch.templates import data_uri, page_templates
 
 TYPES = {".png": "image/png", ".svg": "image/svg+xml"}
@@ -84,7 +85,7 @@ def write_report(params: Params, root: Path) -> Path:
     metrics = {section.name: section.metrics for section in sections}
     outliers = read_json(root / "metrics" / "outliers.json")
     network = read_json(root / "metrics" / "classifier.json") or {}
-    templates = page_templates(Path(__file__).parent, number=number, readable=readable)
+    templates = page_templates(Path(__file__).parent, number=number, readable=readable, in_pixels=in_pixels)
     page = templates.get_template("report.html.j2").render(
         info=read_info(root / "data" / "prepared"),
         checks=flat(read_json(root / "metrics" / "data.json") or {}),

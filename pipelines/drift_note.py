@@ -1,0 +1,94 @@
+"""What is remembered of the drift alarm that stands. Imports no Prefect.
+
+<inbox.results>/retrain-asked.json    the alarm, the batches under it, and when a retraining was asked for
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel
+
+from densitywatch.errors import DataError
+from densitywatch.files import read_back, write_whole
+from densitywatch.params import Params
+
+FILE = "retrain-asked.json"
+MOST = 64 << 20
+
+
+class Alarm(BaseModel):
+    """A drift alarm that stands."""
+
+    stream: str
+    batch: str
+    """The batch that raised it."""
+    since: str
+    """The batch that the change most likely began with."""
+    moved: str
+    evidence: float
+    batches: list[str]
+    """Those under the alarm so far, from `since` on."""
+    seen: str | None
+    """inbox.drift_seen when it was raised: another value says that a person has seen it."""
+    asked: str | None = None
+    """What a retraining was asked for with, see drift_loop.py; None: it was not asked for yet."""
+
+
+class Asked(BaseModel):
+    """The file."""
+
+    format: Literal[1] = 1
+    last: float | None = None
+    """When a retraining that had images to learn from was asked for, in seconds since 1970."""
+    alarm: Alarm | None = None
+
+
+def standing_alarm(params: Params, root: Path) -> Alarm | None:
+    """The alarm that stands, None where there is none."""
+    results = root / params.inbox.results
+    if not (results / FILE).exists():
+        return None
+    with held(results) as known:
+        return known.alarm if known.alarm and stands(known.alarm, params) else None
+
+
+def stands(alarm: Alarm, params: Params) -> bool:
+    """Whether nobody has seen the alarm yet, and drift is tested for at all."""
+    return params.inbox.drift_alarm is not None and alarm.seen == params.inbox.drift_seen
+
+
+def end_alarm(params: Params, root: Path) -> None:
+    """Forget the alarm: another detector is on watch, and its stream starts anew."""
+    results = root / params.inbox.results
+    if (results / FILE).exists():
+        with held(results) as known:
+            known.alarm = None
+
+
+@contextmanager
+def held(results: Path) -> Iterator[Asked]:
+    """The file under a lock; what the block changes is written. A damaged file is put aside."""
+    results.mkdir(parents=True, exist_ok=True)
+    file = results / FILE
+    with (results / f".{FILE}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            known = Asked.model_validate(read_back(file, Asked, MOST))
+        except FileNotFoundError:
+            known = Asked()
+        except DataError as error:
+            if isinstance(error.__context__, OSError):  # a disk that does not answer is no damage
+                raise
+            file.replace(file.with_suffix(".damaged"))
+            known = Asked(last=time.time())  # when it was asked for last is lost: no storm for that
+        before = known.model_dump()
+        yield known
+        if known.model_dump() != before:
+            write_whole(file, json.dumps(known.model_dump(), indent=1, ensure_ascii=False) + "\n")
