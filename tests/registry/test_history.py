@@ -12,15 +12,10 @@ from typing import Any
 import pytest
 
 from densitywatch import cli
-from densitywatch.params import Params
 from densitywatch.registry import history
 from densitywatch.registry import versions as registry
-from densitywatch.registry.gate import Decision
 from densitywatch.registry.history import Actor, Entry, as_tag, entries, entry, from_tag
-from densitywatch.registry.read_history import read_history, registered_models
-from densitywatch.tracking import runs as tracking
-from pipelines.prefect_home import answers
-from tests.pipelines.site import free_port, until
+from densitywatch.registry.read_history import registered_models
 from tests.registry.shelf import Shelf
 
 ANNA = Actor("anna", "command line", note="the new camera")
@@ -302,43 +297,3 @@ def test_a_model_that_is_not_registered_is_one_sentence(
         cli.main()
     assert end.value.code == 1
     assert "densitywatch-nobody: the registry has no such model" in capsys.readouterr().err
-
-
-@pytest.mark.server
-def test_a_server_keeps_the_same_history(
-    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path
-) -> None:
-    def passes(*_: Any) -> Decision:
-        return Decision(True, "passed", figures={"candidate": 2.5})
-
-    monkeypatch.setattr(registry, "gate", passes)
-    monkeypatch.setattr(registry, "fetch", lambda *_: tmp_path)
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path / 'store.db'}", "--artifacts-destination", str(tmp_path)]
-    with subprocess.Popen(
-        [*command, *store], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{port}")
-            until(lambda: answers(f"http://127.0.0.1:{port}/health"), 180)
-            tracking.prepare_store(params, tmp_path)
-            client = tracking.open_client(f"http://127.0.0.1:{port}")
-            client.create_registered_model("densitywatch-remote")
-            for _ in range(2):
-                client.create_model_version("densitywatch-remote", "mlflow-artifacts:/x", tags={"content_sha256": "0"})
-            for number in (1, 2):
-                assert registry.promote("remote", params, tmp_path, number, actor=ANNA).passed
-            client.set_registered_model_alias("densitywatch-remote", "champion", "1")
-            assert registry.promote("remote", params, tmp_path, 2, actor=ANNA).passed
-            champion, found = read_history("remote", params, tmp_path)
-        finally:
-            server.terminate()
-    assert champion == "2"
-    assert told(found) == [
-        ("promoted", "1", "2"),
-        ("moved by hand", "2", "1"),
-        ("promoted", "1", "2"),
-        ("promoted", None, "1"),
-    ]
-    assert found[0].figures == {"candidate": 2.5}
