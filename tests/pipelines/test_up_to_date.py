@@ -158,7 +158,7 @@ def test_flows_talk_to_the_server_of_make_up_only_while_it_answers(
     def settle(answering: bool) -> str | None:
         environment: dict[str, str] = {}
         monkeypatch.setattr(prefect_home.os, "environ", environment)
-        monkeypatch.setattr(prefect_home, "answers", lambda address: answering)
+        monkeypatch.setattr(prefect_home, "is_own", lambda address, root: answering)
         found: Any = prefect_home.settle(tmp_path)
         assert environment["PREFECT_HOME"] == str(tmp_path / "var" / "prefect")
         return found
