@@ -185,9 +185,10 @@ def test_a_report_is_linked_where_it_is_served_and_as_a_file_otherwise(
 
 @pytest.fixture
 @marks("server")
-def running(folders: tuple[Path, Path], tmp_path: Path) -> Any:
+def running(folders: tuple[Path, Path], tmp_path: Path, project_root: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The server as `make up` starts it; gives its address."""
     port = free_port()
+    monkeypatch.setenv("PYTHONPATH", str(project_root))  # `make up` starts it in the checkout
     process = service_processes.start(tmp_path, reports.NAME, reports.command(port, *folders))
     try:
         service_processes.wait_until_it_answers(tmp_path, reports.NAME, f"http://127.0.0.1:{port}/health", port)
