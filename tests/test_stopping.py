@@ -4,7 +4,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -110,3 +110,22 @@ def test_what_comes_first_is_called_in_the_main_thread_and_has_been_when_the_exc
     with pytest.raises(stopping.Stopped), stopping.listening(lambda number: None, first=first):
         stopped_by(signal.SIGTERM)
     assert threads == [threading.main_thread()]
+
+
+def test_what_a_block_hears_late_is_not_the_signal_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    late, hear = threading.Event(), stopping._hear
+    heard = threading.Event()
+
+    def hear_late(reader: int, awaited: set[signal.Signals], at_once: Callable[[int], None], block: object) -> None:
+        late.wait(60)
+        hear(reader, awaited, at_once, block)
+
+    monkeypatch.setattr(stopping, "_hear", hear_late)
+    with pytest.raises(stopping.Stopped), stopping.listening(lambda number: heard.set()):
+        stopped_by(signal.SIGTERM)
+    monkeypatch.undo()
+    with stopping.listening(lambda number: None):
+        late.set()
+        assert heard.wait(60)
+        assert stopping.asked() is None
+    stopping.stop_if_asked()

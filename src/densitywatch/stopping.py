@@ -21,6 +21,8 @@ GRACE = 3.5
 """Seconds to write a checkpoint in; after that the process is killed."""
 
 _asked: int | None = None
+_block = object()
+"""The block that listens, or did last; what an older one hears late is not its signal."""
 _raised = False
 _deferring = False
 _first: Callable[[], None] | None = None
@@ -35,7 +37,7 @@ class Stopped(KeyboardInterrupt):
 
 
 def asked() -> int | None:
-    """The signal that told this process to stop, or None. It stays after `listening` has ended."""
+    """The signal that told this process to stop, or None. It stays after `listening` has ended, until the next."""
     return _asked
 
 
@@ -72,11 +74,11 @@ def listening(at_once: Callable[[int], None], *, first: Callable[[], None] | Non
     (nohup). A signal that has another handler keeps it; `at_once` runs for it too. Outside of the main thread, which
     alone may handle signals, this does nothing.
     """
-    global _asked, _raised, _first
+    global _asked, _block, _raised, _first
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _asked, _raised, _first = None, False, first
+    _asked, _block, _raised, _first = None, object(), False, first
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     ours = {
@@ -86,7 +88,7 @@ def listening(at_once: Callable[[int], None], *, first: Callable[[], None] | Non
     }
     awaited = {number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN}
     wakeup = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    threading.Thread(target=_hear, args=(reader, awaited, at_once), name="stopping", daemon=True).start()
+    threading.Thread(target=_hear, args=(reader, awaited, at_once, _block), name="stopping", daemon=True).start()
     for number in ours:
         signal.signal(number, _raise)
     try:
@@ -98,12 +100,13 @@ def listening(at_once: Callable[[int], None], *, first: Callable[[], None] | Non
         os.close(writer)
 
 
-def _hear(reader: int, awaited: set[signal.Signals], at_once: Callable[[int], None]) -> None:
+def _hear(reader: int, awaited: set[signal.Signals], at_once: Callable[[int], None], block: object) -> None:
     global _asked
     with os.fdopen(reader, "rb", buffering=0) as heard:
         while byte := heard.read(1):
             if byte[0] in awaited:
-                _asked = byte[0]
+                if block is _block:
+                    _asked = byte[0]
                 at_once(byte[0])
                 return
 

@@ -22,7 +22,7 @@ SIZE = 256
 IMAGES = 60
 """Of each of the two photographs."""
 LARGE = {
-    "data": {"source": "folder", "address": "photographs", "size": SIZE, "channels": 3},
+    "data": {"source": "folder", "address": "photographs", "size": SIZE, "channels": 3, "gate": 0.1},
     # short: memory is what is looked at
     "evaluate": {"code_images": 1, "quality": {"images": 16, "slow_images": 8, "neighbour_images": 16}},
 }
