@@ -59,13 +59,15 @@ class Slope(nn.Module):
         return loss, {"weight": self.w.detach()}
 
 
-def small_run(model: nn.Module, folder: Path, **changes: object) -> tuple[nn.Module, checkpoint.Progress]:
+def small_run(
+    model: nn.Module, folder: Path, log: loop.Log | None = None, **changes: object
+) -> tuple[nn.Module, checkpoint.Progress]:
     training = TrainingParams(
         **{"steps": 20, "batch_size": 4, "learning_rate": 0.1, "evaluate_every": 5, "checkpoint_every": 3, **changes}
     )
     split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
-    run = loop.Run(name="slope", seed=1, folder=folder, identity="one")
+    run = loop.Run(name="slope", seed=1, folder=folder, identity="one", log=log)
     return loop.train(fabric, model, split, split, training, run)
 
 
@@ -86,6 +88,29 @@ def test_the_checkpoint_that_validation_likes_best_is_returned(tmp_path: Path) -
     assert progress.best_validation == min(losses.values())
     assert losses[progress.best_step] == progress.best_validation
     assert float((model.w - 128 / 255).detach() ** 2) == pytest.approx(progress.best_validation)
+
+
+def test_a_row_is_the_mean_over_the_steps_since_the_last_one(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Seen(Slope):
+        def loss(self, x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            loss, logs = super().loss(x, labels)
+            if self.training:
+                seen.append(float(loss.detach()))
+            return loss, logs
+
+    logged: dict[int, float] = {}
+    _, progress = small_run(
+        Seen(), tmp_path, steps=50, evaluate_every=15, log=lambda step, row: logged.update({step: row["train_loss"]})
+    )
+    ends = [15, 20, 30, 40, 45, 50]
+    assert list(logged) == ends
+    for start, end in zip([0, *ends], ends, strict=False):
+        assert logged[end] == pytest.approx(np.mean(seen[start:end]), rel=1e-5)
+    assert {row["step"]: row["train_loss"] for row in progress.history} == {
+        end: logged[end] for end in (15, 30, 45, 50)
+    }
 
 
 def test_a_state_of_other_params_or_a_broken_one_is_not_gone_on_from(tmp_path: Path) -> None:

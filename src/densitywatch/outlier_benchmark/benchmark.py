@@ -77,8 +77,9 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     }
     # the controls have no judge of declared transformations, so they are held against the detector without it
     members = [name for name in detector.facts["members"] if name != DECLARED_MEMBER]
-    without_judge = {kind: detector.combine({name: scores[name][kind] for name in members}) for kind in features}
-    without_judge[NORMAL] = detector.combine({name: scores[name][NORMAL] for name in members})
+    without_judge = {
+        kind: detector.combine({name: scores[name][kind] for name in members}) for kind in (NORMAL, *panel)
+    }
     normal_p = conformal.p_values(detector.calibration, scores[DETECTOR][NORMAL])
     groups = None if tested.groups is None else tested.groups[:n]
     # frames of one scene are not exchangeable with the calibration scores, one of each scene is

@@ -43,6 +43,9 @@ class Progress:
     seconds: float = 0.0
     run_id: str | None = None
     history: list[dict[str, float]] = field(default_factory=list)
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each figure, over the `summed` steps since the last row."""
+    summed: int = 0
     warnings: list[str] = field(default_factory=list)
 
 

@@ -30,6 +30,9 @@ from densitywatch.training.optimizers import make_optimizers, schedule, set_lear
 from densitywatch.training.sharing import average_figures, average_statistics, total
 from densitywatch.training.steps import likelihood_step
 
+LOG_EVERY = 20
+"""Steps between two rows that `Run.log` gets; a validation makes one too."""
+
 Log = Callable[[int, dict[str, float]], None]
 
 
@@ -47,7 +50,7 @@ class Run:
     compiled: bool = False
     """Whether the loss is compiled."""
     log: Log | None = None
-    """Called with the number of a step and its scalars."""
+    """Called with the number of a step and the mean of each figure since the last call."""
     run_id: str | None = None
     """MLflow's id, kept in the state, so that a run that goes on is logged to the same place."""
 
@@ -84,6 +87,7 @@ def train(
     optimizers = {key: fabric.setup_optimizers(optimizer) for key, optimizer in optimizers.items()}
     ema, best = ema.to(fabric.device), best.to(fabric.device)
 
+    sums = {key: torch.tensor(value, device=fabric.device) for key, value in progress.sums.items()}
     since, started = progress.seconds, time.monotonic()
     left = range(progress.step, training.steps)
     for step in stopping.between(track(left, f"train {run.name}") if fabric.is_global_zero else left):
@@ -98,26 +102,32 @@ def train(
         # a short memory at first, so that the initial weights are soon forgotten
         update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
 
-        # validate, keep the best
+        # a row is the mean over the steps since the last one: the loss of a single batch is mostly noise
+        sums = {key: value.detach().float() + sums.get(key, 0.0) for key, value in logs.items()}
+        progress.summed += 1
         last = step + 1 == training.steps
-        if last or (step + 1) % training.evaluate_every == 0:
-            row = {"step": float(step + 1), **{f"train_{key}": float(value) for key, value in logs.items()}}
-            figures = validate(ema, validation, training, run.seed, fabric)
-            row |= {f"validation_{key}": value for key, value in figures.items()}
-            # a game has no loss that says which checkpoint is best, so the last one is kept
-            figure = row.get("validation_loss")
-            if figure is None or progress.best_validation is None or figure <= progress.best_validation:
-                progress.best_validation, progress.best_step = figure, step + 1
-                best.load_state_dict(ema.state_dict())
-            progress.history.append(row)
+        evaluated = last or (step + 1) % training.evaluate_every == 0
+        if evaluated or (step + 1) % LOG_EVERY == 0:
+            row = {"step": float(step + 1)}
+            row |= {f"train_{key}": float(value) / progress.summed for key, value in sums.items()}
+            sums, progress.summed = {}, 0
+            # validate, keep the best
+            if evaluated:
+                figures = validate(ema, validation, training, run.seed, fabric)
+                row |= {f"validation_{key}": value for key, value in figures.items()}
+                # a game has no loss that says which checkpoint is best, so the last one is kept
+                figure = row.get("validation_loss")
+                if figure is None or progress.best_validation is None or figure <= progress.best_validation:
+                    progress.best_validation, progress.best_step = figure, step + 1
+                    best.load_state_dict(ema.state_dict())
+                progress.history.append(row)
             if run.log is not None:
                 run.log(step + 1, row)
-        elif (step + 1) % 20 == 0 and run.log is not None:
-            run.log(step + 1, {f"train_{key}": float(value) for key, value in logs.items()})
 
         # write the state
         if (last or stopping.asked() or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
             progress.step = step + 1
+            progress.sums = {key: float(value) for key, value in sums.items()}
             progress.seconds = since + time.monotonic() - started
             save_state(run.folder, run.identity, named(parts) | optimizer_tensors(optimizers), progress)
     progress.warnings += adversarial_warnings(progress.history)
