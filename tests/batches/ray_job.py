@@ -9,9 +9,13 @@ other; `before` are those before the kill.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -66,15 +70,26 @@ def run(task: dict[str, Any], cluster: Cluster, second: Any) -> dict[str, Any]:
     return {"before": before, "after": nodes[len(before) :], "second": second.node_id}
 
 
+def patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node thirty seconds to start, which is too short where other programs use the processor."""
+    for _ in range(4):
+        with suppress(Exception):
+            return start()
+    return start()
+
+
 def main(tasks: list[dict[str, Any]]) -> None:
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": MEMORY})
-    second = cluster.add_node(num_cpus=1, object_store_memory=MEMORY)
+    node = {"num_cpus": 1, "object_store_memory": MEMORY}
+    folder = tempfile.mkdtemp(prefix="ray-")  # the path of a socket has a hundred characters at most
+    cluster = patiently(lambda: Cluster(True, head_node_args={**node, "temp_dir": folder, "include_dashboard": False}))
+    second = patiently(lambda: cluster.add_node(**node))
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")
         done = [run(task, cluster, second) for task in tasks]
     finally:
         ray.shutdown()
         cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
     print(json.dumps(done))
 
 

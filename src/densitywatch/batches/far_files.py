@@ -72,9 +72,16 @@ def _place(entry: Entry, source: str, follow_links: bool) -> tuple[str, str] | N
         top = local_path(source)
         return (json.dumps([str(top), follow_links]), str(entry.read.args[0])) if top.is_dir() else None
     filesystem, name, _ = entry.read.args
+    place = _as_text(filesystem)
+    return None if place is None else (place, str(name))
+
+
+@cache
+def _as_text(filesystem: Any) -> str | None:
+    """A file system of fsspec, so that another process can make the same; None for one made from an open file."""
     try:
-        return str(filesystem.to_json()), str(name)
-    except (TypeError, ValueError):  # one that was made from an open file
+        return str(filesystem.to_json())
+    except (TypeError, ValueError):
         return None
 
 

@@ -17,6 +17,8 @@ import itertools
 import json
 import logging
 import os
+import signal
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ from densitywatch.batches.far_files import PACKED, pack, unpack
 from densitywatch.batches.scorer import Scorer
 from densitywatch.data.inputs.source import entries
 from densitywatch.errors import DataError, DensitywatchError, ParamsError
+from densitywatch.text import one_line
 
 TASK = pa.schema(
     [
@@ -133,11 +136,16 @@ def _cluster() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    # no lines of Ray's own between those of the command
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise DataError(f"no Ray cluster can be reached or started ({error}); check RAY_ADDRESS") from None
+    except Exception as error:  # Ray raises plain exceptions too, as for a start that takes too long
+        raise DataError(f"no Ray cluster can be reached or started ({one_line(error)}); check RAY_ADDRESS") from None
+    if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)  # Ray has set one of its own
     try:
         yield
     finally:

@@ -81,6 +81,8 @@ class ScoreOptions:
         for name, value in (("limit", self.limit), ("fail-on", self.fail_on), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise ParamsError(f"{name} must be at least 1 (given: {value})")
+        if self.workers is not None and self.engine != "ray":
+            raise ParamsError("workers are for the engine ray; add --engine ray or leave out --workers")
 
 
 DEFAULTS = ScoreOptions()
