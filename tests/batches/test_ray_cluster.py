@@ -180,7 +180,7 @@ def scored_now(folder: Path) -> int:
 def test_a_node_that_is_killed_while_it_works_changes_no_byte(run: Run) -> None:
     job = run.tasks[2]
     assert len(set(job["before"])) == 2, "both nodes were at work"
-    assert set(job["after"]) == set(job["before"]) - {job["second"]}
+    assert set(job["after"][-3:]) == set(job["before"]) - {job["second"]}, "the other one went on alone"
     assert len(job["before"]) + len(job["after"]) > 15, "a chunk of the lost node was scored again"
     assert same(run.folder / "killed")
     table = scores(run.folder / "killed")
