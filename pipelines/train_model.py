@@ -99,20 +99,18 @@ def _bring_inputs(stage: str, root: Path) -> None:
     arrivals.check_digests(needed.pulled, root)
 
 
-def _result(stage: str, outcome: str, root: Path) -> str:
-    """What the caller needs besides the files in the remote, as YAML."""
+def _result(stage: str, outcome: str, root: Path) -> dict[str, Any]:
+    """What the caller needs besides the files in the remote."""
     entry = arrivals.lock_entries(root)[stage]
     outs = arrivals.out_digests(entry)
     unpushed = read_inputs(stage, root).unpushed_outs
     weights = {path: root / path / WEIGHTS for path in outs if (root / path / WEIGHTS).is_file()}
-    return yaml.safe_dump(
-        {
-            "outcome": outcome,
-            "outs": outs,
-            "files": {path: (root / path).read_text(encoding="utf-8") for path in unpushed},
-            "trainings": {path: training_of(file, Path(path).name, root) for path, file in weights.items()},
-        }
-    )
+    return {
+        "outcome": outcome,
+        "outs": outs,
+        "files": {path: (root / path).read_text(encoding="utf-8") for path in unpushed},
+        "trainings": {path: training_of(file, Path(path).name, root) for path, file in weights.items()},
+    }
 
 
 def lay_out(inputs: dict[str, Any], files: dict[str, str], root: Path) -> None:
