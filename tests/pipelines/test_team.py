@@ -139,7 +139,8 @@ def test_the_worker_uses_login_and_database_and_scores_a_batch_by_the_schedule(t
     done = until(lambda: [one for one in team.runs("COMPLETED", "FAILED", "CRASHED") if one["auto_scheduled"]])
     assert {one["state"]["type"] for one in done} == {"COMPLETED"}
     assert json.loads((team.root / "data" / "outliers" / "monday" / "summary.json").read_text())["scored"] == 12
-    assert ask(in_database(database, "watch"), "SELECT count(*) FROM mlflow.runs WHERE name = 'score monday'") == 1
+    named = "SELECT count(*) FROM mlflow.runs WHERE name = 'score data/inbox/monday'"
+    assert ask(in_database(database, "watch"), named) == 1
 
 
 def test_a_verb_logs_in_to_mlflows_server_and_a_wrong_login_is_one_sentence(team: Site) -> None:
