@@ -335,7 +335,9 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _batch(batch: dict[str, Any]) -> str:
-    share = f"{batch['flagged']:,} flagged ({100 * batch['flagged_share']:.2g} %)"
+    from densitywatch.batches.over_time import percent
+
+    share = f"{batch['flagged']:,} flagged ({percent(batch['flagged_share'])} %)"
     return (
         f"{_when(batch['time'])}  {batch['batch'][:40]}: {batch['files']:,} files, {share},"
         f" {batch['quarantined']:,} quarantined; drift: {batch['drift']}"
