@@ -93,7 +93,8 @@ def refused(server: str, headers: dict[str, str], path: str = "/api/deployments/
         with urlopen(request, timeout=60) as response:
             return int(response.status)
     except HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_without_the_login_or_from_another_sites_page_nothing_is_answered(site: Site) -> None:

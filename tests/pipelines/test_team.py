@@ -91,7 +91,8 @@ def status(address: str, login: str | None, **headers: str) -> int:
         with urlopen(Request(address, headers=headers), timeout=60) as answer:
             return int(answer.status)
     except HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_one_setting_puts_both_servers_on_postgresql(team: Site, database: str) -> None:
