@@ -115,6 +115,7 @@ def check_server(address: str) -> None:
             if "json" in (answer.headers.get("Content-Type") or ""):
                 return
     except HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise DensitywatchError(
                 f"Prefect's server {shown} refuses the login; set {environment.LOGIN}=name:password, or"
@@ -142,4 +143,8 @@ def answers(address: str, seconds: float = 2.0) -> bool:
 
 
 def _get(address: str, seconds: float) -> Any:
-    return build_opener(ProxyHandler({})).open(address, timeout=seconds)
+    """The answer, whatever its status; close it."""
+    try:
+        return build_opener(ProxyHandler({})).open(address, timeout=seconds)
+    except HTTPError as answer:
+        return answer

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -152,6 +152,8 @@ def _ask(root: Path, address: str, path: str, body: dict[str, Any]) -> Any:
         with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read())
     except (URLError, OSError, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()
         raise DensitywatchError(f"Prefect's server did not say ({one_line(error)})") from None
 
 
@@ -335,7 +337,9 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _batch(batch: dict[str, Any]) -> str:
-    share = f"{batch['flagged']:,} flagged ({100 * batch['flagged_share']:.2g} %)"
+    from densitywatch.batches.over_time import percent
+
+    share = f"{batch['flagged']:,} flagged ({percent(batch['flagged_share'])} %)"
     return (
         f"{_when(batch['time'])}  {batch['batch'][:40]}: {batch['files']:,} files, {share},"
         f" {batch['quarantined']:,} quarantined; drift: {batch['drift']}"

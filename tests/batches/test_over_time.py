@@ -224,6 +224,16 @@ def test_shares_of_columns_are_those_of_their_images_and_alarms_are_marked() -> 
     assert drift["limit"] == pytest.approx(drift["height"] * (1 - 4 / 5))
 
 
+def test_batches_that_are_flagged_or_quarantined_whole_have_100_percent_everywhere(tmp_path: Path) -> None:
+    write_table(tmp_path, [row(i, scored=98, outliers=98, files=98, quarantined=98) for i in range(2)])
+    over_time.write_page(tmp_path, 0.01)
+    page = (tmp_path / "index.html").read_text()
+    for said in ("flagged, 100&nbsp;%", "quarantined, 100&nbsp;%", "98 (100\u00a0%)", "100 % flagged"):
+        assert said in page
+    assert "e+" not in page
+    assert [over_time.percent(share) for share in (0.0, 0.0123, 0.994, 0.996, 1.0)] == ["0", "1.2", "99", "100", "100"]
+
+
 def test_batches_in_no_stream_have_no_chart_of_drift_and_words_all_the_same() -> None:
     alone = row(1, drift_evidence=None, drift_p_value=1e-9)
     assert over_time.charts([alone], 0.01) == []

@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.artifacts import Artifact
 
 from densitywatch.errors import DensitywatchError
-from pipelines import commit_pages, commit_run, dvc_commands, retrain_result
+from pipelines import ask_retrain, commit_pages, commit_run, dvc_commands, retrain_result
 from tests.pipelines.test_retrain_result import result
 
 PROJECT = Path(__file__).parents[2]
@@ -303,8 +303,13 @@ def test_the_result_is_left_for_people_and_for_ci_and_a_new_detector_ends_the_ch
     from densitywatch.params import load_params
     from pipelines import drift_note
 
-    left: list[Any] = []
-    monkeypatch.setattr(commit_pages, "Artifact", lambda **about: left.append(about) or SimpleNamespace(create=str))
+    left: list[tuple[str | None, Any]] = []
+
+    class Left(Artifact):
+        def create(self) -> None:
+            left.append((self.key, self.format(_sync=True)))
+
+    monkeypatch.setattr(commit_pages, "Artifact", Left)
     found = result(verdicts=[{"model": "detector", "version": 2, "outcome": outcome, "gate": "0.9 is 0.8 or more"}])
     monkeypatch.setattr(commit_run, "run", lambda *_: commit_run.CommitRun([], found))
     params = load_params(checkout / "params.yaml")
@@ -318,8 +323,11 @@ def test_the_result_is_left_for_people_and_for_ci_and_a_new_detector_ends_the_ch
     assert (drift_note.standing_alarm(params, checkout) is not None) == stands
     assert log.messages == [f"detector  {outcome:<9}  0.9 is 0.8 or more"]
     assert [about["key"] for _, about in log.pages] == ["retrain-commit"]
-    assert retrain_result.check(json.loads(left[0]["data"])) == found
-    assert left[0]["key"] == retrain_result.KEY
+    ((key, sent),) = left
+    assert key == retrain_result.KEY
+    monkeypatch.setattr(ask_retrain.Server, "call", lambda *_: [{"data": sent}])
+    server = ask_retrain.Server("http://127.0.0.1:4200/api", "")
+    assert ask_retrain.result_of(server, "a run") == found, "as the CI side reads it"
 
 
 def test_the_clone_of_a_commit_scores_the_demo_batch_alone(

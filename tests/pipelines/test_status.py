@@ -49,7 +49,7 @@ def a_past(root: Path) -> None:
     """Seven scored batches, the newest under an alarm; one batch waits for a day, and one failed."""
     results = root / "data" / "outliers"
     alarm = {"drift_alarm": True, "drift_moved": "brightness up", "drift_since": "batch-00006", "outliers": 49}
-    write_table(results, [*(row(i) for i in range(7)), row(7, **alarm, folder="\u202eevil\x1b[2J")])
+    write_table(results, [*(row(i, outliers=98) for i in range(7)), row(7, **alarm, folder="\u202eevil\x1b[2J")])
     (results / "index.html").write_text("page")
     fill(root / "data" / "inbox" / "late", 2)
     params = load_params(root / "params.yaml")
@@ -78,6 +78,7 @@ def test_waiting_batches_the_last_look_and_the_last_batches_are_told(
         " since batch-00006"
     )
     assert len([line for line in lines if " flagged (" in line]) == status.SHOWN
+    assert len([line for line in lines if "98 flagged (100 %)" in line]) == status.SHOWN - 1
     assert f"batches over time  {root / 'data' / 'outliers' / 'index.html'}" in text
     assert len(lines) <= 30
 
