@@ -36,6 +36,8 @@ def settle(root: Path) -> str | None:
         "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
         # a stage that waits for a device asks again every second or two; the default is up to half a minute
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        # a run that waits for another of its deployment asks again after ten seconds; the default is thirty
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",
         # the slots of a dead flow are freed even when the server was restarted in between
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",

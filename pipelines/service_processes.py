@@ -13,8 +13,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def start(
     log = root / "var" / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")]))
-    with log.open("ab") as out:
+    with log.open("ab") as out, _interruptible():
         process = subprocess.Popen(  # noqa: S603
             command,
             cwd=root,
@@ -73,6 +73,22 @@ def start(
     entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time(), "log": str(log)}
     write_whole(root / NOTE, json.dumps([*noted(root), entry], indent=1) + "\n")
     return process
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Programs that start in this block do not ignore SIGINT, by which Prefect's worker stops itself.
+
+    A shell lets what it starts in the background (`nohup make up &`) ignore it, and so does all that starts from there.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) -> None:

@@ -152,6 +152,9 @@ def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> 
     assert {one["state"]["type"] for one in done} == {"COMPLETED"}
     summary = json.loads((site.root / "data" / "outliers" / "monday" / "summary.json").read_text())
     assert (summary["files"], summary["scored"]) == (12, 12)
+    # no more of them: each takes the only place of the deployment, and the tests that follow ask for their own runs
+    inbox = site.deployment("inbox")
+    site.ask("PATCH", f"deployments/{inbox['id']}/schedules/{inbox['schedules'][0]['id']}", {"active": False})
 
 
 def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
@@ -510,6 +513,17 @@ def test_what_a_killed_service_had_started_ends_with_down(tmp_path: Path) -> Non
     services.down(tmp_path)
     until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 30)
     assert service_processes.left_over(tmp_path) == []
+
+
+def test_a_service_started_from_the_background_of_a_shell_can_be_interrupted_all_the_same(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        service = service_processes.start(tmp_path, "worker", ["sleep", "300"])
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    service.send_signal(signal.SIGINT)
+    assert service.wait(60) == -signal.SIGINT
 
 
 def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: Path) -> None:
