@@ -31,7 +31,7 @@ def settle(root: Path) -> str | None:
     """
     environment.settle(os.environ)
     environment.read_file(root)
-    (root / "var" / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, not those above it
+    own_folder(root)
     for name, value in {
         "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
         # a stage that waits for a device asks again every second or two; the default is up to half a minute
@@ -53,6 +53,17 @@ def settle(root: Path) -> str | None:
     elif team is not None:  # the server is on another machine of the team
         os.environ.setdefault("PREFECT_API_AUTH_STRING", team)
     return os.environ.get("PREFECT_API_URL")
+
+
+def own_folder(root: Path) -> None:
+    """Make the folder of Prefect's database, which no other user may read: it holds the secrets of blocks, and the key.
+
+    Prefect makes the folder with the mode that the user's umask gives, and not the folders above it.
+    """
+    folder = root / "var" / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
 
 
 def prefect_address(root: Path) -> str | None:

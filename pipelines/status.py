@@ -28,7 +28,7 @@ from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
 from densitywatch.tracking.store import is_own, plain, sqlite_path, tracking_uri
-from pipelines import listening, prefect_home, reports, run_processes, service_processes
+from pipelines import dvc_commands, listening, prefect_home, reports, run_processes, service_processes
 from pipelines.worker import WORKERS
 
 SHOWN = 5
@@ -166,8 +166,9 @@ def _stages(root: Path) -> list[str]:
                 words = process.cmdline()
             except psutil.Error:
                 continue
-            if words[1:3] == ["-m", "dvc"] and "--single-item" in words:
-                found.add(words[-1])
+            stage = dvc_commands.stage_of(words)
+            if stage is not None:
+                found.add(stage)
     return sorted(found)
 
 

@@ -366,6 +366,9 @@ def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> Non
     """The watch of `make up`, with 10 seconds in the place of its 150."""
     made = {one["name"] for one in site.ask("POST", "automations/filter", {})}
     assert made == {"Crash runs that went silent", "Retrain when the stream has moved"}
+    (watch,) = (one for one in site.ask("POST", "automations/filter", {}) if one["name"].startswith("Crash"))
+    ended = {f"prefect.flow-run.{state}" for state in ("Outliers found", "Drift alarm", "Rejected", "TimedOut")}
+    assert ended <= set(watch["trigger"]["expect"]), "a run that ended so has not gone silent"
     said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
     silent = an_id(said)
     assert site.state(silent) == "Running", said
