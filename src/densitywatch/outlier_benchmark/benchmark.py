@@ -31,13 +31,13 @@ from densitywatch.files import whole_folder, write_whole
 from densitywatch.outlier_benchmark.auroc import MEASURES, auroc, separation
 from densitywatch.outlier_benchmark.controls import CONTROLS, control_rows, gains
 from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_figures
-from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
+from densitywatch.outlier_benchmark.held_out_classes import fold_size, held_out_classes, measured
 from densitywatch.outlier_benchmark.no_class import no_class_rates
 from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
 from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
-from densitywatch.progress import track
+from densitywatch.progress import say, track
 from densitywatch.sizes import height_width
 
 KINDS = 1 + MOST_KINDS
@@ -86,6 +86,9 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     exchangeable = scores[DETECTOR][NORMAL]
     if groups is not None:
         exchangeable = exchangeable[one_of_each_group(groups, params.seed)]
+    folded, not_folded = measured(detector.facts["members"], fold_size(params, info.size))
+    if info.class_names and params.detector.folds and not_folded:
+        say(f"benchmark: classes held out are measured without members of the detector: {'; '.join(not_folded)}")
     findings = Findings(
         separations=separations,
         ablation=one_left_out(detector, scores, list(panel)),
@@ -119,7 +122,8 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
             )
             for kind in track(list(panel), "streams of batches")
         },
-        folds=held_out_classes(params, root) if info.class_names else {},
+        folds=held_out_classes(params, root, folded) if info.class_names else {},
+        not_folded=not_folded,
         no_class=no_class_rates(params, root, detector, {NORMAL: np.asarray(normal.source), **panel}, scores[DETECTOR]),
         left_out=left_out,
         grouped=groups is not None,

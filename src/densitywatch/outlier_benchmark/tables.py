@@ -55,6 +55,8 @@ class Findings:
     """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
+    not_folded: list[str]
+    """Members of the detector that these figures are without, each with the reason."""
     no_class: Mapping[str, float]
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
@@ -292,7 +294,8 @@ def held_out_table(findings: Findings) -> Table:
         ["class held out", *next(iter(findings.folds.values()))],
         [[name, *(f"{value:.3f}" for value in fold.values())] for name, fold in findings.folds.items()],
         "A class never seen: AUROC",
-        "For each class everything is fitted anew on a small budget without it; its test images are the outliers.",
+        "For each class everything is fitted anew on a small budget without it; its test images are the outliers."
+        + (f" Without members of the detector: {'; '.join(findings.not_folded)}." if findings.not_folded else ""),
     )
 
 
