@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 
 from densitywatch.outlier_benchmark.held_out_classes import RIVAL, fold_size, held_out_classes, measured
-from densitywatch.params import load_params
 from tests.small_project import SIZE, make_project
 
 ROOT = Path(__file__).parents[2]
