@@ -208,7 +208,10 @@ def page() -> str:
         " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
         " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
         " interval of 95 %. `power_at_5_percent_outliers` and its like are of the batch rule: averages over"
-        " calibration sets that are drawn anew, with the false-discovery rate realised.\n"
+        " calibration sets that are drawn anew, with the false-discovery rate realised. `panel_images`: images of each"
+        " kind, at most; fewer than `detector.panel_images` where large pictures would fill the memory. Where accepted"
+        " images of drifted batches have replaced the calibration images, figures that rank test images among them are"
+        " left out.\n"
     )
     return "\n".join(parts) + "\n"
 
