@@ -43,7 +43,7 @@ def test_the_pages_settings_leave_the_gate_its_pictures_and_flag_one_bad_picture
 def test_the_pages_table_has_the_numbers_of_the_batch_rule() -> None:
     table = re.search(r"\| calibration pictures \| (.*?)\n\n", PAGE, re.DOTALL)
     assert table is not None
-    head, _, *rows = table[0].splitlines()
+    head, _, *rows = table[0].strip().splitlines()
     batches = [int(number) for number in re.findall(r"\d+", head)]
     for row in rows:
         calibration, *fewest = (int(number) for number in re.findall(r"\d+", row))
