@@ -335,6 +335,28 @@ def test_memory_holds_a_chunk_and_not_the_batch(
     assert most <= chunks.READ_AHEAD + 2 * params.detector.batch_size + chunks.READERS
 
 
+def test_a_chunk_of_large_pictures_holds_fewer_so_that_they_fit_into_memory(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "batch", 7)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 28 * 28)
+    seen: list[int] = []
+
+    class Counted(Brightness):
+        def score(self, images: Any) -> Any:
+            seen.append(len(images))
+            return super().score(images)
+
+    summary = score_source("batch", params, tmp_path, None, Counted())
+    assert seen[:3] == [3, 3, 1]
+    assert (summary["identity"]["chunk"], summary["scored"]) == (3, 7)
+    large = Brightness(channels=3)
+    large.size = 1024
+    monkeypatch.undo()
+    assert chunks.files_in_chunk(250, large) == 85
+    assert chunks.files_in_chunk(250, Brightness()) == 250
+
+
 def test_row_groups_hold_many_chunks_and_a_run_goes_on_chunk_by_chunk(
     params: Params, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,7 @@ class Summary(BaseModel):
     drift_alarm_batch: str | None = None
     drift_since: str | None = None
     drift_moved: str | None = None
+    drift_looked: bool | None = None
     promise: str
     control: Control = "batch"
     level: Annotated[FiniteFloat, Field(ge=0)] | None = None
