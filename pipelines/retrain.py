@@ -20,7 +20,7 @@ from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
 from densitywatch.data.cells import SORTED
 from densitywatch.data.fetch import RAW
-from densitywatch.errors import DensitywatchError, DriftAlarm
+from densitywatch.errors import DataError, DensitywatchError, DriftAlarm
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
@@ -163,22 +163,28 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
 def _detect(params: Params, root: Path, *, demo: bool) -> Step:
     """Score the new batches; with `demo` also the demo batch, even if it has been scored.
 
-    In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
+    A batch or an inbox that cannot be read is a warning: the models are right all the same, and the scheduled job says
+    it again. In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
     """
     with timed("detect outliers") as step:
-        present = [
-            batch for batch in find_batches(params, root, now=time.time()) if batch.name == DEMO or not is_clone(root)
-        ]
-        wanted = [
-            batch.name
-            for batch in present
-            if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
-        ]
         try:
+            present = [
+                batch
+                for batch in find_batches(params, root, now=time.time())
+                if batch.name == DEMO or not is_clone(root)
+            ]
+            wanted = [
+                batch.name
+                for batch in present
+                if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
+            ]
             step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
         except DriftAlarm as alarm:  # to retrain is what the alarm asks for
             get_run_logger().warning("%s", visible(str(alarm)))
             step.outcome = "drift alarm"
+        except DataError as error:
+            get_run_logger().warning("%s", visible(str(error)))
+            step.outcome = "a batch failed"
     return step
 
 
