@@ -11,7 +11,7 @@ from uuid import UUID
 
 from densitywatch.params import Params
 from densitywatch.progress import say
-from pipelines.drift_loop import EVENT
+from pipelines.drift_loop import ALARM, EVENT
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -78,7 +78,7 @@ def _keep_notices(client: SyncPrefectClient, block: str | None, before: str | No
         return
     if not present[TELL_DRIFT]:
         action = _tell(document, block, "densitywatch: the stream has moved", "{{ event.payload.sentence }}")
-        _make(client, TELL_DRIFT, {EVENT}, ["densitywatch.stream.*"], action)
+        _make(client, TELL_DRIFT, {ALARM}, ["densitywatch.stream.*"], action)
     if not present[TELL_FAILED]:
         run, message = (f"{{{{ flow_run.{key} {WITHOUT_MARKUP} }}}}" for key in ("name", "state.message"))
         action = _tell(

@@ -31,7 +31,7 @@ from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_t
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
-from pipelines.drift_note import end_alarm
+from pipelines.drift_note import end_alarm, note_learnt, standing_alarm
 from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
 from pipelines.promotion import gate_table
@@ -93,6 +93,7 @@ def _retrain(
     dvc_commands.check_remote(remote)
     stages = dvc_graph.read_graph(root)
     elsewhere = training_pool.elsewhere(placement, stages, root)
+    alarm = None if is_clone(root) else standing_alarm(params, root)
     if not is_clone(root):  # a run of a commit trains what the commit says
         steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
@@ -146,6 +147,7 @@ def _retrain(
         steps.append(assess_sorted(params, root))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
+    note_learnt(alarm, params, root)
     note_up_to_date(root)
     tell_what_to_commit(root)
     return steps
