@@ -401,6 +401,26 @@ def test_up_again_keeps_what_a_person_set_and_takes_what_is_new_in_params(site: 
     assert seen() == (["night"], 3, False, "30 2 * * *", 7, 4)
 
 
+def test_a_retraining_starts_by_the_clock_when_params_say_so_and_what_a_person_set_stays(site: Site) -> None:
+    params = site.root / "params.yaml"
+
+    def seen_after(cron: str) -> list[tuple[bool, str]]:
+        params.write_text(re.sub(r"(?m)^(retrain:\n  cron: )[^#\n]*", rf"\g<1>{cron} ", params.read_text()))
+        assert site.services("up").returncode == 0
+        schedules = site.deployment("retrain")["schedules"]
+        return sorted((one["active"], one["schedule"]["cron"]) for one in schedules)
+
+    assert site.deployment("retrain")["schedules"] == []
+    assert seen_after('"0 3 * * 0"') == [(True, "0 3 * * 0")]
+    deployment = site.deployment("retrain")
+    path = f"deployments/{deployment['id']}/schedules"
+    site.ask("PATCH", f"{path}/{deployment['schedules'][0]['id']}", {"active": False})
+    site.ask("POST", path, [{"schedule": {"cron": "5 5 5 5 *"}, "active": False}])
+    assert seen_after('"0 3 * * 0"') == [(False, "0 3 * * 0"), (False, "5 5 5 5 *")]
+    assert seen_after('"30 2 * * 6"') == [(False, "30 2 * * 6"), (False, "5 5 5 5 *")]
+    assert seen_after("null") == [(False, "5 5 5 5 *")]
+
+
 def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_nothing(
     site: Site, project_root: Path, tmp_path: Path
 ) -> None:
