@@ -32,11 +32,11 @@ MARK = "DENSITYWATCH_SERVICE_OF"
 """A variable with the checkout's folder, which whatever a service starts inherits."""
 
 
-def check_port(service: str, port: str, variable: str) -> None:
-    """Raises ServiceFailed when another program has the port, ParamsError when it is no port."""
+def check_port(service: str, port: str, variable: str, ours: Sequence[psutil.Process] = ()) -> None:
+    """Raises ServiceFailed when another program than `ours` has the port, ParamsError when it is no port."""
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ParamsError(f"{variable}={port}: not a port; give a number from 1 to 65535")
-    if not _is_free(int(port)):
+    if not _is_free(int(port)) and not any(_listens(process, int(port)) for process in ours):
         other = next((number for number in range(int(port) + 100, 65536, 100) if _is_free(number)), 0)
         raise ServiceFailed(
             f"port {port}, for {service}, is taken by another program (`make up` in another checkout?);"
@@ -137,6 +137,16 @@ def end(process: psutil.Process) -> None:
         _signal_all(family, psutil.Process.terminate)
         _, left = psutil.wait_procs(family, timeout=FAMILY_SECONDS)
         _signal_all(left, psutil.Process.kill)
+
+
+def ours(root: Path) -> list[psutil.Process]:
+    """What `make down` would end: the services of this checkout, and what they have started."""
+    leaders = [process for entry in noted(root) if (process := find(entry)) is not None]
+    found = [*leaders, *left_over(root)]
+    for leader in leaders:
+        with suppress(psutil.NoSuchProcess):
+            found += leader.children(recursive=True)
+    return list(dict.fromkeys(found))
 
 
 def left_over(root: Path) -> list[psutil.Process]:

@@ -142,6 +142,13 @@ def test_no_batch_can_take_the_name_of_the_page() -> None:
     assert batch_name("data/inbox/index") == "index"
 
 
+@pytest.mark.parametrize("name", ["retrain-asked.json", "drift-1.JSON", "x.damaged", "monday.html", "a.json.zip"])
+def test_no_batch_is_named_like_a_file_that_is_kept_next_to_the_results(name: str) -> None:
+    given = batch_name(f"data/inbox/{name}")
+    assert re.fullmatch(rf"{re.escape(name.removesuffix('.zip'))}-[0-9a-f]{{8}}", given)
+    assert not given.lower().endswith((".json", ".damaged", ".html"))
+
+
 def test_a_name_from_outside_is_text_in_the_page_and_in_what_its_script_adds(tmp_path: Path, browser: Browser) -> None:
     many = [row(number) for number in range(over_time.AT_FIRST)]
     odd = {"folder": EVIL.replace("/", "|"), "batch": f"data/inbox/{EVIL}", "drift_moved": EVIL, "drift_since": EVIL}

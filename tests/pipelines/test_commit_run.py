@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from prefect.artifacts import Artifact
 
-from densitywatch.errors import DensitywatchError
+from densitywatch.errors import DataError, DensitywatchError
 from pipelines import ask_retrain, commit_pages, commit_run, dvc_commands, retrain_result
 from tests.pipelines.test_retrain_result import result
 
@@ -384,3 +384,21 @@ def test_the_documented_line_names_a_remote_that_pull_then_uses(
     (checkout / "data.txt").unlink()
     assert main(["pull"]) == 0
     assert (checkout / "data.txt").read_text() == "slow\n"
+
+
+def test_a_batch_that_cannot_be_scored_is_named_and_stops_no_retraining(
+    checkout: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from densitywatch.params import load_params
+    from pipelines import retrain
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise DataError("not scored: monday (it changed while it was read)")
+
+    monkeypatch.setattr(retrain, "get_run_logger", lambda: logging.getLogger("run"))
+    params = load_params(checkout / "params.yaml")
+    for name in ("detect_outliers", "find_batches"):  # a batch, or the inbox as a whole
+        with monkeypatch.context() as patched:
+            patched.setattr(retrain, name, broken)
+            assert retrain._detect(params, checkout, demo=True).outcome == "a batch failed"
+    assert log.messages == ["not scored: monday (it changed while it was read)"] * 2

@@ -157,6 +157,9 @@ def test_a_drifted_stream_leads_to_one_retraining_with_its_images_and_to_a_messa
     assert (scored["state"]["name"], scored["state"]["type"]) == ("Drift alarm", "FAILED")
     assert re.match(r"detect-outliers: \d batch(es)?, ", scored["name"])
     assert retraining["parameters"]["drift"] == alarmed
+    noted = json.loads((site.root / "data/outliers/retrain-asked.json").read_text())["alarm"]
+    assert noted["told"]
+    assert noted["learnt"] == noted["asked"] is not None, "it ended well and is not asked for again"
 
     files = sorted((site.root / "data" / "accepted").glob("*.parquet"))
     assert files
