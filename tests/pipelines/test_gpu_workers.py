@@ -141,8 +141,6 @@ def test_a_worker_that_is_killed_leaves_its_stage_to_another_and_the_models_are_
     states = [one["state"]["type"] for one in children(site)]
     assert states.count("COMPLETED") == len(MODELS)
     runs = {one["id"] for one in children(site)}
-    bars = site.ask("POST", "artifacts/filter", {"artifacts": {"type": {"any_": ["progress"]}}})
-    assert runs & {bar["flow_run_id"] for bar in bars}, "the page of a worker's run shows how far it is"
     with closing(sqlite3.connect(site.root / "mlflow.db")) as store:
         links = {row[0] for row in store.execute("select value from tags where key = ?", (FLOW_RUN,))}
     assert any(run_id in link for run_id in runs for link in links), "its run in MLflow links back"
