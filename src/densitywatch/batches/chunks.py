@@ -88,7 +88,7 @@ class Loaded:
 
 
 def files_in_chunk(most: int, detector: Scorer) -> int:
-    """Files in a chunk: `most`, fewer where the images of so many would take more than CHUNK_BYTES."""
+    """Files in a chunk: `most`, or fewer, so that their pixels take at most CHUNK_BYTES."""
     return images_within(most, detector.channels * math.prod(height_width(detector.size)), CHUNK_BYTES)
 
 
