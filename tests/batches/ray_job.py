@@ -1,7 +1,7 @@
 """`python -m tests.batches.ray_job TASKS`: score batches on a Ray cluster of two nodes of one core each.
 
-A process of its own, because a process has one Ray. TASKS is a list in JSON. A task has `source` and `out`, and may
-have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`, the
+A process of its own, because a process has one Ray. TASKS is a list in JSON. A task has `root`, `source` and `out`, and
+may have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`, the
 number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after the
 other; `before` are those before the kill.
 """
@@ -9,6 +9,7 @@ other; `before` are those before the kill.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -33,15 +34,21 @@ MEMORY = 100 << 20
 
 
 class Noting(Brightness):
-    """Notes which node scores a chunk. With `nodes` of 2, the first chunks wait until both nodes score."""
+    """Notes which node scores a chunk. With `nodes` of 2, the first chunks wait until both nodes score.
+
+    The gallery is scored where the command runs, which is no worker.
+    """
 
     def __init__(self, log: Path, seconds: float, nodes: int) -> None:
         super().__init__(seconds=seconds)
         self.log, self.nodes = log, nodes
 
     def score(self, images: NDArray[Any]) -> SimpleNamespace:
+        context = ray.get_runtime_context()
+        if context.get_actor_id() is None:
+            return super().score(images)
         with self.log.open("a") as file:
-            file.write(ray.get_runtime_context().get_node_id() + "\n")
+            file.write(context.get_node_id() + "\n")
         while len(set(self.log.read_text().split())) < self.nodes:
             time.sleep(0.05)
         return super().score(images)
@@ -65,7 +72,7 @@ def run(task: dict[str, Any], cluster: Cluster, second: Any) -> dict[str, Any]:
         threading.Thread(target=kill, daemon=True).start()
     detector = task.get("detector") or Noting(log, task.get("seconds", 0), 2 if "kill_after" in task else 1)
     options = ScoreOptions(engine="ray", copy_to=task.get("copy_to"))
-    score_source(task["source"], params, out.parent, out, detector, options)
+    score_source(task["source"], params, Path(task["root"]), out, detector, options)
     nodes = log.read_text().split()
     return {"before": before, "after": nodes[len(before) :], "second": second.node_id}
 
@@ -81,7 +88,8 @@ def patiently(start: Callable[[], Any]) -> Any:
 def main(tasks: list[dict[str, Any]]) -> None:
     node = {"num_cpus": 1, "object_store_memory": MEMORY}
     folder = tempfile.mkdtemp(prefix="ray-")  # the path of a socket has a hundred characters at most
-    cluster = patiently(lambda: Cluster(True, head_node_args={**node, "temp_dir": folder, "include_dashboard": False}))
+    os.environ["RAY_TMPDIR"] = folder  # all that Ray writes, the address of the cluster among it
+    cluster = patiently(lambda: Cluster(True, head_node_args={**node, "include_dashboard": False}))
     second = patiently(lambda: cluster.add_node(**node))
     try:
         ray.init(address=cluster.address, log_to_driver=False, logging_level="error")

@@ -121,7 +121,7 @@ def _published(folder: Path, params: Params) -> dict[str, Any]:
     score_source(str(source), params, folder, folder / "published" / "out", Brightness())
     (source / "normal_0009.png").write_bytes(png(180))
     score_source(str(source), params, folder, folder / "published" / "here", Brightness())
-    return {"source": str(source), "out": str(folder / "published" / "out")}
+    return {"root": str(folder), "source": str(source), "out": str(folder / "published" / "out")}
 
 
 def _stored(folder: Path, params: Params) -> dict[str, Any]:
@@ -144,6 +144,7 @@ def _stored(folder: Path, params: Params) -> dict[str, Any]:
     detector = root / "models" / "detector"
     score_source("s3://bucket/monday", params, root, folder / "stored" / "here", detector)
     return {
+        "root": str(root),
         "source": "s3://bucket/monday",
         "out": str(folder / "stored" / "out"),
         "detector": str(detector),
@@ -160,7 +161,7 @@ def _killed(folder: Path, params: Params) -> dict[str, Any]:
     with pytest.raises(DataError, match="killed"):
         score_source(str(source), params, folder, out, Lost())
     score_source(str(source), params, folder, folder / "killed" / "here", Brightness())
-    return {"source": str(source), "out": str(out), "seconds": 0.5, "kill_after": 7}
+    return {"root": str(folder), "source": str(source), "out": str(out), "seconds": 0.5, "kill_after": 7}
 
 
 def _as_png(image: Any) -> bytes:
