@@ -6,7 +6,7 @@
 
 A chunk holds the same files as in one process, so its rows are the same. All that looks at the whole batch, as the
 flags do, is done afterwards by the same code from the same chunk files. Ray Data holds the first task back when chunks
-wait to be scored or written. When a machine is lost, Ray has its chunks scored again by others.
+that wait fill a good part of its memory. When a machine is lost, Ray has its chunks scored again by others.
 
 Errors that a user should see travel as text in the column `failed`: Ray would wrap an exception in its own.
 """
