@@ -31,13 +31,15 @@ def test_pre_commit_runs_what_make_lint_runs_and_downloads_nothing() -> None:
     assert {(hook["language"], hook["pass_filenames"]) for hook in local["hooks"]} == {("system", False)}
 
 
-def test_make_test_fast_leaves_out_every_marker_and_make_test_none() -> None:
+def test_make_test_fast_leaves_out_every_marker_and_make_test_the_faults_alone() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     markers = [line.partition(":")[0] for line in settings["markers"]]
     left_out = " and ".join(f"not {marker}" for marker in markers)
     assert commands("test-fast")[0].startswith(f'python -m pytest -m "{left_out}"')
-    (whole,) = commands("test")
-    assert "-m" not in whole.removeprefix("python -m").split() + settings["addopts"].split()
+    (whole,), (faults,) = commands("test"), commands("faults")
+    assert whole.startswith('python -m pytest -m "not faults" ')
+    assert faults == "python -m pytest -m faults tests/faults"
+    assert "-m" not in settings["addopts"].split()
 
 
 def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None:
