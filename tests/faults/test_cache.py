@@ -25,28 +25,23 @@ def damage(path: Path, how: str) -> None:
     os.chmod(path, 0o644)  # noqa: PTH101 DVC writes its cache for reading alone
     if how == "one bit turned over":
         path.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
-    elif how == "cut off":
-        path.write_bytes(data[: len(data) // 2])
     else:
-        path.write_bytes(b"")
+        path.write_bytes(data[: len(data) // 2])
     os.chmod(path, 0o444)  # noqa: PTH101
 
 
-@pytest.mark.parametrize("how", ["one bit turned over", "cut off", "empty"])
-@pytest.mark.parametrize("present", [True, False], ids=["output there", "output gone"])
-def test_a_damaged_file_of_the_cache_never_becomes_an_output(
-    how: str, present: bool, tmp_path: Path, tally: Tally
-) -> None:
+def test_a_damaged_file_of_the_cache_never_becomes_an_output(tmp_path: Path, tally: Tally) -> None:
     root = toy.make(tmp_path / "project")
     assert toy.retrain(root)[0] == 0
     first = toy.outputs(root)
-    with tally.tried("a corrupted DVC cache file"):
-        damage(cached(root, "models/b"), how)
-        if not present:
-            (root / "models" / "b").unlink()
-            (root / "report.txt").unlink()
-        code, said = toy.retrain(root)
-        assert code == 0, said[-4000:]
-        assert toy.outputs(root) == first
-        assert toy.dvc(root, "status", "--json").stdout.strip() == "{}"
-        assert struck.left_over(root, 10) == []
+    for how, present in (("one bit turned over", True), ("one bit turned over", False), ("cut off", False)):
+        with tally.tried(f"a corrupted DVC cache file: {how}, its output {'there' if present else 'gone'}"):
+            damage(cached(root, "models/b"), how)
+            if not present:
+                (root / "models" / "b").unlink()
+                (root / "report.txt").unlink()
+            code, said = toy.retrain(root)
+            assert code == 0, said[-4000:]
+            assert toy.outputs(root) == first
+            assert toy.dvc(root, "status", "--json").stdout.strip() == "{}"
+            assert struck.left_over(root, 10) == []

@@ -81,7 +81,9 @@ def mlflow_counts(database_server: Server) -> dict[str, int]:
 def batch_runs(database_server: Server, batch: str) -> list[str]:
     """The states of the runs that MLflow has of a batch."""
     url = database_server.url.rpartition("/")[0] + "/watch"
-    found = ask(url, f"SELECT coalesce(json_agg(status), '[]') FROM mlflow.runs WHERE name = 'score {batch}'")
+    found = ask(
+        url, f"SELECT coalesce(json_agg(status), '[]') FROM mlflow.runs WHERE name = 'score data/inbox/{batch}'"
+    )
     return sorted(found if isinstance(found, list) else json.loads(found))
 
 

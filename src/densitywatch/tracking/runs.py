@@ -14,10 +14,11 @@ import re
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pydantic import BaseModel
 
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 5.0
 FLUSH_VALUES = 500
 BATCH_TAG = "densitywatch.batch"
+ASKED_TAG = "densitywatch.asked"
+"""The tag of a run that tells which request made it."""
 BATCH_LIMIT = 1000  # values that MLflow takes in one log_batch
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -207,29 +210,28 @@ def training_run(
     experiment = prepare_store(params, root)
     uri = tracking_uri(params, root)
     client = open_client(uri)
-    unsent = Unsent(name, root)
-    with store_errors(uri):
-        _send_left(client, uri, unsent, resume_run_id)
-        run_id = _reopen(client, resume_run_id) if resume_run_id else None
-        if run_id is None:
-            run_id = client.create_run(experiment, run_name=name).info.run_id
-            unsent.begin(run_id)
-            _describe(client, run_id, name, params, root, dataset_name, dataset_digest, stage)
-    unsent.begin(run_id)
-    run = Run(client, uri, run_id, unsent)
-    try:
-        yield run
-    except BaseException as failure:
-        with suppress(DensitywatchError), store_errors(uri):  # the body's error is the one to report
-            client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
-            run.flush()
-            unsent.close(sent=True)
-        unsent.close(sent=False)
-        raise
-    run.flush()
-    with store_errors(uri):
-        client.set_terminated(run_id)
-    unsent.close(sent=True)
+    with closing(Unsent(name, root)) as unsent:
+        with store_errors(uri):
+            _send_left(client, uri, unsent, resume_run_id)
+            run_id = _reopen(client, resume_run_id) if resume_run_id else None
+            if run_id is None:
+                run_id = _new_run(client, experiment, name)
+                unsent.begin(run_id)
+                _describe(client, run_id, name, params, root, dataset_name, dataset_digest, stage)
+        unsent.begin(run_id)
+        run = Run(client, uri, run_id, unsent)
+        try:
+            yield run
+        except BaseException as failure:
+            with suppress(DensitywatchError), store_errors(uri):  # the body's error is the one to report
+                client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
+                run.flush()
+                unsent.end()
+            raise
+        run.flush()
+        with store_errors(uri):
+            client.set_terminated(run_id)
+        unsent.end()
 
 
 def _send_left(client: MlflowClient, uri: str, unsent: Unsent, resume_run_id: str | None) -> None:
@@ -242,6 +244,19 @@ def _send_left(client: MlflowClient, uri: str, unsent: Unsent, resume_run_id: st
     run.flush()
     if run_id != resume_run_id and client.get_run(run_id).info.status == "RUNNING":
         client.set_terminated(run_id, status="KILLED")
+
+
+def _new_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
+    """Make a run and return its id.
+
+    Where a server made it and its answer was lost, MLflow's client has asked again, and the first one is deleted.
+    """
+    asked = uuid4().hex
+    made = str(client.create_run(experiment, tags={ASKED_TAG: asked, **(tags or {})}, run_name=name).info.run_id)
+    for twin in client.search_runs([experiment], f"tags.`{ASKED_TAG}` = '{asked}'"):
+        if twin.info.run_id != made:
+            client.delete_run(twin.info.run_id)
+    return made
 
 
 def _reopen(client: MlflowClient, run_id: str) -> str | None:
@@ -376,8 +391,8 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Map
         if done:
             return str(done[0].info.run_id)
         # one that a killed job had begun is gone on with: nobody else works on it under this lock
-        begun = known[0] if known else client.create_run(experiment, run_name=f"score {name}", tags={BATCH_TAG: key})
-        run_id = str(begun.info.run_id)
+        begun = str(known[0].info.run_id) if known else None
+        run_id = begun or _new_run(client, experiment, f"score {name}", {BATCH_TAG: key})
         tags = [RunTag("detector_sha256", str(summary["identity"]["detector"]))]
         tags += [RunTag(name, text) for name, text in _links(links or {}).items()]
         if summary.get("stand_in"):  # it was not scored with the champion

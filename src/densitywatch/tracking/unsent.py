@@ -64,9 +64,12 @@ class Unsent:
             self._file.writelines(json.dumps(value) + "\n" for value in values)
             self._file.flush()
 
-    def close(self, *, sent: bool) -> None:
-        """Let go of the file; remove it where all of its values were `sent`."""
+    def end(self) -> None:
+        """Remove the file: the training has ended, and all of its values are sent."""
         if not self._file.closed:
-            if sent:
-                self.path.unlink(missing_ok=True)
-            self._file.close()
+            self.path.unlink(missing_ok=True)
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
