@@ -75,7 +75,7 @@ def test_a_batch_scored_on_a_disk_that_fills_up_keeps_its_old_results_and_gets_i
     source = fill(tmp_path / "batch", 60, bright=6)
     score_source(str(source), params, tmp_path, tmp_path / "reference" / "out", Brightness())
     failed = 0
-    for free in (0, 4, 8, 16, 24, 32, 64, 96, 128, 192, 256, 384):
+    for free in (0, 8, 16, 32, 64, 128, 256):
         with small_disk(tmp_path / f"disk{free}", 4) as disk, tally.tried("a full disk: scoring a batch"):
             out = disk / "results" / "out"
             process = job.start(params, fill(tmp_path / "old", 10), out)
@@ -90,7 +90,7 @@ def test_a_batch_scored_on_a_disk_that_fills_up_keeps_its_old_results_and_gets_i
             make_free(disk)
             score_source(str(source), params, tmp_path, out, Brightness())
             assert results(out) == results(tmp_path / "reference" / "out")
-    assert failed >= 4
+    assert failed >= 3
 
 
 def test_a_cache_that_cannot_be_written_still_gives_what_it_holds_and_is_a_sentence_for_what_it_lacks(

@@ -80,7 +80,8 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with store_errors(uri):  # the tables of a new database are made here
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
@@ -92,7 +93,7 @@ def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchErr
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(plain(str(error)).split())[:300]
+        reason = " ".join(plain(str(error)).partition("[SQL:")[0].split())[:300]
         raise error_type(f"MLflow's store {plain(uri)} did not do what was asked: {reason}") from error
 
 
