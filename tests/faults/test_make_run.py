@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.timeout(5400), pytest.mark.server]
 BLOWS = 20
 SEED = 15
 WAYS = ("SIGKILL", "SIGKILL of all its processes", "SIGTERM", "SIGINT")
-SERVED = "Prefect: a server"
-"""What a run prints when it is about to begin with its stages."""
+BEGUN = "Running stage '"
+"""What a run prints when its first stage begins."""
 OF_THIS_RUN = re.compile(r"(^|_)(seconds|per_second|run_id)$")
 
 
@@ -48,13 +48,13 @@ class Checkout:
 
     def finish(self) -> tuple[float, float]:
         """Run to the end; returns the seconds until the stages begin, and those until the end."""
-        before, began = self.said().count(SERVED), time.monotonic()
+        before, began = self.said().count(BEGUN), time.monotonic()
         process = self.start()
-        while self.said().count(SERVED) == before and process.poll() is None:
+        while self.said().count(BEGUN) == before and process.poll() is None:
             time.sleep(0.1)
-        served = time.monotonic() - began
+        begun = time.monotonic() - began
         assert process.wait(2400) == 0, self.said()[-6000:]
-        return served, time.monotonic() - began
+        return begun, time.monotonic() - began
 
 
 def checkout(source: Path, root: Path) -> Checkout:
@@ -109,16 +109,16 @@ def runs(root: Path, experiment: str) -> list[tuple[str, str]]:
     return sorted((run.info.run_name, run.info.status) for run in found if run.info.status != "KILLED")
 
 
-def blow(copy: Checkout, way: str, served: float, after: float, *, early: bool) -> bool:
+def blow(copy: Checkout, way: str, begun: float, after: float, *, early: bool) -> bool:
     """Start `make run` and strike it; returns False where it had ended before the moment came.
 
     early: at some moment of the time until its stages begin, else `after` seconds after that.
     """
-    before = copy.said().count(SERVED)
+    before = copy.said().count(BEGUN)
     process = copy.start()
-    while not early and copy.said().count(SERVED) == before and process.poll() is None:
+    while not early and copy.said().count(BEGUN) == before and process.poll() is None:
         time.sleep(0.05)
-    moment = time.monotonic() + (after % served if early else after)
+    moment = time.monotonic() + (after % begun if early else after)
     while time.monotonic() < moment and process.poll() is None:
         time.sleep(0.02)
     if process.poll() is not None:
@@ -144,17 +144,17 @@ def test_make_run_struck_at_twenty_random_moments_ends_like_an_undisturbed_one(
     project_root: Path, tmp_path: Path, tally: Tally
 ) -> None:
     reference = checkout(project_root, tmp_path / "undisturbed")
-    served, whole = reference.finish()
-    strike_all(project_root, tmp_path, reference, served, whole, tally)
+    begun, whole = reference.finish()
+    strike_all(project_root, tmp_path, reference, begun, whole, tally)
 
 
-def strike_all(source: Path, folder: Path, reference: Checkout, served: float, whole: float, tally: Tally) -> None:
+def strike_all(source: Path, folder: Path, reference: Checkout, begun: float, whole: float, tally: Tally) -> None:
     """All blows, on one copy of the checkout, or on more where one is done before the last blow."""
     chosen = random.Random(SEED)
     ways = [WAYS[i % len(WAYS)] for i in range(BLOWS)]
     chosen.shuffle(ways)
-    # all blows together come before three quarters of the work is done, so that the last run has some left
-    longest = 2 * 0.75 * (whole - served) / (BLOWS * 0.8)
+    # they spread over the whole of the work: what was struck in the middle of a stage begins that stage anew
+    longest = 2 * (whole - begun) / (BLOWS * 0.8)
     plan = [(way, chosen.uniform(0, longest), i % 5 == 4) for i, way in enumerate(ways)]
     copies = 0
     while plan:
@@ -163,7 +163,7 @@ def strike_all(source: Path, folder: Path, reference: Checkout, served: float, w
         struck_now = []
         while plan:
             way, after, early = plan[0]
-            if not blow(copy, way, served, after, early=early):
+            if not blow(copy, way, begun, after, early=early):
                 break
             struck_now.append(way)
             print(f"{len(plan)} left: {way} after {after:.1f} s{' of the start' if early else ''}", flush=True)
