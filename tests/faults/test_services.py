@@ -156,3 +156,22 @@ def test_postgresql_that_is_struck_while_a_batch_is_scored_comes_back_and_loses_
         database_server.start()
         up(site)
         check(site, database_server, name, known, before)
+
+
+@pytest.mark.parametrize("number", struck.SIGNALS, ids=lambda number: number.name)
+def test_a_scheduled_flow_that_is_struck_while_it_scores_a_batch_is_made_up_for_by_the_next_one(
+    number: signal.Signals, site: Site, database_server: Server, tally: Tally
+) -> None:
+    up(site)
+    known, before = {one["id"] for one in site.runs("COMPLETED")}, mlflow_counts(database_server)
+    name = f"flow-{number.name}"
+    with tally.tried(f"{number.name} of a flow"):
+        a_batch_is_being_scored(site, name)
+        (entry,) = (one for one in service_processes.noted(site.root) if one["name"] == "worker")
+        flows = until(lambda: psutil.Process(entry["pid"]).children(), 60)
+        for flow in flows:
+            with suppress(psutil.NoSuchProcess):
+                flow.send_signal(number)
+        psutil.wait_procs(flows, timeout=60)
+        assert not any(flow.is_running() and flow.status() != psutil.STATUS_ZOMBIE for flow in flows)
+        check(site, database_server, name, known, before)

@@ -41,7 +41,9 @@ def make(root: Path, *, size: int = 200_000, pause: float = 0.0, remote: str | N
     for command in (["git", "init", "-q"], [sys.executable, "-m", "dvc", "init", "-q"]):
         subprocess.run(command, cwd=root, check=True)
     if remote is not None:
-        subprocess.run([sys.executable, "-m", "dvc", "remote", "add", "-qd", "there", remote], cwd=root, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "dvc", "remote", "add", "-q", "-d", "there", remote], cwd=root, check=True
+        )
     (root / ".gitignore").write_text("/data\n/models\n/report.txt\n/var\n/said.txt\n/started.txt\n")
     return root
 
