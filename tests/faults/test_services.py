@@ -31,6 +31,8 @@ from tests.postgres import PASSWORD, Server
 pytestmark = pytest.mark.timeout(1200)
 
 SERVICES = {"worker": "the worker", "prefect": "Prefect's server", "mlflow": "MLflow's server"}
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+"""The types of states of a run that has ended."""
 STILL = 120.0
 """Seconds in which a struck service is gone; Prefect's worker ends its runs first."""
 
@@ -61,6 +63,7 @@ def site(database_server: Server, project_root: Path, tmp_path_factory: pytest.T
     made = Site(root, own_environment(root) | ports | {struck.TOKEN: str(root)}, prefect, mlflow)
     try:
         up(made)
+        until(lambda: is_scored(made, "monday"))
         yield made
     finally:
         made.services("down")
@@ -107,10 +110,10 @@ def is_scored(site: Site, name: str) -> bool:
     return False
 
 
-def check(site: Site, database_server: Server, name: str, known: set[str], before: dict[str, int]) -> None:
-    """After a blow and `make up`: the batch is scored once, and all that was known still is."""
+def check(site: Site, database_server: Server, name: str, asked: str, known: set[str], before: dict[str, int]) -> None:
+    """After a blow and `make up`: the batch is scored once, the run has ended, and all that was known still is."""
     until(lambda: is_scored(site, name), 300)
-    until(lambda: not site.runs("RUNNING", "PENDING", "CANCELLING"), 400)
+    until(lambda: site.ask("GET", f"flow_runs/{asked}")["state"]["type"] in FINAL, 400)
     assert known <= {one["id"] for one in site.runs("COMPLETED")}
     assert mlflow_counts(database_server)["model_versions"] == before["model_versions"]
     assert mlflow_counts(database_server)["runs"] == before["runs"] + 1
@@ -126,13 +129,13 @@ def test_a_service_that_is_struck_while_a_batch_is_scored_comes_back_and_loses_n
     known, before = {one["id"] for one in site.runs("COMPLETED")}, mlflow_counts(database_server)
     name = f"{service}-{number.name}"
     with tally.tried(f"{number.name} of {SERVICES[service]}"):
-        a_batch_is_being_scored(site, name)
+        asked = a_batch_is_being_scored(site, name)
         (entry,) = (one for one in service_processes.noted(site.root) if one["name"] == service)
         os.kill(entry["pid"], number)
         gone = until(lambda: service_processes.find(entry) is None, STILL)
         assert gone
         up(site)
-        check(site, database_server, name, known, before)
+        check(site, database_server, name, asked, known, before)
 
 
 @pytest.mark.parametrize("number", struck.SIGNALS, ids=lambda number: number.name)
@@ -143,7 +146,7 @@ def test_postgresql_that_is_struck_while_a_batch_is_scored_comes_back_and_loses_
     known, before = {one["id"] for one in site.runs("COMPLETED")}, mlflow_counts(database_server)
     name = f"postgresql-{number.name}"
     with tally.tried(f"{number.name} of PostgreSQL"):
-        a_batch_is_being_scored(site, name)
+        asked = a_batch_is_being_scored(site, name)
         postgres = psutil.Process(database_server.process)
         family = [postgres, *postgres.children(recursive=True)]
         os.kill(postgres.pid, number)
@@ -155,7 +158,7 @@ def test_postgresql_that_is_struck_while_a_batch_is_scored_comes_back_and_loses_
         time.sleep(3)  # what works goes on without a database
         database_server.start()
         up(site)
-        check(site, database_server, name, known, before)
+        check(site, database_server, name, asked, known, before)
 
 
 @pytest.mark.parametrize("number", struck.SIGNALS, ids=lambda number: number.name)
@@ -166,7 +169,7 @@ def test_a_scheduled_flow_that_is_struck_while_it_scores_a_batch_is_made_up_for_
     known, before = {one["id"] for one in site.runs("COMPLETED")}, mlflow_counts(database_server)
     name = f"flow-{number.name}"
     with tally.tried(f"{number.name} of a flow"):
-        a_batch_is_being_scored(site, name)
+        asked = a_batch_is_being_scored(site, name)
         (entry,) = (one for one in service_processes.noted(site.root) if one["name"] == "worker")
         flows = until(lambda: psutil.Process(entry["pid"]).children(), 60)
         for flow in flows:
@@ -174,4 +177,4 @@ def test_a_scheduled_flow_that_is_struck_while_it_scores_a_batch_is_made_up_for_
                 flow.send_signal(number)
         psutil.wait_procs(flows, timeout=60)
         assert not any(flow.is_running() and flow.status() != psutil.STATUS_ZOMBIE for flow in flows)
-        check(site, database_server, name, known, before)
+        check(site, database_server, name, asked, known, before)
