@@ -63,11 +63,11 @@ def test_paths_that_contributors_are_sent_to_exist() -> None:
 
 
 def test_the_tests_mirror_the_source() -> None:
-    """Each folder of tests has one of src, or is that of pipelines, docs or examples."""
+    """Each folder of tests has one of src, or is that of pipelines, docs, examples or faults."""
     package = ROOT / "src" / "densitywatch"
     folders = [path.parent for path in (ROOT / "tests").rglob("__init__.py") if path.parent != ROOT / "tests"]
     names = sorted(str(folder.relative_to(ROOT / "tests")) for folder in folders)
-    elsewhere = {"pipelines", "docs", "examples", "benchmarks"}
+    elsewhere = {"pipelines", "docs", "examples", "benchmarks", "faults"}
     assert [name for name in names if not (package / name).is_dir() and name.split("/")[0] not in elsewhere] == []
     wings = {path.parent.name for path in package.glob("*/__init__.py")}
     assert wings <= {name.split("/")[0] for name in names}
