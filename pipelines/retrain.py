@@ -41,8 +41,7 @@ from pipelines.up_to_date import note_up_to_date
 
 DEMO = "demo"
 PUSH_AGAIN_AFTER = [5.0, 15.0, 30.0, 60.0, 120.0]
-"""Seconds before each new try of a push. Each sends what is left: from a hundred files to none, where one in three fails.
-"""
+"""Seconds before each new try of a push. Each sends what is left, a hundred files where one request in three fails."""
 WATCH = "calibrate"
 """The stage that makes the detector. What the scheduled job needs is trained, released and used before all else."""
 
