@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from collections import Counter
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,10 +170,10 @@ def strike_all(source: Path, folder: Path, reference: Checkout, begun: float, wh
             print(f"{len(plan)} left: {way} after {after:.1f} s{' of the start' if early else ''}", flush=True)
             plan.pop(0)
         copy.finish()
-        for way in WAYS:
-            if way in struck_now:
-                with tally.tried(f"make run: {way}", times=struck_now.count(way)):
-                    check(copy, reference)
+        with ExitStack() as stack:
+            for way, times in Counter(struck_now).items():
+                stack.enter_context(tally.tried(f"make run: {way}", times))
+            check(copy, reference)
 
 
 def check(copy: Checkout, reference: Checkout) -> None:
