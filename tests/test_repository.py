@@ -31,13 +31,15 @@ def test_pre_commit_runs_what_make_lint_runs_and_downloads_nothing() -> None:
     assert {(hook["language"], hook["pass_filenames"]) for hook in local["hooks"]} == {("system", False)}
 
 
-def test_make_test_fast_leaves_out_every_marker_and_make_test_none() -> None:
+def test_make_test_fast_leaves_out_every_marker_and_make_test_the_faults_alone() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["pytest"]["ini_options"]
     markers = [line.partition(":")[0] for line in settings["markers"]]
     left_out = " and ".join(f"not {marker}" for marker in markers)
     assert commands("test-fast")[0].startswith(f'python -m pytest -m "{left_out}"')
-    (whole,) = commands("test")
-    assert "-m" not in whole.removeprefix("python -m").split() + settings["addopts"].split()
+    (whole,), faults = commands("test"), commands("faults")[-1]
+    assert whole.startswith('python -m pytest -m "not faults" ')
+    assert faults == "python -m pytest -m faults tests/faults"
+    assert "-m" not in settings["addopts"].split()
 
 
 def test_the_citation_names_the_version_and_the_licence_of_the_package() -> None:
@@ -61,11 +63,11 @@ def test_paths_that_contributors_are_sent_to_exist() -> None:
 
 
 def test_the_tests_mirror_the_source() -> None:
-    """Each folder of tests has one of src, or is that of pipelines, docs or examples."""
+    """Each folder of tests has one of src, or is that of pipelines, docs, examples or faults."""
     package = ROOT / "src" / "densitywatch"
     folders = [path.parent for path in (ROOT / "tests").rglob("__init__.py") if path.parent != ROOT / "tests"]
     names = sorted(str(folder.relative_to(ROOT / "tests")) for folder in folders)
-    elsewhere = {"pipelines", "docs", "examples", "benchmarks"}
+    elsewhere = {"pipelines", "docs", "examples", "benchmarks", "faults"}
     assert [name for name in names if not (package / name).is_dir() and name.split("/")[0] not in elsewhere] == []
     wings = {path.parent.name for path in package.glob("*/__init__.py")}
     assert wings <= {name.split("/")[0] for name in names}
