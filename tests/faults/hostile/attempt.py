@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-
-import sys
 
 from hypothesis.strategies import SearchStrategy
 
@@ -40,6 +39,8 @@ class Door:
     """Inputs of a whole run."""
     quick: int = 12
     """Inputs in the usual tests."""
+    slow: bool = False
+    """Its few inputs in the usual tests take more than about two seconds, most of it to get ready."""
     seconds: float = 20.0
     """A case that takes longer hangs. Decoders may compute for some seconds before they are stopped."""
     inputs: Callable[[Any], int] = lambda case: 1

@@ -7,7 +7,6 @@ import gzip
 import io
 import json
 import lzma
-import os
 import shutil
 import tarfile
 import zipfile
@@ -71,8 +70,12 @@ def samples() -> dict[str, list[bytes]]:
     picture("P").save(frames, "GIF", save_all=True, append_images=[picture("P").rotate(90)])
     found = {
         "PNG": [coded(mode, "PNG") for mode in ("L", "RGB", "RGBA", "P", "I;16", "1")] + [_with_exif("RGB", "PNG")],
-        "JPEG": [coded("L", "JPEG"), coded("CMYK", "JPEG"), coded("RGB", "JPEG", progressive=True)]
-        + [_with_exif("RGB", "JPEG")],
+        "JPEG": [
+            coded("L", "JPEG"),
+            coded("CMYK", "JPEG"),
+            coded("RGB", "JPEG", progressive=True),
+            _with_exif("RGB", "JPEG"),
+        ],
         "WEBP": [coded("RGB", "WEBP"), coded("RGBA", "WEBP", lossless=True)],
         "BMP": [coded(mode, "BMP") for mode in ("1", "L", "P", "RGB")],
         "GIF": [coded("P", "GIF"), frames.getvalue()],
@@ -170,7 +173,7 @@ def _archive(ending: str) -> Callable[[Path], Enter]:
 
         def enter(case: bytes) -> None:
             path.write_bytes(case)
-            taken = 0
+            taken, reasons = 0, list[str]()
             with path.open("rb") as file:
                 for entry in members(file, path.name, "", Counter(), dataset=True):
                     entry.path.encode()  # what is shown and kept is UTF-8
@@ -178,7 +181,8 @@ def _archive(ending: str) -> Callable[[Path], Enter]:
                         entry.read()
                         taken += 1
                     except DataError as error:
-                        assert 0 < len(str(error)) < LONGEST_REASON, str(error)
+                        reasons.append(str(error))
+            assert all(0 < len(reason) < LONGEST_REASON for reason in reasons), reasons
             if not taken:
                 raise DataError("no member can be read")
 
@@ -267,7 +271,7 @@ def _dataset(folder: Path) -> Enter:
         rows[:] = json.loads((target / "rejected.json").read_text(encoding="utf-8"))
         kept = pq.read_table(target / "images.parquet").num_rows
         assert kept > 0
-        assert sorted(os.listdir(target)) == ["entries.parquet", "images.parquet", "rejected.json"]
+        assert sorted(path.name for path in target.iterdir()) == ["entries.parquet", "images.parquet", "rejected.json"]
 
     return enter
 
@@ -290,7 +294,9 @@ def _with_a_picture(found: list[tuple[str, bytes]]) -> list[tuple[str, bytes]]:
 def doors() -> list[Door]:
     real = samples()
     found = [
-        Door(f"image: {kind}", files(real[kind]), _images, share=300 if kind in ("PNG", "JPEG", "TIFF") else 150, quick=8)
+        Door(
+            f"image: {kind}", files(real[kind]), _images, share=300 if kind in ("PNG", "JPEG", "TIFF") else 150, quick=8
+        )
         for kind in FORMATS
     ]
     found[0] = replace(found[0], cases=st.one_of(png(real["PNG"]), png(real["PNG"]), files(real["PNG"])))

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
 from hypothesis import strategies as st
+from safetensors.numpy import save as save_arrays
 
 from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.batch_table import TABLE
@@ -113,7 +113,7 @@ def _sorted_scores(folder: Path) -> Enter:
 
 
 def _scores_of_calibration() -> st.SearchStrategy[bytes]:
-    whole = safetensors.numpy.save({"nll": np.sort(np.random.default_rng(0).normal(size=99))})  # type: ignore[attr-defined]
+    whole = save_arrays({"nll": np.sort(np.random.default_rng(0).normal(size=99))})
     return st.one_of(safetensors([whole]), files([whole]))
 
 
@@ -455,5 +455,3 @@ def doors() -> list[Door]:
         Door("prepared dataset", _prepared_files(), _prepared, share=250, quick=15),
         Door("accepted images", st.deferred(_accepted_files), _accepted, share=200, quick=8),
     ]
-
-

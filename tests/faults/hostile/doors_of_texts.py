@@ -1,4 +1,4 @@
-"""The doors for texts: tables of labels, verdict tables, params and profiles, and what a Prefect server answers to CI."""
+"""The doors for texts: tables of labels and verdicts, params and profiles, and what a Prefect server answers to CI."""
 
 from __future__ import annotations
 
@@ -237,7 +237,9 @@ def doors() -> list[Door]:
     return [
         Door("table of labels: CSV", as_bytes(text(LABELS)), _labels("labels.csv"), quick=60),
         Door("table of labels: JSON lines", as_bytes(text(JSON_LINES)), _labels("labels.jsonl"), quick=60),
-        Door("table of verdicts", as_bytes(st.deferred(lambda: text(_verdict_tables()))), _verdicts, share=250, quick=6),
+        Door(
+            "table of verdicts", as_bytes(st.deferred(lambda: text(_verdict_tables()))), _verdicts, share=250, quick=6
+        ),
         Door("params.yaml", as_bytes(text(_yaml())), _params, share=250, quick=4),
         Door("a profile", as_bytes(text(_profiles())), _profile, share=150, quick=3),
         Door("name of a batch", names, _batch_names, quick=40),
@@ -245,6 +247,3 @@ def doors() -> list[Door]:
         Door("a Prefect server's answers", _answers(), _asked, quick=40),
         Door("what a killed DVC left", st.tuples(as_bytes(text([LOCK])), json_text([HELD])), _dvc_files, quick=20),
     ]
-
-
-

@@ -70,7 +70,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @st.composite
 def png(draw: Callable[..., Any], samples: Sequence[bytes]) -> bytes:
-    """A PNG with right checksums and wrong chunks: headers, pixels before they are packed, and chunks that are added."""
+    """A PNG with right checksums and wrong chunks: headers, pixels before they are packed, chunks that are added."""
     whole = draw(st.sampled_from(samples))
     parts: list[tuple[bytes, bytes]] = []
     at = len(PNG)
@@ -95,7 +95,9 @@ def png(draw: Callable[..., Any], samples: Sequence[bytes]) -> bytes:
             parts.insert(place, parts[draw(st.integers(0, len(parts) - 1))])
         elif body:
             parts[place] = kind, draw(changed([body]))
-    chunks = [struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts]
+    chunks = [
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in parts
+    ]
     return PNG + b"".join(chunks)
 
 
@@ -191,7 +193,9 @@ def text(draw: Callable[..., Any], samples: Sequence[str]) -> str:
 def as_bytes(texts: Texts) -> Bytes:
     """Texts in the encodings that editors and spreadsheets save."""
     kinds = st.sampled_from(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16", "latin-1"))
-    return st.builds(lambda said, kind: said.encode(kind, "surrogatepass" if "utf" in kind else "replace"), texts, kinds)
+    return st.builds(
+        lambda said, kind: said.encode(kind, "surrogatepass" if "utf" in kind else "replace"), texts, kinds
+    )
 
 
 values: st.SearchStrategy[Any] = st.one_of(

@@ -1,37 +1,54 @@
-"""One door tried in a process of its own: `python -m tests.faults.hostile.worker DOOR CASES SEED FOLDER`.
-
-It prints a line of JSON for each case; where the lines end without the last one, the case that is in FOLDER.case killed
-it.
-"""
+"""One door tried in a process of its own, which is forked from one that has imported everything: `start`."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
 import resource
 import sys
 import tempfile
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.faults.hostile.attempt import Tried, attempt, lay
-from tests.faults.hostile.doors import find_door
+from tests.faults.hostile.doors import all_doors, find_door
 
 MEMORY = 3 << 30
 """Bytes of address space beyond what the process has when its door is ready."""
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload([__name__])
+all_doors()
 
 
-def main(name: str, cases: int, number: int, folder: Path) -> None:
+def start(name: str, cases: int, number: int, folder: Path) -> tuple[BaseProcess, Connection]:
+    """The process and what it says: a text of JSON for each case, and at the end one with its peak of memory.
+
+    Where the texts end without the last one, the case that is in FOLDER.case killed it.
+    """
+    ours, theirs = _context.Pipe(duplex=False)
+    process = _context.Process(target=main, args=(name, cases, number, folder.resolve(), theirs))
+    process.start()
+    theirs.close()
+    return process, ours
+
+
+def main(name: str, cases: int, number: int, folder: Path, to_parent: Connection) -> None:
+    os.setsid()
     inside = lay(folder)
     (inside / "tmp").mkdir()
     os.chdir(inside)
     os.environ["TMPDIR"] = tempfile.tempdir = str(inside / "tmp")
+    sys.dont_write_bytecode = True
+    log = os.open(folder.with_suffix(".log"), os.O_WRONLY | os.O_CREAT)
+    os.dup2(log, 1)  # what libraries print
+    os.dup2(log, 2)
     door = find_door(name)
     enter = door.opened(inside)
-    lines = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # what libraries print is no line of ours
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     now = folder.with_suffix(".case")
@@ -53,13 +70,10 @@ def main(name: str, cases: int, number: int, folder: Path) -> None:
         if tried.outcome not in ("taken", "refused"):
             kept = folder.with_suffix(f".{len(found)}.case")
             kept.write_bytes(now.read_bytes())
-            tried.why = f"{kept.name}: {tried.why}"
-        print(json.dumps({"outcome": tried.outcome, "why": tried.why, "inputs": door.inputs(case)}), file=lines)
+            tried.why = f"{kept}: {tried.why}"
+        said = {"outcome": tried.outcome, "why": tried.why, "inputs": door.inputs(case)}
+        to_parent.send_bytes(json.dumps(said).encode())
 
     every()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    print(json.dumps({"peak": peak}), file=lines)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]).resolve())
+    to_parent.send_bytes(json.dumps({"peak": peak}).encode())
