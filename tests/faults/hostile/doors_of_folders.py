@@ -31,6 +31,7 @@ from densitywatch.data.raw import Raw, open_raw
 from densitywatch.data.validation.validate import read_manifest
 from densitywatch.detector import detector
 from densitywatch.detector.calibrate import calibrate
+from densitywatch.detector.stream_drift import HIGH, LOW, MEASURES
 from densitywatch.errors import DataError
 from densitywatch.files import read_json
 from densitywatch.models.storage import WEIGHTS, load_model_folder
@@ -281,8 +282,8 @@ KEPT = {
     "name": "a",
     "content": "c" * 64,
     "images": 10,
-    "beyond": [1] * 6,
-    "measures": [0.5] * 6,
+    "beyond": [1] * (len(HIGH) + len(LOW)),
+    "measures": [0.5] * len(MEASURES),
     "start": 0,
     "evidence": 0.5,
     "alarm": None,

@@ -71,11 +71,11 @@ def _served(folder: Path) -> Enter:
     from mlflow.pyfunc import load_model, save_model, scoring_server
     from mlflow.types import ColSpec, Schema
 
-    from densitywatch.registry import serving
-
     packed = write_model(folder, "pixelcnn")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from densitywatch.registry import serving
+
         save_model(
             folder / "version",
             python_model=str(Path(serving.__file__)),
@@ -168,6 +168,8 @@ def _review(folder: Path) -> Enter:
 
 
 _paths = st.one_of(
+    st.sampled_from(("/", "/items/0", "/verdicts/0", "/verdicts/1", "/draw", "/items/1")),
+    st.sampled_from(("/", "/items/0", "/verdicts/0", "/verdicts/2", "/draw", "/items/2")),
     st.sampled_from(
         ("/", "/items/0", "/items/2", "/items/3", "/items/-1", "/verdicts/0", "/verdicts/1", "/draw", "/verdicts/99999")
     ),
@@ -176,6 +178,7 @@ _paths = st.one_of(
     names.map(lambda name: f"/{name}"),
 )
 _bodies = st.one_of(
+    st.sampled_from((b'{"verdict": "fine"}', b'{"verdict": "outlier"}', b'{"verdict": null}', b'{"images": 3}')),
     json_text([{"verdict": "outlier"}, {"images": 3}, {"verdict": None}]).map(
         lambda said: said.encode("utf-8", "surrogatepass")
     ),
@@ -192,15 +195,20 @@ def _headers(token: bytes) -> st.SearchStrategy[list[tuple[bytes, bytes]]]:
     tokens = st.one_of(st.sampled_from((token, token, token, token, b"", b"wrong")), st.just(token), value)
     wrong = st.sampled_from((b"12", b"-1", b"9" * 5000, b"\xb2", b"99999", b"x"))
     length = st.one_of(st.none(), st.none(), st.none(), wrong)
+    origins = st.one_of(
+        st.none(), st.none(), st.sampled_from((b"http://127.0.0.1:80", b"http://[", b"null", b"x://\xff"))
+    )
     return st.builds(
-        lambda host, sent, size: [
+        lambda host, sent, size, origin: [
             (b"host", host),
             (b"x-review-token", sent),
+            *([(b"origin", origin)] if origin is not None else []),
             *([(b"content-length", size)] if size is not None else []),
         ],
         hosts,
         tokens,
         length,
+        origins,
     )
 
 
@@ -212,7 +220,7 @@ def _reports(folder: Path) -> Enter:
     (results / "link.html").symlink_to(folder / "data" / "secret.txt")
     (folder / "reports").mkdir()
     (folder / "reports" / "index.html").write_text("<p>report")
-    served = OwnPagesOnly(Guarded(app(results.parent, folder / "reports")), folder, "")
+    served = OwnPagesOnly(Guarded(app(results.parent, folder / "reports")), folder, None)
 
     def enter(case: Request) -> None:
         status, headers, content = asyncio.run(_answer(served, case))
@@ -255,8 +263,6 @@ _report_paths = st.one_of(
     names.map(lambda name: f"/{name}"),
 )
 _methods = st.sampled_from(("GET",) * 8 + ("HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", ""))
-    ("GET", "GET", "GET", "GET", "GET", "GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "TRACE", "")
-)
 
 
 def doors() -> list[Door]:

@@ -174,6 +174,7 @@ def _is_json(case: str) -> bool:
 
 ANSWERS: list[Any] = [
     {"id": "1", "parameter_openapi_schema": {"properties": {"ref": {}}}},
+    {"id": "2"},
     {"state": {"name": "Completed", "type": "COMPLETED", "message": None}},
     [{"data": json.dumps(RESULT)}],
 ]
