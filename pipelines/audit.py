@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +54,17 @@ class Found:
 
     package: str
     licence: str
+
+
+@dataclass
+class Asked:
+    """What the service of known vulnerabilities said."""
+
+    answered: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    """Packages that it does not know, so nothing is known about them."""
+    known: list[str] = field(default_factory=list)
+    """A line for each known vulnerability."""
 
 
 class ServiceDidNotAnswer(DensitywatchError):
@@ -158,12 +169,14 @@ def unused(packages: Mapping[str, Any], rules: Rules, names: Sequence[str]) -> l
     return sorted({*(set(rules.stated) - set(names)), *(name for name in rules.exceptions if not needed(name))})
 
 
-def vulnerabilities(lock: Path, rules: Rules) -> tuple[list[str], list[str]]:
-    """A line for each known vulnerability, and the packages that the service could not be asked about.
+def ask(locks: Sequence[Path], rules: Rules) -> Asked:
+    """Ask the service about every package of the lock files that this system would install.
 
     Raises ServiceDidNotAnswer where it does not answer at all.
     """
-    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes", "--requirement", str(lock)]
+    command = [sys.executable, "-m", "pip_audit", "--disable-pip", "--require-hashes"]
+    for lock in locks:
+        command += ["--requirement", str(lock)]
     command += ["--format", "json", "--progress-spinner", "off", "--timeout", "15"]
     for name in sorted(rules.vulnerabilities):
         command += ["--ignore-vuln", name]
@@ -171,23 +184,24 @@ def vulnerabilities(lock: Path, rules: Rules) -> tuple[list[str], list[str]]:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)  # noqa: S603
     except subprocess.TimeoutExpired:
         raise ServiceDidNotAnswer(
-            f"{lock.name}: the service of known vulnerabilities did not answer in {SECONDS} seconds; try again later"
+            f"the service of known vulnerabilities did not answer in {SECONDS} seconds; try again later"
         ) from None
     try:
-        packages = json.loads(done.stdout)["dependencies"]
-        rows = [(package["name"], package.get("version"), package) for package in packages]
-    except (ValueError, LookupError, TypeError):
+        asked = Asked()
+        for package in json.loads(done.stdout)["dependencies"]:
+            name = plain_name(package["name"])
+            (asked.unknown if "skip_reason" in package else asked.answered).append(name)
+            for each in package.get("vulns") or []:
+                asked.known.append(
+                    f"{name} {package['version']}: {each['id']}, {_mended(each.get('fix_versions') or [])}"
+                )
+    except (ValueError, LookupError, TypeError, AttributeError):
         said = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), f"exit {done.returncode}")
         raise ServiceDidNotAnswer(
-            f"{lock.name}: the service of known vulnerabilities cannot be asked ({visible(said)[:200]}); look at the"
-            " connection and try again"
+            f"the service of known vulnerabilities cannot be asked ({visible(said)[:200]}); look at the connection and"
+            " try again"
         ) from None
-    known = [
-        f"{name} {version}: {each['id']}, {_mended(each.get('fix_versions') or [])}"
-        for name, version, package in rows
-        for each in package.get("vulns") or []
-    ]
-    return known, [name for name, _, package in rows if "skip_reason" in package]
+    return asked
 
 
 def _mended(versions: Sequence[str]) -> str:
@@ -224,30 +238,26 @@ def _audit(root: Path) -> int:
         print(f"{RULES}: the entry {name} is not needed any more; remove it")
     excepted = sum(is_exception(name, rules) for name in packages)
     print(f"licences of {len(packages)} packages: {len(unfit)} not allowed, {excepted} allowed by an exception")
-    known, missing, trouble = list[str](), list[str](), None
-    for lock in LOCKS:
-        try:
-            found, not_asked = vulnerabilities(root / lock, rules)
-        except ServiceDidNotAnswer as error:
-            trouble = error
-            break
-        known += found
-        missing += not_asked
-    for line in known:
+    asked, trouble = Asked(), None
+    try:
+        asked = ask([root / lock for lock in LOCKS], rules)
+    except ServiceDidNotAnswer as error:
+        trouble = error
+    for line in asked.known:
         print(f"known vulnerability: {visible(line)}")
-    if trouble is None:
-        print(f"known vulnerabilities of {len(names) - len(set(missing))} packages: {len(known)}")
-    if missing:
-        print(
-            f"pipelines: {len(set(missing))} of {len(names)} packages are unknown to the service of known"
-            f" vulnerabilities, such as {missing[0]}; nothing is known about them",
-            file=sys.stderr,
-        )
     if trouble is not None:
         print(f"pipelines: {trouble}", file=sys.stderr)
-    if unfit or needless or known:
+    else:
+        print(f"known vulnerabilities of {len(asked.answered)} packages: {len(asked.known)}")
+    if asked.unknown:
+        print(
+            f"pipelines: the service does not know {len(asked.unknown)} of {len(asked.answered) + len(asked.unknown)}"
+            f" packages, such as {visible(asked.unknown[0])}, so nothing is known about them; is it PyPI's?",
+            file=sys.stderr,
+        )
+    if unfit or needless or asked.known:
         return 1
-    return NOT_ASKED if missing or trouble else 0
+    return NOT_ASKED if asked.unknown or trouble else 0
 
 
 if __name__ == "__main__":

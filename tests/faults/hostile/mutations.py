@@ -203,11 +203,11 @@ values: st.SearchStrategy[Any] = st.one_of(
     st.booleans(),
     st.sampled_from((0, -1, 1, 3, 2**31, 2**63, 10**400, 1.5, -0.0, 1e308, float("inf"), float("nan"))),
     names,
-    st.just([]),
-    st.just({}),
+    st.builds(list),  # a new one each time: the caller may change it
+    st.builds(dict),
     st.lists(st.one_of(st.integers(-3, 300), names), max_size=4),
     st.dictionaries(st.text(max_size=8), st.integers(), max_size=3),
-    st.just([[[[[[[[[[]]]]]]]]]]),
+    st.builds(lambda: [[[[[[[[[[]]]]]]]]]]),
 )
 """Values of JSON, also such that JSON cannot say."""
 
