@@ -40,6 +40,7 @@ test-fast: .venv/ready-dev
 # one after the other: a fault that is timed needs the machine. Needs root or sudo (for mount), and postgresql. The table of
 # what was tried, survived and lost goes to var/faults.md: docs/reliability.md
 faults: .venv/ready-dev
+	@rm -f var/faults.json
 	$(BIN)/python -m pytest -m faults tests/faults
 
 # .pre-commit-config.yaml runs the same six; tests/test_repository.py compares them. None of them uses the network.

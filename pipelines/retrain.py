@@ -36,10 +36,12 @@ from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
 from pipelines.promotion import gate_table
 from pipelines.run_times import Step, timed
-from pipelines.stage_tasks import AGAIN_AFTER, run_graph
+from pipelines.stage_tasks import run_graph
 from pipelines.up_to_date import note_up_to_date
 
 DEMO = "demo"
+PUSH_AGAIN_AFTER = [5.0, 15.0, 30.0, 60.0, 120.0]
+"""Seconds before each new try of a push. Each sends what is left, a hundred files where one request in three fails."""
 WATCH = "calibrate"
 """The stage that makes the detector. What the scheduled job needs is trained, released and used before all else."""
 
@@ -213,7 +215,7 @@ def pull(root: Path) -> Step:
     return step
 
 
-@task(name="push", cache_policy=NO_CACHE, retries=len(AGAIN_AFTER), retry_delay_seconds=AGAIN_AFTER)
+@task(name="push", cache_policy=NO_CACHE, retries=len(PUSH_AGAIN_AFTER), retry_delay_seconds=PUSH_AGAIN_AFTER)
 def push(root: Path) -> Step:
     """Send data, models and pages to the default DVC remote."""
     with timed("push") as step:

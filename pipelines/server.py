@@ -11,6 +11,8 @@ import atexit
 import base64
 import hmac
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 HEALTH = "/health"
 START_SECONDS = 180.0  # a first start on a busy machine makes a database before it answers
 STOP_SECONDS = 10.0
+LEAST_FREE = 1 << 20
+"""Bytes without which no server writes its database."""
 
 
 class ServiceFailed(DensitywatchError):
@@ -145,11 +149,23 @@ def start_temporary(root: Path) -> str:
     until = time.monotonic() + START_SECONDS
     while not prefect_home.answers(f"{address}/health"):
         if process.poll() is not None or time.monotonic() > until:
-            raise ServiceFailed(f"Prefect's temporary server did not start; see {log}")
+            raise ServiceFailed(f"Prefect's temporary server did not start: {last_words(log)}; see {log}")
         time.sleep(0.1)
     os.environ["PREFECT_API_URL"] = address
     os.environ["PREFECT_API_AUTH_STRING"] = prefect_home.login(root)
     return address
+
+
+def last_words(log: Path) -> str:
+    """Why a program ended as it started: a full disk, or the last line of its log that has a letter.
+
+    Frames that some programs draw are left out.
+    """
+    if shutil.disk_usage(log.parent).free < LEAST_FREE:
+        return "the disk is full; free some space"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = [line.strip(" \t│|╭╮╰╯─") for line in lines if re.search(r"\w", line)]
+    return said[-1] if said else "its log is empty"
 
 
 def stop_temporary() -> None:

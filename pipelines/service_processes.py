@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -23,7 +22,7 @@ import psutil
 from densitywatch.errors import DataError, ParamsError
 from densitywatch.files import read_json, write_whole
 from pipelines import listening, prefect_home
-from pipelines.server import START_SECONDS, ServiceFailed
+from pipelines.server import START_SECONDS, ServiceFailed, last_words
 
 STOP_SECONDS = 15.0
 FAMILY_SECONDS = 5.0
@@ -100,7 +99,7 @@ def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) 
     until = time.monotonic() + START_SECONDS
     while not prefect_home.answers(address):
         if find(entry) is None:
-            raise ServiceFailed(f"{name} ended as it started: {_last_words(Path(entry['log']))}; see {entry['log']}")
+            raise ServiceFailed(f"{name} ended as it started: {last_words(Path(entry['log']))}; see {entry['log']}")
         if time.monotonic() > until:
             raise ServiceFailed(f"{name} does not answer at {address} after {START_SECONDS:.0f} s; see {entry['log']}")
         time.sleep(0.5)
@@ -117,13 +116,6 @@ def _listens(process: psutil.Process, port: int) -> bool:
             if any(c.status == psutil.CONN_LISTEN and c.laddr and c.laddr.port == port for c in connections):
                 return True
     return False
-
-
-def _last_words(log: Path) -> str:
-    """The last line of a log that has a letter; the frames that some programs draw are left out."""
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    said = [line.strip(" \t│|╭╮╰╯─") for line in lines if re.search(r"\w", line)]
-    return said[-1] if said else "its log is empty"
 
 
 def end(process: psutil.Process) -> None:

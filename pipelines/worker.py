@@ -21,7 +21,7 @@ from densitywatch.params import load_params
 from densitywatch.tracking.store import tracking_uri
 from pipelines import commits, dvc_commands, prefect_home, run_processes, service_processes
 from pipelines.git_files import git
-from pipelines.server import ServiceFailed
+from pipelines.server import ServiceFailed, last_words
 
 POOL = "training"
 WORKERS = Path("var") / "workers"
@@ -152,7 +152,8 @@ def _wait_until_online(clone: Path, name: str, began: float) -> None:
         ):
             (entry,) = service_processes.noted(clone)
             if service_processes.find(entry) is None or time.monotonic() > until:
-                raise ServiceFailed(f"the worker {name} did not start; see {entry['log']}")
+                why = last_words(Path(entry["log"]))
+                raise ServiceFailed(f"the worker {name} did not start: {why}; see {entry['log']}")
             time.sleep(0.5)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from densitywatch import environment
 from tests.marks import marks, pytest_collection_modifyitems, pytest_configure, pytest_runtest_protocol  # noqa: F401
-from tests.postgres import database  # noqa: F401 a fixture
+from tests.postgres import database, database_server  # noqa: F401 fixtures
 
 environment.settle(os.environ)  # before any test file imports prefect, mlflow or great_expectations
 # networks of tests are small: two threads wait for each other most of the time, for minutes where other programs run

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,28 +43,57 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server that a test may end and start again."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://watch:{PASSWORD}@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def process(self) -> int:
+        """The number of its first process, whose children serve the connections."""
+        return int((self.folder / "data" / "postmaster.pid").read_text().splitlines()[0])
+
+    def control(self, *command: str) -> None:
+        tool = [str(programs() / "pg_ctl"), "-D", "data", "-w", "-t", "300"]
+        subprocess.run([*tool, *command], check=True, cwd=self.folder, stdout=subprocess.DEVNULL, **unprivileged())
+
+    def start(self) -> None:
+        options = f"-p {self.port} -k {self.folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+        self.control("-l", "log", "-o", options, "start")
+
+
 @pytest.fixture(scope="module")
 @marks("server")
-def database() -> Iterator[str]:
-    """The address of a PostgreSQL server of this test's own."""
-    bin_, who, port = programs(), unprivileged(), free_port()
+def database_server() -> Iterator[Server]:
+    """A PostgreSQL server of this test's own."""
+    who = unprivileged()
     folder = Path(
         tempfile.mkdtemp(prefix="densitywatch-postgres-", dir="/tmp")
     )  # root's own folders are closed to others
+    server = Server(folder, free_port())
     try:
         (folder / "password").write_text(PASSWORD)
         if who:
             shutil.chown(folder / "password", who["user"], who["group"])
             shutil.chown(folder, who["user"], who["group"])
-        run = {"check": True, "capture_output": True, "cwd": folder, **who}
         setup = ["-D", "data", "-U", "watch", "-A", "scram-sha-256", "--pwfile=password", "-E", "UTF8", "--locale=C"]
-        subprocess.run([bin_ / "initdb", *setup], **run)
-        options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
-        control = [bin_ / "pg_ctl", "-D", "data", "-w", "-t", "300"]
-        subprocess.run([*control, "-l", "log", "-o", options, "start"], **{**run, "capture_output": False})
+        subprocess.run([programs() / "initdb", *setup], check=True, capture_output=True, cwd=folder, **who)
+        server.start()
         try:
-            yield f"postgresql://watch:{PASSWORD}@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **run)
+            server.control("-m", "immediate", "stop")
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def database(database_server: Server) -> str:
+    """The address of a PostgreSQL server of this test's own."""
+    return database_server.url

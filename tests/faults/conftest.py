@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from tests.faults.tally import Tally
 
 FOLDER = Path(__file__).parent
-TALLY, BEGAN = Tally(), time.monotonic()
+TALLY = Tally()
 
 
 @pytest.fixture(scope="session")
@@ -30,4 +29,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if TALLY.faults:
         terminalreporter.section("faults")
-        terminalreporter.write(TALLY.write(config.rootpath, time.monotonic() - BEGAN))
+        terminalreporter.write(TALLY.write(config.rootpath))

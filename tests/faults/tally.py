@@ -11,7 +11,6 @@ from pathlib import Path
 
 TABLE = Path("var") / "faults.md"
 FIGURES = Path("var") / "faults.json"
-COMMAND = "make faults"
 
 
 @dataclass
@@ -45,6 +44,14 @@ class Tally:
             raise
         fault.survived += times
 
+    def keep(self, root: Path) -> None:
+        """Take over the rows of earlier sessions for what this one has not tried; `make faults` begins without any."""
+        try:
+            earlier = json.loads((root / FIGURES).read_text(encoding="utf-8"))["faults"]
+        except FileNotFoundError:
+            return
+        self.faults = {row["name"]: Fault(**row) for row in earlier} | self.faults
+
     def table(self) -> str:
         """The rows in Markdown. An error is what was lost, in its own words."""
         rows = ["| fault | tried | survived | lost |", "|---|---|---|---|"]
@@ -56,13 +63,14 @@ class Tally:
         rows.append(f"| **all** | **{tried}** | **{survived}** | |")
         return "\n".join(rows) + "\n"
 
-    def write(self, root: Path, seconds: float) -> str:
+    def write(self, root: Path) -> str:
         """Write the table and its figures under `root`/var; returns the table with what it was measured by."""
-        said = f"`{COMMAND}` on {processor()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes\n\n{self.table()}"
+        self.keep(root)
+        said = f"{processor()}, {os.cpu_count()} cores\n\n{self.table()}"
         (root / TABLE).parent.mkdir(exist_ok=True)
         (root / TABLE).write_text(said, encoding="utf-8")
         rows = [asdict(fault) for fault in self.faults.values()]
-        (root / FIGURES).write_text(json.dumps({"seconds": round(seconds, 1), "faults": rows}, indent=1) + "\n")
+        (root / FIGURES).write_text(json.dumps({"faults": rows}, indent=1) + "\n", encoding="utf-8")
         return said
 
 

@@ -40,6 +40,27 @@ def test_registering_the_same_bytes_again_returns_the_version_that_has_them(para
     assert aliases(params, root, "twice") == {"challenger": "1"}
 
 
+def test_a_version_that_a_server_made_twice_because_its_answer_was_lost_is_there_once(
+    params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_model_version
+
+    def twice(self: MlflowClient, *given: Any, **named: Any) -> Any:
+        create(self, *given, **named)
+        return create(self, *given, **named)
+
+    monkeypatch.setattr(MlflowClient, "create_model_version", twice)
+    write_model(root, "lost_answer")
+    assert registry.register("lost_answer", params, root) == 1
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    found = client.search_model_versions("name = 'densitywatch-lost_answer'")
+    assert [int(version.version) for version in found] == [1]
+    assert aliases(params, root, "lost_answer") == {"challenger": "1"}
+    assert registry.register("lost_answer", params, root) == 1
+
+
 def test_a_version_names_the_run_that_trained_it(params: Params, root: Path) -> None:
     folder = write_model(root, "pixelcnn", steps=2)
     with tracking.training_run(

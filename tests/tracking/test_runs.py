@@ -162,6 +162,68 @@ def test_a_resumed_training_continues_its_run_and_an_unknown_run_starts_anew(sta
     assert other.run_id != first.run_id
 
 
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from densitywatch.params import load_params
+from densitywatch.tracking import runs
+asked = {"dataset_name": "fashion_mnist", "dataset_digest": "d" * 64, "stage": "train@pixelcnn"}
+with runs.training_run("pixelcnn", load_params(Path(sys.argv[1])), Path(sys.argv[2]), **asked) as run:
+    for step in range(3):
+        run.log(step, {"loss": float(step)})
+    print(run.run_id, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_values_that_a_killed_training_had_not_sent_are_sent_by_the_next_one_which_goes_on_with_its_run_or_ends_it(
+    start, params: Params, root: Path
+) -> None:
+    def killed() -> str:
+        environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+        command = [sys.executable, "-c", KILLED, str(PARAMS), str(root)]
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == -9
+        return done.stdout.strip()
+
+    client = tracking.open_client(tracking.tracking_uri(params, root))
+    known = killed()
+    assert client.get_metric_history(known, "loss") == []
+    with start(resume_run_id=known) as run:
+        assert run.run_id == known
+        run.log(3, {"loss": 3.0})
+    assert [(point.step, point.value) for point in client.get_metric_history(known, "loss")] == [
+        (step, float(step)) for step in range(4)
+    ]
+    unknown = killed()
+    with start() as run:
+        assert run.run_id != unknown
+    assert len(client.get_metric_history(unknown, "loss")) == 3
+    assert read_run(params, root, unknown).info.status == "KILLED"
+    assert not list(root.glob("var/runs/*.unsent"))
+
+
+def test_a_run_that_a_server_made_twice_because_its_answer_was_lost_is_there_once(
+    start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    create = MlflowClient.create_run
+    made: list[str] = []
+
+    def twice(self: MlflowClient, *given: object, **named: object) -> object:
+        first, second = create(self, *given, **named), create(self, *given, **named)  # type: ignore[arg-type]
+        made.extend([first.info.run_id, second.info.run_id])
+        return second
+
+    monkeypatch.setattr(MlflowClient, "create_run", twice)
+    with start() as run:
+        pass
+    assert run.run_id == made[1]
+    assert read_run(params, root, made[0]).info.lifecycle_stage == "deleted"
+
+
 def test_a_store_that_fails_in_the_middle_loses_no_value(
     start, params: Params, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

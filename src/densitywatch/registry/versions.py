@@ -145,9 +145,22 @@ def _log_version(
         version = client.create_model_version(
             registered, f"models:/{logged.model_id}", run_id=run_id, tags=tags, model_id=logged.model_id
         )
+        version = _without_twins(client, version)
     if run_id is not None:
         client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     return int(version.version)
+
+
+def _without_twins(client: MlflowClient, made: ModelVersion) -> ModelVersion:
+    """The version that was made, once.
+
+    Where a server made it and its answer was lost, MLflow's client has asked again: the first one stays.
+    """
+    twins = [version for version in all_versions(client, made.name) if version.source == made.source]
+    first, *others = sorted(twins, key=lambda version: int(version.version))
+    for other in others:
+        client.delete_model_version(other.name, other.version)
+    return first
 
 
 @contextmanager

@@ -13,11 +13,12 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from pydantic import BaseModel
 
@@ -38,6 +39,7 @@ from densitywatch.tracking.store import (
     store_lock,
     tracking_uri,
 )
+from densitywatch.tracking.unsent import Unsent, Value
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 5.0
 FLUSH_VALUES = 500
 BATCH_TAG = "densitywatch.batch"
+ASKED_TAG = "densitywatch.asked"
+"""The tag of a run that tells which request made it."""
 BATCH_LIMIT = 1000  # values that MLflow takes in one log_batch
 QUIET = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -76,7 +80,8 @@ def open_client(uri: str) -> MlflowClient:
         os.environ.setdefault(key, value)
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+    with store_errors(uri):  # the tables of a new database are made here
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
@@ -88,7 +93,7 @@ def store_errors(uri: str, error_type: type[DensitywatchError] = DensitywatchErr
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
-        reason = " ".join(plain(str(error)).split())[:300]
+        reason = " ".join(plain(str(error)).partition("[SQL:")[0].split())[:300]
         raise error_type(f"MLflow's store {plain(uri)} did not do what was asked: {reason}") from error
 
 
@@ -130,11 +135,12 @@ class Run:
     """One MLflow run. Values are collected and sent together, so that a training loop does not wait for each.
 
     A store that fails in between does not stop the training: values are kept and sent later, at the latest at the end.
+    `unsent` keeps them on the disk as well, in case this process is killed.
     """
 
-    def __init__(self, client: MlflowClient, uri: str, run_id: str) -> None:
+    def __init__(self, client: MlflowClient, uri: str, run_id: str, unsent: Unsent | None = None) -> None:
         self.run_id = run_id
-        self._client, self._uri = client, uri
+        self._client, self._uri, self._unsent = client, uri, unsent
         self._pending: list[Metric] = []
         self._flush_at = time.monotonic() + FLUSH_SECONDS
         self._warned = False
@@ -145,6 +151,8 @@ class Run:
 
         now = int(time.time() * 1000)
         self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items()]
+        if self._unsent is not None:
+            self._unsent.add([Value(name, float(value), now, step) for name, value in metrics.items()])
         if time.monotonic() >= self._flush_at or (len(self._pending) >= FLUSH_VALUES and not self._warned):
             try:
                 self.flush()
@@ -154,6 +162,12 @@ class Run:
                     log.warning("%s; the run goes on and its values are sent later", error)
                     self._warned = True
 
+    def take(self, values: Iterable[Value]) -> None:
+        """Values of an earlier process, to be sent with the next ones."""
+        from mlflow.entities import Metric
+
+        self._pending += [Metric(*value) for value in values]
+
     def flush(self) -> None:
         """Send the values so far. Raises DensitywatchError, and keeps them, when the store does not answer."""
         check_reachable(self._uri, create=False)  # MLflow would retry for 15 seconds, in which nothing trains
@@ -161,6 +175,8 @@ class Run:
             while self._pending:
                 self._client.log_batch(self.run_id, metrics=self._pending[:BATCH_LIMIT])
                 del self._pending[:BATCH_LIMIT]
+        if self._unsent is not None:
+            self._unsent.begin(self.run_id)
         self._flush_at = time.monotonic() + FLUSH_SECONDS
 
     def log_artifacts(self, folder: Path, to: str) -> None:
@@ -188,28 +204,60 @@ def training_run(
     """The run of one model's training: params, git commit, DVC stage and dataset are noted at its start.
 
     `resume_run_id` continues that run, or starts a new one where the store does not have it. The run ends as FINISHED,
-    as FAILED when the body raises, or as KILLED when it is interrupted. A killed process leaves it RUNNING, and the
-    next one resumes it. Raises DensitywatchError when the store cannot be reached at the start or at the end.
+    as FAILED when the body raises, or as KILLED when it is interrupted. A killed process leaves it RUNNING; the next
+    one resumes it, or ends it as KILLED and starts anew. Values that the killed one had not sent are sent then. Raises
+    DensitywatchError when the store cannot be reached at the start or at the end.
     """
     experiment = prepare_store(params, root)
     uri = tracking_uri(params, root)
     client = open_client(uri)
-    with store_errors(uri):
-        run_id = _reopen(client, resume_run_id) if resume_run_id else None
-        if run_id is None:
-            run_id = client.create_run(experiment, run_name=name).info.run_id
-            _describe(client, run_id, name, params, root, dataset_name, dataset_digest, stage)
+    with closing(Unsent(name, root)) as unsent:
+        with store_errors(uri):
+            _send_left(client, uri, unsent, resume_run_id)
+            run_id = _reopen(client, resume_run_id) if resume_run_id else None
+            if run_id is None:
+                run_id = _new_run(client, experiment, name)
+                unsent.begin(run_id)
+                _describe(client, run_id, name, params, root, dataset_name, dataset_digest, stage)
+        unsent.begin(run_id)
+        run = Run(client, uri, run_id, unsent)
+        try:
+            yield run
+        except BaseException as failure:
+            with suppress(DensitywatchError), store_errors(uri):  # the body's error is the one to report
+                client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
+                run.flush()
+                unsent.end()
+            raise
+        run.flush()
+        with store_errors(uri):
+            client.set_terminated(run_id)
+        unsent.end()
+
+
+def _send_left(client: MlflowClient, uri: str, unsent: Unsent, resume_run_id: str | None) -> None:
+    """Send what a killed training of this model had not sent, and end its run unless it is resumed."""
+    run_id, values = unsent.left()
+    if run_id is None or not run_exists(client, run_id):
+        return
     run = Run(client, uri, run_id)
-    try:
-        yield run
-    except BaseException as failure:
-        with suppress(DensitywatchError), store_errors(uri):  # the body's error is the one to report
-            client.set_terminated(run_id, status="KILLED" if isinstance(failure, KeyboardInterrupt) else "FAILED")
-            run.flush()
-        raise
+    run.take(values)
     run.flush()
-    with store_errors(uri):
-        client.set_terminated(run_id)
+    if run_id != resume_run_id and client.get_run(run_id).info.status == "RUNNING":
+        client.set_terminated(run_id, status="KILLED")
+
+
+def _new_run(client: MlflowClient, experiment: str, name: str, tags: Mapping[str, str] | None = None) -> str:
+    """Make a run and return its id.
+
+    Where a server made it and its answer was lost, MLflow's client has asked again, and the first one is deleted.
+    """
+    asked = uuid4().hex
+    made = str(client.create_run(experiment, tags={ASKED_TAG: asked, **(tags or {})}, run_name=name).info.run_id)
+    for twin in client.search_runs([experiment], f"tags.`{ASKED_TAG}` = '{asked}'"):
+        if twin.info.run_id != made:
+            client.delete_run(twin.info.run_id)
+    return made
 
 
 def _reopen(client: MlflowClient, run_id: str) -> str | None:
@@ -339,11 +387,14 @@ def log_batch(summary: Mapping[str, Any], params: Params, root: Path, links: Map
     ).hexdigest()
     name = re.sub(r"[^\w ./:+-]", "?", str(summary["batch"]))[-200:]
     with store_lock(uri, root, "batches"), store_errors(uri):  # two jobs with the same results make one run
-        known = client.search_runs([experiment], f"tags.`{BATCH_TAG}` = '{key}' and attributes.status = 'FINISHED'")
-        if known:
-            return str(known[0].info.run_id)
-        run_id = str(client.create_run(experiment, run_name=f"score {name}").info.run_id)
-        tags = [RunTag(BATCH_TAG, key), RunTag("detector_sha256", str(summary["identity"]["detector"]))]
+        known = client.search_runs([experiment], f"tags.`{BATCH_TAG}` = '{key}'")
+        done = [run for run in known if run.info.status == "FINISHED"]
+        if done:
+            return str(done[0].info.run_id)
+        # one that a killed job had begun is gone on with: nobody else works on it under this lock
+        begun = str(known[0].info.run_id) if known else None
+        run_id = begun or _new_run(client, experiment, f"score {name}", {BATCH_TAG: key})
+        tags = [RunTag("detector_sha256", str(summary["identity"]["detector"]))]
         tags += [RunTag(name, text) for name, text in _links(links or {}).items()]
         if summary.get("stand_in"):  # it was not scored with the champion
             tags.append(RunTag("stand_in", str(summary["stand_in"])[:5000]))
