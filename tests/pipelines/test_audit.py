@@ -161,7 +161,7 @@ def test_a_service_that_cannot_be_asked_is_one_plain_sentence(
 def test_the_real_pip_audit_without_a_network_is_one_plain_sentence(tmp_path: Path) -> None:
     for lock in audit.LOCKS:
         (tmp_path / lock).write_text("pip==25.0 --hash=sha256:" + "0" * 64 + "\n")
-    (tmp_path / audit.RULES).write_text("allowed = []\n[names]\n")
+    (tmp_path / audit.RULES).write_text('allowed = ["MIT"]\n[names]\n')
     nowhere = {name: "http://127.0.0.1:9" for name in ("HTTPS_PROXY", "https_proxy")}
     done = subprocess.run(
         [sys.executable, "-m", "pipelines.audit"],

@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.faults.hostile.attempt import Door
 from tests.faults.hostile.worker import start
-from tests.faults.tally import COMMAND, processor
+from tests.faults.tally import processor
 
 TABLE, FIGURES = Path("var") / "hostile.md", Path("var") / "hostile.json"
 TO_GET_READY = 600.0
@@ -119,9 +119,7 @@ def table(counts: Sequence[Count]) -> str:
 def write(counts: Sequence[Count], root: Path) -> str:
     """Write the table and its figures under `root`/var; returns the table with what it was measured by."""
     seconds = sum(one.seconds for one in counts)
-    said = (
-        f"`{COMMAND}` on {processor()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes for these\n\n{table(counts)}"
-    )
+    said = f"`make faults` on {processor()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes for these\n\n{table(counts)}"
     (root / TABLE).parent.mkdir(exist_ok=True)
     (root / TABLE).write_text(said, encoding="utf-8")
     rows = [asdict(one) for one in counts]
