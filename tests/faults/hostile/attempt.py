@@ -39,8 +39,6 @@ class Door:
     """Inputs of a whole run."""
     quick: int = 12
     """Inputs in the usual tests."""
-    slow: bool = False
-    """Its few inputs in the usual tests take more than about two seconds, most of it to get ready."""
     seconds: float = 20.0
     """A case that takes longer hangs. Decoders may compute for some seconds before they are stopped."""
     inputs: Callable[[Any], int] = lambda case: 1

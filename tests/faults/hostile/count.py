@@ -119,7 +119,8 @@ def table(counts: Sequence[Count]) -> str:
 def write(counts: Sequence[Count], root: Path) -> str:
     """Write the table and its figures under `root`/var; returns the table with what it was measured by."""
     seconds = sum(one.seconds for one in counts)
-    said = f"`make faults` on {processor()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes for these\n\n{table(counts)}"
+    measured = f"`make faults` on {processor()}, {os.cpu_count()} cores, {seconds / 60:.0f} minutes for these"
+    said = f"{measured}\n\n{table(counts)}"
     (root / TABLE).parent.mkdir(exist_ok=True)
     (root / TABLE).write_text(said, encoding="utf-8")
     rows = [asdict(one) for one in counts]

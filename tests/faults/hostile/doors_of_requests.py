@@ -67,13 +67,13 @@ async def _answer(application: Any, request: Request) -> tuple[int, dict[str, st
 
 def _served(folder: Path) -> Enter:
     """MLflow's own server with a small model behind it, as `mlflow models serve` makes it."""
-    from mlflow.models import ModelSignature
-    from mlflow.pyfunc import load_model, save_model, scoring_server
-    from mlflow.types import ColSpec, Schema
-
     packed = write_model(folder, "pixelcnn")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # MLflow warns of its own types
+        from mlflow.models import ModelSignature
+        from mlflow.pyfunc import load_model, save_model, scoring_server
+        from mlflow.types import ColSpec, Schema
+
         from densitywatch.registry import serving
 
         save_model(
