@@ -158,6 +158,7 @@ def test_a_service_that_cannot_be_asked_is_one_plain_sentence(
     )
 
 
+@pytest.mark.slow
 def test_the_real_pip_audit_without_a_network_is_one_plain_sentence(tmp_path: Path) -> None:
     for lock in audit.LOCKS:
         (tmp_path / lock).write_text("pip==25.0 --hash=sha256:" + "0" * 64 + "\n")
