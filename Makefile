@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast faults lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast faults audit lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -11,6 +11,7 @@ help:
 	@echo "make test                every test but those of make faults, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make faults              the system broken on purpose: kills, full disks, damaged files; about an hour"
+	@echo "make audit               known vulnerabilities and licences of all packages; asks PyPI"
 	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
 	@echo "make up | down           Prefect's server with a worker, MLflow's server and the reports, on this machine"
@@ -50,6 +51,10 @@ lint: .venv/ready-dev
 	$(BIN)/mypy
 	$(BIN)/actionlint -shellcheck= -pyflakes=
 	$(BIN)/zizmor --offline --quiet --no-progress .github
+
+# names and versions go to PyPI's service of known vulnerabilities; licences.toml says what is allowed
+audit: .venv/ready-dev
+	@$(BIN)/python -m pipelines audit
 
 pull: .venv/ready
 	@$(BIN)/python -m pipelines pull

@@ -1,7 +1,7 @@
 """`python -m pipelines [retrain [pool] | detect-outliers]`: run a flow now; `make run` is `retrain`.
 
-`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh` and
-`pull` are what people and CI do without a flow.
+`python -m pipelines status` (`make status`) says what goes on. `ask REF`, `propose BASE`, `compare BASE`, `fresh`,
+`pull` and `audit` are what people and CI do without a flow.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PROGRAMS = {
     "compare": "compare",
     "fresh": "fresh",
     "pull": "pull",
+    "audit": "audit",
 }
 """What runs no flow: the verb, and its module, whose `main` takes the other arguments."""
 TRACEBACK = Path("var") / "log" / "traceback.txt"

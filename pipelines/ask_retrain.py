@@ -28,6 +28,7 @@ from pipelines import retrain_result
 
 DEPLOYMENT = "retrain/retrain"
 RESULT = Path("var") / "retrain" / "result.json"
+OTHER_FORM = "its answer has not the form of Prefect's API; check PREFECT_API_URL"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 POLL_SECONDS = 5.0
 GONE_SECONDS = 300.0
@@ -100,10 +101,30 @@ def ask(server: Server, ref: str) -> str:
         if ": 404 " in str(error):
             raise AskFailed(f"{server.api} has no deployment {DEPLOYMENT}; run `make up` where it is") from None
         raise
-    if "ref" not in deployment.get("parameter_openapi_schema", {}).get("properties", {}):
+    schema = deployment.get("parameter_openapi_schema") if isinstance(deployment, dict) else None
+    properties = schema.get("properties") if isinstance(schema, dict) else None
+    if not isinstance(properties, dict) or "ref" not in properties:
         raise AskFailed(f"the deployment {DEPLOYMENT} of {server.api} takes no commit; run `make up` there again")
-    path = f"deployments/{deployment['id']}/create_flow_run"
-    return str(server.call("POST", path, {"parameters": {"ref": ref}, "tags": ["ci"]})["id"])
+    path = f"deployments/{_id(deployment, server)}/create_flow_run"
+    return _id(server.call("POST", path, {"parameters": {"ref": ref}, "tags": ["ci"]}), server)
+
+
+def _id(answer: Any, server: Server) -> str:
+    """The id in an answer, which becomes a part of an address. Raises AskFailed where it is none."""
+    found = answer.get("id") if isinstance(answer, dict) else None
+    if not isinstance(found, str) or re.fullmatch(r"[A-Za-z0-9-]{1,100}", found) is None:
+        raise AskFailed(f"{server.api}: {OTHER_FORM}")
+    return found
+
+
+def _state(answer: Any, server: Server) -> dict[str, Any]:
+    """The state in an answer about a run; empty where it has none yet. Raises AskFailed where it is none."""
+    state = answer.get("state") if isinstance(answer, dict) else answer
+    if isinstance(answer, dict) and state is None:
+        return {}
+    if not isinstance(state, dict) or not all(isinstance(state.get(key), str) for key in ("name", "type")):
+        raise AskFailed(f"{server.api}: {OTHER_FORM}")
+    return state
 
 
 def wait(server: Server, run_id: str, minutes: float) -> Any:
@@ -115,7 +136,7 @@ def wait(server: Server, run_id: str, minutes: float) -> Any:
     shown, told = "", False
     while True:
         try:
-            state = server.call("GET", f"flow_runs/{run_id}")["state"] or {}
+            state = _state(server.call("GET", f"flow_runs/{run_id}"), server)
             seen = time.monotonic()
         except NoAnswer as error:
             if time.monotonic() - seen > GONE_SECONDS:
@@ -140,8 +161,11 @@ def result_of(server: Server, run_id: str) -> dict[str, Any]:
     found = server.call("POST", "artifacts/filter", {"artifacts": wanted, "limit": 1, "sort": "CREATED_DESC"})
     if not found:
         raise AskFailed(f"the run left no result: {server.page(run_id)}")
-    data = found[0]["data"]
-    return retrain_result.check(json.loads(data) if isinstance(data, str) else data)
+    try:
+        data = found[0]["data"]
+        return retrain_result.check(json.loads(data) if isinstance(data, str) else data)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        raise AskFailed(f"{server.api}: {OTHER_FORM}") from None
 
 
 def cancel(server: Server, run_id: str) -> None:

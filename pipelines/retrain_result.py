@@ -8,7 +8,7 @@ written, and words are shown as text.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from densitywatch.errors import DataError
 
@@ -33,9 +33,14 @@ def check(value: Any) -> dict[str, Any]:
     for name in [*files, *removed]:
         if not isinstance(name, str) or FILE.fullmatch(name) is None:
             raise DataError(f"the run's result has a file that no run changes: {str(name)[:100]}")
-    if not all(isinstance(text, str) for text in files.values()) or sum(map(len, files.values())) > MOST_BYTES:
+    if not all(_is_text(text) for text in files.values()) or sum(map(len, files.values())) > MOST_BYTES:
         raise DataError("the run's result is damaged: its files are no text, or larger than 8 MiB")
     return value
+
+
+def _is_text(value: object) -> bool:
+    """Whether it is text that can be written: JSON can say half a character."""
+    return isinstance(value, str) and value.encode("utf-8", "replace").decode() == value
 
 
 def changed(result: dict[str, Any]) -> list[str]:
@@ -67,7 +72,9 @@ def figure_lines(result: dict[str, Any]) -> list[str]:
 
 def page(result: dict[str, Any]) -> str:
     """The result in GitHub's Markdown: verdicts, figures, changed files, loss curves."""
-    parts = [f"Commit `{result['commit']}`, {float(result.get('seconds') or 0) / 60:.1f} minutes.", "", "## Verdicts"]
+    seconds = result.get("seconds")
+    took = f", {seconds / 60:.1f} minutes" if _is_number(seconds) else ""
+    parts = [f"Commit `{result['commit']}`{took}.", "", "## Verdicts"]
     parts += ["", *_fenced(verdict_lines(result) or ["no candidate"])]
     parts += ["", "## Figures that changed", ""]
     parts += [_table(line) for line in figure_lines(result)] or ["None."]
@@ -91,18 +98,18 @@ def _chart(name: str, curve: Any) -> list[str]:
     lines = [
         "    line [" + ", ".join(f"{value:g}" for value in values) + "]"
         for values in series
-        if isinstance(values, list) and values and all(isinstance(value, int | float) for value in values)
+        if isinstance(values, list) and values and all(_is_number(value) for value in values)
     ]
     steps = curve.get("steps") if isinstance(curve, dict) else None
-    if (
-        not lines
-        or not isinstance(steps, list)
-        or len(steps) != 2
-        or not all(isinstance(s, int | float) for s in steps)
-    ):
+    if not lines or not isinstance(steps, list) or len(steps) != 2 or not all(_is_number(step) for step in steps):
         return []
     axis = f'    x-axis "step" {steps[0]:g} --> {steps[1]:g}'
     return ["", "```mermaid", "xychart-beta", f'    title "{_word(name)}"', axis, '    y-axis "loss"', *lines, "```"]
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether it is a number that can be drawn: not one beyond what a float holds, and not NaN."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and -1e300 < value < 1e300
 
 
 def _fenced(lines: list[str]) -> list[str]:

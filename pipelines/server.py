@@ -67,7 +67,7 @@ class OwnPagesOnly:
         refusal = None
         if _name(host) not in self.names:
             refusal = PlainTextResponse("unknown host", status_code=400)
-        elif origin is not None and urlsplit(origin.decode("latin-1")).netloc.lower() != host.lower():
+        elif origin is not None and _place(origin.decode("latin-1")) != host.lower():
             refusal = PlainTextResponse("not from another site's page", status_code=403)
         elif not self._may(scope, headers.get(b"authorization", b"")):
             ask = {"WWW-Authenticate": 'Basic realm="densitywatch", charset="UTF-8"'}
@@ -84,6 +84,13 @@ class OwnPagesOnly:
         if self.expected is None or (scope["type"] == "http" and scope["path"] == HEALTH):
             return True
         return hmac.compare_digest(given, self.expected)
+
+
+def _place(address: str) -> str | None:
+    """Host and port of an address; None for what is no address."""
+    with suppress(ValueError):
+        return urlsplit(address).netloc.lower()
+    return None
 
 
 def _name(host: str) -> str | None:

@@ -86,6 +86,7 @@ TARGETS_THAT_TESTS_RUN = {
     "propose-retrain": "pipelines/test_services.py",
     "fresh": "pipelines/test_fresh.py",
     "compare": "pipelines/test_fresh.py",
+    "audit": "pipelines/test_audit.py",
 }
 """The targets that workflows name, and the tests that run what is behind them."""
 
@@ -127,6 +128,7 @@ def test_a_workflow_may_do_no_more_than_it_must() -> None:
         for name, flow in ((name, yaml.safe_load(text)) for name, text in WORKFLOWS.items())
     }
     assert allowed == {
+        "audit.yml": {"": {"contents": "read"}, "audit": None},
         "ci.yml": {"": {"contents": "read"}, "check": None, "fresh": None},
         "retrain.yml": {
             "": {},

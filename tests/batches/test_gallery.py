@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image, ImageFile
 
 from densitywatch.batches import batch_report, gallery
-from densitywatch.batches.gallery import heat_map, nearest, picture
+from densitywatch.batches.gallery import contact_sheet, heat_map, nearest, picture
 from densitywatch.batches.score_batch import ScoreOptions, score_source
+from densitywatch.data.encoding import png as encoded
+from densitywatch.errors import DataError
 from densitywatch.params import Params
 from tests.detector.standin import Brightness, fill, png
 
@@ -81,3 +86,36 @@ def test_of_a_batch_decided_in_parts_the_gallery_shows_the_flagged_images_before
     assert [row["p_value"] for row in rows] == sorted(table.p_value[table.outlier])
     assert all(row["why"] and row["map"] and row["picture"] for row in rows)
     assert (tmp_path / "out" / "report.html").is_file()
+
+
+def test_a_contact_sheet_decodes_no_picture_in_this_process(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise AssertionError("a picture of a results folder is decoded here")
+
+    fill(tmp_path / "batch", 20, bright=3)
+    score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
+    monkeypatch.setattr(ImageFile.ImageFile, "load", refuse)
+    sheet = contact_sheet(tmp_path / "out")
+    monkeypatch.undo()
+    assert sheet is not None
+    with Image.open(io.BytesIO(sheet)) as drawn:
+        corner = np.asarray(drawn.convert("L"))[40:60, 40:60]
+    assert abs(float(corner.mean()) - 202) < 2, "the brightest image comes first, in its own grey"
+
+
+@pytest.mark.parametrize("damage", ["cut", "nothing", "huge picture", "no picture"])
+def test_a_gallery_that_is_damaged_is_an_error_of_one_sentence(params: Params, tmp_path: Path, damage: str) -> None:
+    fill(tmp_path / "batch", 8, bright=3)
+    score_source("batch", params, tmp_path, tmp_path / "out", Brightness())
+    file = tmp_path / "out" / "gallery.parquet"
+    if damage in ("cut", "nothing"):
+        file.write_bytes(file.read_bytes()[: -20 if damage == "cut" else 0])
+    else:
+        picture = encoded(np.zeros((1, 300, 300), np.uint8)) if damage == "huge picture" else b"\x89PNG\r\n\x1a\n"
+        rows = pq.read_table(file)
+        rows = rows.set_column(rows.schema.get_field_index("picture"), "picture", pa.array([picture] * len(rows)))
+        pq.write_table(rows, file)
+    with pytest.raises(DataError, match=r"damaged|a picture of 300 x 300 pixels"):
+        contact_sheet(tmp_path / "out")

@@ -111,6 +111,8 @@ def test_a_missing_a_truncated_and_a_foreign_detector_are_each_one_sentence(
         ({"size": "14"}, "size"),
         ({"size": None}, "size"),
         ({"size": 1.5}, "size"),
+        ({"reading": []}, "reading"),
+        ({"reading": 1 << 20}, "reading"),
         ({"channels": 0}, "channels"),
         ({"class_names": 5}, "class_names"),
         ({"weights": ["pixelcnn"]}, "weights"),

@@ -185,3 +185,34 @@ def test_a_branch_becomes_a_full_commit_name_where_git_knows_it() -> None:
     identity = ("-c", "user.name=t", "-c", "user.email=t@localhost")
     subprocess.run(["git", *identity, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
     assert len(ask_retrain._full_name("HEAD")) == 40
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"deployments": [DEPLOYMENT, {}]},
+        {"deployments": [DEPLOYMENT, {"id": "../admin\nx"}]},
+        {"deployments": [{**DEPLOYMENT, "id": 7}]},
+        {"flow_runs": [[]]},
+        {"flow_runs": {"state": "COMPLETED"}},
+        {"flow_runs": {"state": {"type": "COMPLETED"}}},
+        {"artifacts": {"a": 1}},
+        {"artifacts": [[{"data": "{"}]]},
+        {"artifacts": [["x"]]},
+    ],
+)
+def test_an_answer_of_another_form_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: dict[str, Any]
+) -> None:
+    whole = {"flow_runs": state("COMPLETED"), "artifacts": [[{"data": json.dumps(result())}]]}
+    assert run(monkeypatch, StandIn(**{**whole, **answers})) == 1
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["pipelines: http://127.0.0.1:1/api: " + ask_retrain.OTHER_FORM]
+
+
+@pytest.mark.parametrize("deployment", [None, 3, [], {"parameter_openapi_schema": None}])
+def test_a_deployment_that_names_no_parameters_takes_no_commit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], deployment: Any
+) -> None:
+    assert run(monkeypatch, StandIn(deployments=[deployment])) == 1
+    assert "takes no commit" in capsys.readouterr().err

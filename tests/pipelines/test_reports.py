@@ -50,7 +50,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def ask(
-    folders: tuple[Path, Path], path: str, method: str = "GET", host: str = "127.0.0.1"
+    folders: tuple[Path, Path], path: str, method: str = "GET", host: str = "127.0.0.1", origin: str | None = None
 ) -> tuple[int, dict[str, str], bytes]:
     """Status, headers and body of what the server answers; `path` as it is on the wire."""
     served = OwnPagesOnly(reports.Guarded(reports.app(*folders)), folders[0])
@@ -78,7 +78,7 @@ def ask(
         "raw_path": raw.encode(),
         "query_string": query.encode(),
         "root_path": "",
-        "headers": [(b"host", host.encode())],
+        "headers": [(b"host", host.encode()), *([(b"origin", origin.encode())] if origin is not None else [])],
         "server": ("127.0.0.1", 1),
         "client": ("127.0.0.1", 2),
     }
@@ -212,3 +212,9 @@ def test_a_browser_opens_a_page_from_it_and_a_script_from_outside_does_not_run(
     assert page.title() == "its own"
     assert asked == [f"{running}/monday/report.html"]
     page.close()
+
+
+@pytest.mark.parametrize("origin", ["http://[", "http://example.com", "null", "\u00ff"])
+def test_an_origin_that_is_another_place_or_none_at_all_is_refused(folders: tuple[Path, Path], origin: str) -> None:
+    assert ask(folders, "/index.html", origin=origin)[0] == 403
+    assert ask(folders, "/index.html", origin="http://127.0.0.1")[0] == 200

@@ -125,3 +125,16 @@ def test_a_run_that_changed_nothing_says_so() -> None:
     page = retrain_result.page(result(files={}, removed=[], metrics="| Path |\n|---|\n", verdicts=[], curves={}))
     assert "no candidate" in page
     assert "None." in page
+
+
+@pytest.mark.parametrize("seconds", ["../x", [1], True, None, float("nan"), 10**400])
+def test_figures_that_cannot_be_drawn_are_left_out(seconds: Any) -> None:
+    curves = {"vae": {"train": [seconds, 1.0], "steps": [1, 2]}, "gan": {"train": [1.0], "steps": [1, seconds]}}
+    page = retrain_result.page(retrain_result.check(result(seconds=seconds, curves=curves)))
+    assert page.startswith(f"Commit `{result()['commit']}`.")
+    assert "xychart" not in page
+
+
+def test_a_file_with_half_a_character_is_refused() -> None:
+    with pytest.raises(DataError, match="its files are no text"):
+        retrain_result.check(result(files={"dvc.lock": "\ud800"}))

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from densitywatch.batches.batch_report import damage_as_error
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.results_folder import SCORES, VERDICTS_FILE, read_summary
 from densitywatch.batches.review.random_draw import fair_sample
 from densitywatch.batches.verdicts import read_verdicts

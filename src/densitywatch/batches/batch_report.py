@@ -8,16 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.drift_state import NOT_LOOKED, alarm_in_words
 from densitywatch.batches.gallery import SHOWN
 from densitywatch.batches.levels import at_levels, slider
@@ -29,7 +27,6 @@ from densitywatch.errors import DataError
 from densitywatch.files import write_whole
 from densitywatch.sizes import in_pixels, read_size
 from densitywatch.templates import data_uri, page_templates
-from densitywatch.text import one_line
 
 QUARANTINE_SHOWN = 1000
 WIDTH, HEIGHT = 640.0, 180.0
@@ -68,19 +65,6 @@ def write_batch_report(folder: Path) -> Path:
         )
     write_whole(folder / REPORT, text, new_folder=False)
     return folder / REPORT
-
-
-@contextmanager
-def damage_as_error(folder: Path) -> Iterator[None]:
-    """Turn pyarrow's errors about a table that is missing, cut off or of other columns into a DataError."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        raise DataError(f"{error.filename or folder}: not there any more; score the batch again") from None
-    except (pa.ArrowException, LookupError, TypeError, ValueError, OSError, jinja2.UndefinedError) as error:
-        raise DataError(
-            f"{folder}: its tables are damaged ({one_line(error)}); remove scores.parquet and score the batch again"
-        ) from None
 
 
 def gallery_rows(folder: Path) -> Any:

@@ -260,6 +260,10 @@ def is_whole(table: pa.Table) -> bool:
         return False
     if table.select(RESULTS.names).schema.types != RESULTS.types:
         return False
+    try:
+        table.validate(full=True)  # texts that are no UTF-8 are an error only when they are read
+    except pa.ArrowInvalid:
+        return False
     scored = np.asarray(pc.equal(table.column("status"), "scored").fill_null(False))
     others = np.asarray(pc.equal(table.column("status"), "quarantined").fill_null(False))
     score, p_value = (

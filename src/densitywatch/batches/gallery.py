@@ -23,15 +23,17 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from densitywatch.arrays import Pixels
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.levels import strength
 from densitywatch.batches.results_folder import GALLERY, SCORES
 from densitywatch.batches.scorer import Scorer, has_places
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.encoding import as_pillow, png
 from densitywatch.data.reading import at_size, reading_size, resized
 from densitywatch.errors import DataError, ModelError
 from densitywatch.pages import pictures
-from densitywatch.sizes import height_width
+from densitywatch.sizes import as_size, height_width
 
 SHOWN = 100
 """Rows with all columns, at most."""
@@ -173,9 +175,14 @@ def nearest(images: Pixels, data: Path) -> Pixels | None:
 
 
 def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84) -> bytes | None:
-    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there are none."""
-    first = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"]), None)
-    rows = [row for row in first.to_pylist() if row["picture"]] if first is not None else []
+    """One PNG of a batch's least usual images, worst first, flagged ones framed in red; None where there are none.
+
+    Raises DataError when the gallery is damaged.
+    """
+    with damage_as_error(folder):
+        first = next(pq.ParquetFile(folder / GALLERY).iter_batches(most, columns=["picture", "outlier"]), None)
+        rows = [row for row in first.to_pylist() if row["picture"]] if first is not None else []
+        drawn = [_as_drawn(row["picture"]) for row in rows]
     if not rows:
         return None
     cell = side + 12
@@ -185,13 +192,21 @@ def contact_sheet(folder: Path, most: int = 24, columns: int = 6, side: int = 84
         corner = (i % columns * cell, i // columns * cell)
         if row["outlier"]:
             sheet.paste("#c62828", (corner[0] + 3, corner[1] + 3, corner[0] + cell - 3, corner[1] + cell - 3))
-        with Image.open(io.BytesIO(row["picture"]), formats=("PNG", "JPEG")) as drawn:
-            shown = ImageOps.contain(drawn.convert("RGB"), (side, side), Image.Resampling.NEAREST)
+        shown = ImageOps.contain(drawn[i], (side, side), Image.Resampling.NEAREST)
         left, top = (side - shown.width) // 2, (side - shown.height) // 2
         sheet.paste(shown, (corner[0] + 6 + left, corner[1] + 6 + top))
     file = io.BytesIO()
     sheet.save(file, "PNG")
     return file.getvalue()
+
+
+def _as_drawn(data: bytes) -> Image.Image:
+    """A picture of the gallery in RGB. A results folder may be anyone's, so it is decoded in the child process."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as told:  # the header alone
+        width, height = told.size
+    if max(width, height) > LARGEST:
+        raise DataError(f"a picture of {width} x {height} pixels in a gallery, whose pictures have {LARGEST} at most")
+    return as_pillow(decode_picture(data, size=as_size(height, width), channels=3, resize="crop").pixels)
 
 
 def picture(image: Pixels, largest: int = LARGEST) -> bytes:

@@ -145,7 +145,8 @@ def batch_name(source: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._")[:100]
     if safe == plain and not safe.lower().endswith(NOT_BATCHES):
         return safe
-    return f"{safe or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
+    whole = source.encode("utf-8", "surrogatepass")  # the name of a local folder may be no UTF-8
+    return f"{safe or 'batch'}-{hashlib.sha256(whole).hexdigest()[:8]}"
 
 
 def shown_source(source: str, root: Path) -> str:

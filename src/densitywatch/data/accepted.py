@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -62,10 +63,9 @@ def accepted_files(root: Path) -> list[Path]:
 
 def accepted_rows(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     """The rows of one file, with their bytes where they are asked for `whole`. Raises DataError when it is damaged."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with _damage_named(file):
         there = set(pq.read_schema(file).names)
         asked = COLUMNS if whole else COLUMNS[:-1]
         columns = [name for name in asked if name in there or name not in LATER]
@@ -73,11 +73,9 @@ def accepted_rows(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         for row in rows:
             row |= {key: value for key, value in LATER.items() if row.get(key) is None}
         if any(not isinstance(row["path"], str) or not isinstance(row["sha256"], str) for row in rows):
-            raise DataError("an image without a name")
+            raise ValueError("an image without a name")
         if any(not isinstance(row["drift"], int) or not isinstance(row["alarm"], str) for row in rows):
-            raise DataError("an image of no drift")
-    except (OSError, ValueError, LookupError, pa.ArrowException, DataError):
-        raise DataError(f"{file}: damaged; run `dvc checkout {ACCEPTED}.dvc`, or remove it") from None
+            raise ValueError("an image of no drift")
     return rows
 
 
@@ -125,9 +123,12 @@ def _pictures(places: Sequence[tuple[Path, int]], data: DataParams) -> Iterator[
         wanted.setdefault(file, []).append(number)
     for file, numbers in wanted.items():
         chosen, start = set(numbers), 0
-        with pq.ParquetFile(file) as table:
+        with _damage_named(file):
+            table = pq.ParquetFile(file)
+        with table:
             for group in range(table.num_row_groups):
-                cells = table.read_row_group(group, columns=["bytes"]).column("bytes").to_pylist()
+                with _damage_named(file):
+                    cells = table.read_row_group(group, columns=["bytes"]).column("bytes").to_pylist()
                 contents = [cell or b"" for row, cell in enumerate(cells, start) if row in chosen]
                 start += len(cells)
                 for picture in decode_images(
@@ -138,6 +139,17 @@ def _pictures(places: Sequence[tuple[Path, int]], data: DataParams) -> Iterator[
                     max_pixels=data.max_pixels,
                 ):
                     yield picture if isinstance(picture, DataError) else _of_the_source(picture, data.source)
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Turn pyarrow's errors about a damaged file into a DataError that says how to get it back."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (OSError, ValueError, TypeError, LookupError, pa.ArrowException):
+        raise DataError(f"{file}: damaged; run `dvc checkout {ACCEPTED}.dvc`, or remove it") from None
 
 
 def _of_the_source(picture: Picture, source: str) -> Picture | DataError:

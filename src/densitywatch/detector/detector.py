@@ -30,6 +30,7 @@ from densitywatch.detector.member_table import find_member
 from densitywatch.detector.tail_combination import combined, tail_surprise
 from densitywatch.errors import ModelError, ParamsError
 from densitywatch.models.header import check, shown
+from densitywatch.params import LARGEST_STORED
 from densitywatch.sizes import Size, height_width, read_size
 
 FORMAT = "2"
@@ -77,6 +78,8 @@ class Facts(BaseModel):
     density: str | None
     declared: tuple[str, ...]
     size: Side | tuple[Side, Side]
+    reading: int = Field(default=1, ge=1, le=LARGEST_STORED)
+    """Not in the files of detectors that read at the shorter side of `size`."""
     channels: int = Field(ge=1, le=3)
     resize: Literal["crop", "pad", "stretch"]
     class_names: tuple[str, ...]

@@ -4,7 +4,8 @@
 
 answers POST /invocations, JSON `{"inputs": [...]}`, with `{"predictions": [...]}`; see service.py for both. A request
 that cannot be answered gets a 400 with one sentence. MLflow's server would first turn any JSON into tables or arrays,
-at ten times its size, and answer a failure with a stack trace. So the size is checked and the request is read here.
+at ten times its size, and answer a failure with a stack trace. So the size is checked and the request is read here;
+tables, CSV or Parquet, are read by table_requests.py.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from mlflow.pyfunc import scoring_server
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from densitywatch.errors import DataError, DensitywatchError
-from densitywatch.registry.service import MAX_REQUEST, Answer, Service, read_json, too_large
+from densitywatch.models.header import shown
+from densitywatch.registry.service import MAX_IMAGES, MAX_REQUEST, Answer, Service, read_json, too_large
+from densitywatch.registry.table_requests import texts_of_csv, texts_of_parquet
 
 log = logging.getLogger(__name__)
-mlflows_own: Any = scoring_server.invocations
 
 
 class BadRequest(MlflowException):
@@ -75,16 +77,15 @@ class Served(PythonModel):
         if len(data) > MAX_REQUEST:
             raise BadRequest(too_large(len(data)))
         kind = (content_type or "").partition(";")[0].strip().lower()
-        if kind != scoring_server.CONTENT_TYPE_JSON:
-            try:
-                return mlflows_own(data, content_type or "", model, input_schema)
-            except BadRequest:
-                raise
-            except Exception:  # whatever MLflow's readers raise: the log keeps it, the caller gets one sentence
-                log.exception("a request of the type %.50r could not be read", kind)
-                raise BadRequest(f"the request cannot be read as {kind[:50]}; send JSON") from None
         try:
-            request = read_json(data)
+            if kind == scoring_server.CONTENT_TYPE_JSON:
+                request = read_json(data)
+            elif kind == scoring_server.CONTENT_TYPE_CSV:
+                request = texts_of_csv(data, MAX_IMAGES)
+            elif kind == scoring_server.CONTENT_TYPE_PARQUET:
+                request = texts_of_parquet(data, MAX_IMAGES, MAX_REQUEST)
+            else:
+                raise DataError(f"the request cannot be read as {shown(kind)[:50]}; send JSON")
         except DataError as error:
             raise BadRequest(str(error)) from None
         answers = json.dumps({"predictions": self.predict(None, request)})

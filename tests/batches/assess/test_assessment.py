@@ -94,6 +94,13 @@ def test_the_default_folder_has_the_name_of_the_set_and_two_sets_of_one_name_kee
     assert re.fullmatch(r"bottle-[0-9a-f]{8}", Path(second["out"]).name)
 
 
+def test_a_set_whose_name_is_no_utf_8_has_results_too(folder: Path, params: Params, tmp_path: Path) -> None:
+    named = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.rename(named)
+    found = measure(named, params, tmp_path, out=None)
+    assert re.fullmatch(r"caf-[0-9a-f]{8}", Path(found["out"]).name)
+
+
 def test_masks_give_figures_of_pixels_and_those_that_cannot_be_used_are_named(
     folder: Path, params: Params, tmp_path: Path
 ) -> None:

@@ -196,6 +196,14 @@ def test_a_zip_of_every_method_gives_what_was_put_in_and_a_damaged_one_says_so(m
     assert "directory is damaged after 9 members" in str(read(changed, "x.zip")["x.zip"])
 
 
+def test_a_packed_member_whose_own_header_lies_beyond_the_end_is_refused() -> None:
+    """LZMA has a header of its own, which comes after a name that is said to be longer than the file."""
+    whole = bytearray(zipped({"a.png": b"x" * 50}, zipfile.ZIP_LZMA))
+    whole[26:28] = b"\xff\xff"
+    found = read(bytes(whole), "a.zip")
+    assert str(found["a.png"]).startswith("cannot be unpacked")
+
+
 def test_names_that_a_mac_or_an_old_program_wrote_are_read() -> None:
     data = zipped({"aaaa.png": b"a"})
     assert list(read(data.replace(b"aaaa", "ßü".encode()), "x.zip")) == ["ßü.png"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from densitywatch.batches.batch_report import damage_as_error, flagged, picture_uri
+from densitywatch.batches.batch_report import flagged, picture_uri
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.results_folder import GALLERY
 from densitywatch.batches.review.random_draw import MOST, drawn_rows
 from densitywatch.batches.verdicts import Key, Verdict, precision

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from densitywatch.batches import publishing
-from densitywatch.batches.batch_report import damage_as_error
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.gallery import picture
 from densitywatch.batches.results_folder import DRAWN, SCORES
 from densitywatch.batches.review.judging import summary_of

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from densitywatch.batches.batch_report import damage_as_error, flagged
+from densitywatch.batches.batch_report import flagged
+from densitywatch.batches.damage import damage_as_error
 from densitywatch.batches.results_folder import GALLERY
 from densitywatch.batches.review.judging import give_verdicts, renew_report
 from densitywatch.batches.review.random_draw import drawn, drawn_rows

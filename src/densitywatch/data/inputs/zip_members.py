@@ -128,7 +128,7 @@ class ZipArchive:
         self._file.seek(names, os.SEEK_CUR)
         try:
             data = _unpacked(self._file, member)
-        except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
+        except (zlib.error, lzma.LZMAError, struct.error, OSError, EOFError, ValueError) as error:
             raise DataError(f"cannot be unpacked ({one_line(error)})") from None
         if len(data) != member.size:
             raise DataError(f"cannot be unpacked ({len(data)} bytes where the directory says {member.size})")

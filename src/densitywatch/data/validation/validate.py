@@ -66,7 +66,6 @@ def validate(params: Params, root: Path) -> None:
 
 def read_manifest(folder: Path) -> pd.DataFrame:
     """The manifest as a table, one row an image, in the order of the splits and of their rows."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
@@ -75,7 +74,7 @@ def read_manifest(folder: Path) -> pd.DataFrame:
             return manifest
     except FileNotFoundError:
         raise DataError(f"{folder}: no manifest.parquet here; run `dvc repro prepare`") from None
-    except pa.ArrowInvalid:
+    except Exception:  # a damaged file can make pyarrow raise anything
         raise DataError(f"{folder}/manifest.parquet: not a whole Parquet file; run `dvc repro -f prepare`") from None
 
 
