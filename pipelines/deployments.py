@@ -181,13 +181,15 @@ def settle_runs() -> None:
     """Set the state of each run that the worker of `make up` held when it ended.
 
     A run that had not begun is scheduled again; one that was running has crashed. Prefect's worker sets neither: a
-    run would stay "Submitting" for ever and hold the only place of its deployment.
+    run would stay "Submitting" for ever and hold the only place of its deployment. Of the runs that a schedule started
+    meanwhile one is left for each deployment.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import FlowRunFilter
     from prefect.client.schemas.objects import State, StateType
     from prefect.states import Cancelled, Crashed, Scheduled
 
+    from pipelines.waiting_looks import leave_one_waiting
     from pipelines.worker import POOL
 
     left = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
@@ -207,6 +209,8 @@ def settle_runs() -> None:
             else:
                 state = Crashed(message="Its worker was stopped.")
             client.set_flow_run_state(run.id, state, force=True)
+        for found in client.read_deployments():
+            leave_one_waiting(client, found.id)
 
 
 def _prefect(root: Path, params: Params, *arguments: str) -> None:

@@ -29,6 +29,7 @@ from pipelines.batch_words import in_figures, last_state, name_run, row
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.drift_loop import follow_alarm
 from pipelines.prefect_text import leave_artifact, verbatim, without_markup
+from pipelines.waiting_looks import one_waits
 
 ALARM = "Drift alarm"
 """The name of the state that a run ends in when the stream has moved; its type is Failed."""
@@ -51,7 +52,7 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     Raises DataError naming the batches that failed, or those asked for that are not there; DriftAlarm as above.
     """
     root = root.resolve()
-    with stoppable_runs.stoppable(root):
+    with stoppable_runs.stoppable(root), one_waits():
         try:
             summaries = _detect_outliers(root, batches)
             ended: Any = last_state(summaries)

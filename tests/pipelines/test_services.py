@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -157,6 +157,44 @@ def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> 
     # no more of them: each takes the only place of the deployment, and the tests that follow ask for their own runs
     inbox = site.deployment("inbox")
     site.ask("PATCH", f"deployments/{inbox['id']}/schedules/{inbox['schedules'][0]['id']}", {"active": False})
+
+
+SETTLE = """
+import os
+from densitywatch import environment
+environment.settle(os.environ)
+from pipelines.deployments import settle_runs
+settle_runs()
+"""
+
+
+def test_of_many_looks_that_wait_one_is_left(site: Site) -> None:
+    inbox = site.deployment("inbox")
+    schedule = f"deployments/{inbox['id']}/schedules/{inbox['schedules'][0]['id']}"
+    site.ask("PATCH", "work_pools/gpu", {"is_paused": True})
+    site.ask("PATCH", schedule, {"active": True})
+    end = datetime.now(UTC) - timedelta(days=1)  # the machine was off for twenty looks
+    window = {"start_time": (end - timedelta(minutes=20)).isoformat(), "end_time": end.isoformat()}
+    site.ask("POST", f"deployments/{inbox['id']}/schedule", window | {"min_runs": 20, "max_runs": 20})
+
+    def waiting() -> list[datetime]:
+        runs = [run for run in site.runs("SCHEDULED") if run["auto_scheduled"]]
+        times = sorted(datetime.fromisoformat(run["expected_start_time"]) for run in runs)
+        return [moment for moment in times if moment < datetime.now(UTC)]
+
+    before = waiting()
+    assert len(before) >= 18
+    by_hand = site.ask("POST", f"deployments/{inbox['id']}/create_flow_run", {})["id"]
+    profile = site.environment | {"PREFECT_PROFILES_PATH": "var/profiles.toml"}
+    done = run(site.root, profile, "-c", SETTLE)
+    assert done.returncode == 0, done.stdout
+    left = waiting()
+    assert left[0] >= max(before)
+    assert len(left) <= 2, "one, and one whose time has come since"
+    assert site.state(by_hand) in ("Scheduled", "Late"), "what a person asked for stays"
+    site.ask("PATCH", schedule, {"active": False})
+    site.ask("PATCH", "work_pools/gpu", {"is_paused": False})
+    until(lambda: site.state(by_hand) == "Completed")
 
 
 def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
