@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from densitywatch.batches.checks import validate_batch
@@ -105,3 +107,20 @@ def test_the_same_results_have_one_run_in_mlflow(params: Params, batch: Path, tm
     assert {item.path for item in client.list_artifacts(run_id, "batch")} == {"batch/report.html", "batch/summary.json"}
     (batch / "more.png").write_bytes(png(77))
     assert log_batch(scored(params, tmp_path), params, tmp_path) != run_id
+
+
+@pytest.mark.parametrize("damage", ["no UTF-8", "status", "sha256"])
+def test_a_table_of_scores_that_is_damaged_is_one_sentence(
+    params: Params, batch: Path, tmp_path: Path, damage: str
+) -> None:
+    summary = scored(params, tmp_path)
+    file = tmp_path / "out" / "scores.parquet"
+    table = pq.read_table(file)
+    if damage == "no UTF-8":
+        bad = pa.array([b"\x80.png"] * len(table), pa.binary()).cast(pa.string(), safe=False)
+        table = table.set_column(table.schema.get_field_index("path"), "path", bad)
+    else:
+        table = table.drop_columns([damage])
+    pq.write_table(table, file)
+    with pytest.raises(DataError, match="no whole results of a batch here"):
+        validate_batch(tmp_path / "out", summary["files"], params)

@@ -86,6 +86,13 @@ def test_a_manifest_with_damaged_pages_asks_for_prepare(tmp_path: Path) -> None:
         read_manifest(tmp_path)
 
 
+def test_a_manifest_whose_texts_are_no_utf_8_asks_for_prepare(tmp_path: Path) -> None:
+    bad = pa.array([b"\x80.png"], pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"path": bad}), tmp_path / "manifest.parquet")
+    with pytest.raises(DataError, match="not a whole Parquet file; run `dvc repro -f prepare`"):
+        read_manifest(tmp_path)
+
+
 def test_accepted_images_with_damaged_bytes_ask_for_a_checkout(tmp_path: Path, make_params: MakeParams) -> None:
     file = tmp_path / "data" / "accepted" / "a.parquet"
     file.parent.mkdir(parents=True)

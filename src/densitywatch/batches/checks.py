@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 from densitywatch.batches.results_folder import CHECKS, SCORES
 from densitywatch.data.validation.manifest_suite import Check
@@ -21,6 +22,8 @@ from densitywatch.files import write_whole
 from densitywatch.params import Params
 
 COLUMNS = ["path", "sha256", "status", "reason", "bits_per_dim", "score", "p_value", "outlier"]
+USED = ["path", "sha256", "status", "reason", "score", "p_value"]
+"""Columns that are needed before any expectation can be looked at."""
 LABELS = ["label", "label_probability", "label_p_value"]
 
 
@@ -32,7 +35,11 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     """
     try:
         with (folder / SCORES).open("rb") as file:
+            pq.read_table(file).validate(full=True)  # texts that are no UTF-8 are an error only when they are read
+            file.seek(0)
             scores = pd.read_parquet(file)
+        if missing := [name for name in USED if name not in scores.columns]:
+            raise ValueError(f"no column {missing[0]}")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: no whole results of a batch here ({' '.join(str(error).split())[:100]})") from None
     if scores.empty and not files:

@@ -70,7 +70,9 @@ def read_manifest(folder: Path) -> pd.DataFrame:
 
     try:
         with (folder / "manifest.parquet").open("rb") as file:
-            manifest: pd.DataFrame = pq.read_table(file).to_pandas()
+            table = pq.read_table(file)
+            table.validate(full=True)  # texts that are no UTF-8 are an error only when they are read
+            manifest: pd.DataFrame = table.to_pandas()
             return manifest
     except FileNotFoundError:
         raise DataError(f"{folder}: no manifest.parquet here; run `dvc repro prepare`") from None
