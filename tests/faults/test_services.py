@@ -116,7 +116,7 @@ def is_scored(site: Site, name: str) -> bool:
 
 
 def check(site: Site, database_server: Server, name: str, asked: str, known: set[str], before: dict[str, int]) -> None:
-    """After a blow and `make up`, another run: the batch is scored once, both runs have ended, and all is still known."""
+    """After a blow and `make up`, another run: the batch is scored once, both runs end, and all is still known."""
     again = ask_for_a_run(site)
     until(lambda: is_scored(site, name), 300)
     for run in (asked, again):
