@@ -17,7 +17,7 @@ from prefect.futures import PrefectFuture
 from prefect.states import Completed
 
 from densitywatch import stopping
-from pipelines import dvc_commands, dvc_graph
+from pipelines import arrivals, dvc_commands, dvc_graph
 from pipelines.device_slots import Turn, device_slot
 from pipelines.prefect_text import verbatim
 from pipelines.run_times import Step
@@ -148,8 +148,23 @@ def run_stage(
         if waits:
             waits.next_please(stage.name)
         started = time.time()
-        outcome = dvc_commands.run_stage(stage.name, root, with_bar(stage.name, logger.info))
+        outcome = run_here(stage.name, root, with_bar(stage.name, logger.info))
     return _state(Step(stage.name, outcome, started, time.time()))
+
+
+def run_here(name: str, root: Path, say: Callable[[str], None]) -> dvc_commands.Outcome:
+    """Bring a stage up to date in this checkout; what comes from DVC's cache is compared with its digests.
+
+    DVC takes the files of its cache for what their names say. A damaged one is removed, and the stage runs.
+    """
+    outcome = dvc_commands.run_stage(name, root, say)
+    if outcome == "restored":
+        try:
+            arrivals.check_digests(arrivals.out_digests(arrivals.lock_entries(root)[name]), root)
+        except dvc_commands.StageFailed:
+            say(f"{name}: its result in DVC's cache is damaged; it is made again")
+            outcome = dvc_commands.run_stage(name, root, say)
+    return outcome
 
 
 def _state(step: Step) -> State[Step]:

@@ -84,12 +84,13 @@ def strike(
     *,
     seen: Path | None = None,
 ) -> Blow:
-    """Start a program, send it a signal `after` seconds, and wait until it and all that it started are gone.
+    """Start a program, send it a signal after so many seconds, and wait until it and all that it started are gone.
 
-    seen: count the seconds from the moment when this path is there.
+    seen: count the seconds from the moment when the program has written this file.
     """
+    before = written(seen)
     process = start(command, root, environment)
-    while seen is not None and not seen.exists() and process.poll() is None:
+    while seen is not None and written(seen) == before and process.poll() is None:
         time.sleep(0.02)
     moment = time.monotonic() + after
     while time.monotonic() < moment and process.poll() is None:
@@ -101,6 +102,14 @@ def strike(
     left = left_over(root, 15)
     assert left == [], (number, after)
     return blow
+
+
+def written(path: Path | None) -> int:
+    """When a file was written, in nanoseconds; 0 where there is none."""
+    try:
+        return 0 if path is None else path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def living(root: Path) -> list[psutil.Process]:

@@ -71,7 +71,7 @@ def test_a_training_that_is_struck_four_times_ends_with_the_weights_and_curves_o
     with tally.tried(f"{number.name} of a training process", times=4):
         blows = [
             struck.strike(TRAIN, root, environment, number, after, seen=root / "checkpoints" / "vae" / STATE)
-            for after in struck.moments(number, 4, seconds / 4)
+            for after in struck.moments(number, 4, seconds / 8)  # all four before the last step
         ]
         assert not any(blow.ended for blow in blows)
         struck.finish(TRAIN, root, environment)

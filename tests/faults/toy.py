@@ -12,8 +12,18 @@ from tests.faults import struck
 
 RUN = Path(__file__).parents[1] / "pipelines" / "stoppable_run.py"
 RETRAIN = [sys.executable, str(RUN), "retrain"]
-WORK = "import sys, pathlib, random, time; n, seed, pause = map(float, sys.argv[1:4]); time.sleep(pause); \
-p = pathlib.Path(sys.argv[4]); p.parent.mkdir(exist_ok=True); p.write_bytes(random.Random(seed).randbytes(int(n)))"
+WORK = """
+import pathlib, random, sys, time
+
+size, seed, pause = map(float, sys.argv[1:4])
+time.sleep(pause)
+path = pathlib.Path(sys.argv[4])
+try:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(random.Random(seed).randbytes(int(size)))
+except OSError as error:
+    sys.exit(f"densitywatch: {path}: {error.strerror}")
+"""
 GRAPH = """
 stages:
   fetch:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from densitywatch.files import file_digest
 from pipelines import dvc_commands, dvc_graph
+from pipelines.stage_tasks import run_here
 
 NODES = re.compile(r'^\s*"([^"]+)";?$', re.MULTILINE)
 EDGES = re.compile(r'"([^"]+)" -> "([^"]+)"')
@@ -59,6 +61,24 @@ def test_a_stage_runs_then_is_skipped_and_comes_back_from_the_cache(toy: Path) -
     (toy / "params.yaml").write_text(text)
     assert outcome("train@a") == "restored"
     assert (toy / "models" / "a").read_text() == "a 1\n"
+
+
+def test_a_result_that_is_damaged_in_the_cache_is_made_again(toy: Path) -> None:
+    for name in ("fetch", "train@a"):
+        assert run_here(name, toy, print) == "ran"
+    model = toy / "models" / "a"
+    made = model.read_bytes()
+    digest = file_digest(model, "md5")
+    cached = toy / ".dvc" / "cache" / "files" / "md5" / digest[:2] / digest[2:]
+    cached.chmod(0o644)
+    cached.write_bytes(made[:2])
+    cached.chmod(0o444)
+    model.unlink()
+    said: list[str] = []
+    assert run_here("train@a", toy, said.append) == "ran"
+    assert model.read_bytes() == made
+    assert "train@a: its result in DVC's cache is damaged; it is made again" in said
+    assert cached.read_bytes() == made
 
 
 def test_one_changed_model_block_trains_that_model_alone(toy: Path) -> None:
