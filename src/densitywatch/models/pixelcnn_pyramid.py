@@ -58,10 +58,13 @@ class Settings(BaseModel):
     context_channels: int = Field(default=48, ge=1, le=4096)
     """Width of the network that sees the means of a split."""
     context_layers: int = Field(default=2, ge=0, le=64)
+    """Its gated layers."""
     channels: int = Field(default=24, ge=1, le=4096)
     """Width of the network of a group of differences."""
     layers: int = Field(default=1, ge=0, le=64)
+    """Its gated layers."""
     components: int = Field(default=5, ge=1, le=256)
+    """Logistics in the mixture of a difference."""
     colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rgb"
     positions: bool = True
     """Whether the networks are told where in the image they are."""

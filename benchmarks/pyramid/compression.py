@@ -1,0 +1,190 @@
+"""Lossless compression as a yardstick: bits/dim of pixelcnn_pyramid next to PNG, WebP and JPEG XL on the same images.
+
+    python benchmarks/pyramid/compression.py train OUT [--seconds N]   fits a model to windows of the training part
+    python benchmarks/pyramid/compression.py measure OUT               the table, of the part that was held out
+
+Without folders the images are scikit-learn's two photographs (427 x 640, RGB): the left 448 columns are to train on,
+the right 192 are held out, so no pixel is shared. They were JPEG files once; that they were shows in their pixels, and
+helps every learned model. `--images FOLDER --held-out FOLDER` takes other images, all of which have the same channels.
+
+JPEG XL needs `pip install pillow-jxl-plugin`. The model's own weights, of which a decoder has a copy, are not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import math
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from densitywatch.data.encoding import as_pillow
+from densitywatch.evaluation.coding.image_code import decode_walk, encode_walk, one_thread
+from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings
+from densitywatch.models.storage import load_model_folder, save_model
+from densitywatch.params import TrainingParams
+from densitywatch.training.loop import update_ema
+from densitywatch.training.optimizers import make_optimizers, schedule, set_learning_rate
+from densitywatch.training.steps import clip_gradients
+
+HELD_OUT = 448
+"""The column of a photograph from which on it is held out; a multiple of 16, the squares that JPEG codes colours in."""
+WINDOW = 256
+SMALLEST = 192
+"""Images with a shorter side are not trained on where there are larger ones."""
+STEPS = 10_000
+"""Of the schedule of the learning rate, which goes by time."""
+WARM_UP = 30
+Images = list[NDArray[np.uint8]]
+"""Each (C, H, W)."""
+
+
+def photographs() -> tuple[Images, Images]:
+    """scikit-learn's two: (to train on, held out)."""
+    from sklearn.datasets import load_sample_images
+
+    whole = [np.ascontiguousarray(image.transpose(2, 0, 1)) for image in load_sample_images().images]
+    return [x[:, :, :HELD_OUT] for x in whole], [x[:, :, HELD_OUT:] for x in whole]
+
+
+def folder(path: Path, most: int) -> Images:
+    """The first images of a folder, by name."""
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in (".png", ".jpg", ".bmp"))[:most]
+    arrays = [np.asarray(Image.open(file)) for file in files]
+    return [x[None] if x.ndim == 2 else np.ascontiguousarray(x.transpose(2, 0, 1)) for x in arrays]
+
+
+def window(images: Images, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """A random window, (1, C, side, side), that begins at a multiple of 16 pixels."""
+    image = images[rng.integers(len(images))]
+    top, left = (16 * rng.integers(0, (length - side) // 16 + 1) for length in image.shape[1:])
+    return image[None, :, top : top + side, left : left + side]
+
+
+def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[str, Any]) -> None:
+    """Fit a model to random windows for so many seconds of processor time, and save it in `out`."""
+    torch.manual_seed(1)
+    rng = np.random.default_rng(1)
+    images = [x for x in images if min(x.shape[1:]) >= SMALLEST] or images
+    side = min(WINDOW, *(length // 16 * 16 for x in images for length in x.shape[1:]))
+    model = PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
+    ema = PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
+    training = TrainingParams(
+        steps=STEPS, batch_size=batch, optimizer="muon", learning_rate=3e-3, ema_decay=0.99, warmup_steps=1
+    )
+    optimizers = make_optimizers(model, training)
+    cpu, step, spent = time.process_time(), 0, 0.0
+    while spent < seconds:
+        # the cosine follows the processor's time; the first steps are small ones
+        share = schedule(int(STEPS * spent / seconds), training) * min(1.0, (step + 1) / WARM_UP)
+        set_learning_rate(optimizers, share)
+        x = torch.from_numpy(np.concatenate([window(images, rng, side) for _ in range(batch)]))
+        loss, _ = model.loss(x)
+        loss.backward()  # type: ignore[no-untyped-call]
+        clip_gradients(model, training.gradient_clip)
+        for optimizer in optimizers.values():
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
+        step, spent = step + 1, time.process_time() - cpu
+        if step % 20 == 0:
+            print(f"step {step}: {loss.item():.3f} bits/dim, {spent:.0f} s of processor", flush=True)
+        if step % 100 == 0 or spent >= seconds:
+            save_model(ema, out, kind="pixelcnn_pyramid", class_names=(), about={})
+
+
+def size_as(image: NDArray[np.uint8], form: str, **options: Any) -> int:
+    """Bytes of one image in a common format."""
+    buffer = io.BytesIO()
+    as_pillow(image).save(buffer, form, **options)
+    return buffer.tell()
+
+
+def measure(images: Images, where: Path, code: bool) -> None:
+    """Print bits/dim of the images in each format and by the model, and check the coded file in another process."""
+    model: Any = load_model_folder(where)
+    dimensions = sum(x.size for x in images)
+    shapes = ", ".join(sorted({"x".join(map(str, x.shape)) for x in images}))
+    print(f"{len(images)} images, {shapes}; bits/dim:")
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "PNG, optimised": ("PNG", {"optimize": True}),
+        "WebP, lossless, method 6": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
+    }
+    try:
+        importlib.import_module("pillow_jxl")
+        forms |= {
+            f"JPEG XL, lossless, effort {effort}": ("JXL", {"lossless": True, "effort": effort}) for effort in (7, 9)
+        }
+    except ImportError:
+        print("  JPEG XL: not installed")
+    for name, (form, options) in forms.items():
+        print(f"  {name:30} {8 * sum(size_as(x, form, **options) for x in images) / dimensions:.4f}")
+    nats = 0.0
+    with torch.no_grad():
+        for x in images:
+            nats += model.log_prob(torch.from_numpy(np.ascontiguousarray(x))[None]).item()
+    print(f"  {'pixelcnn_pyramid, computed':30} {-nats / (dimensions * math.log(2)):.4f}")
+    if code:
+        total = sum(coded(model.double(), x, where) for x in images)
+        print(f"  {'pixelcnn_pyramid, files':30} {8 * total / dimensions:.4f}")
+
+
+def coded(model: Any, image: NDArray[np.uint8], where: Path) -> int:
+    """Bytes of the image's file. Raises ValueError where another process does not decode it byte for byte."""
+    with one_thread(), tempfile.TemporaryDirectory() as scratch:
+        file, decoded = Path(scratch) / "file", Path(scratch) / "decoded.npy"
+        words = encode_walk(model, torch.from_numpy(np.ascontiguousarray(image))[None])
+        file.write_bytes(np.array(image.shape[1:], "<u2").tobytes() + words.astype("<u4").tobytes())
+        command = [sys.executable, __file__, "decode", str(where), "--file", str(file), "--to", str(decoded)]
+        subprocess.run(command, check=True)  # noqa: S603 - this program
+        if not np.array_equal(np.load(decoded, allow_pickle=False)[0], image):
+            raise ValueError(f"{where}: the decoded image is not the coded one")
+        return file.stat().st_size
+
+
+def decode(where: Path, file: Path, to: Path) -> None:
+    """What `coded` has another process do."""
+    model: Any = load_model_folder(where)
+    data = file.read_bytes()
+    height, width = np.frombuffer(data[:4], "<u2").tolist()
+    with one_thread():
+        np.save(to, decode_walk(model.double(), 1, height, width, np.frombuffer(data[4:], "<u4").astype(np.uint32)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["train", "measure", "decode"], help="decode: for measure --code")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seconds", type=float, default=600, help="of processor time, for training")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--held-out", type=Path)
+    parser.add_argument("--most", type=int, default=100, help="images of a folder")
+    parser.add_argument("--set", nargs="*", default=[], help="settings of the model, NAME=VALUE")
+    parser.add_argument("--code", action="store_true", help="also code into a file and decode it")
+    parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
+    wishes = parser.parse_args()
+    if wishes.what == "decode":
+        decode(wishes.out, wishes.file, wishes.to)
+        sys.exit()
+    to_train, held_out = photographs()
+    if wishes.images:
+        to_train = folder(wishes.images, wishes.most)
+    if wishes.held_out:
+        held_out = folder(wishes.held_out, wishes.most)
+    if wishes.what == "train":
+        values = dict(pair.split("=") for pair in wishes.set)
+        train(to_train, wishes.out, wishes.seconds, wishes.batch, values)
+    else:
+        measure(held_out, wishes.out, wishes.code)
