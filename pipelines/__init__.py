@@ -8,5 +8,5 @@ stages   stage_tasks (a Prefect task for each stage), device_slots, dvc_graph, d
 a run    up_to_date (is there anything to do?), run_lock, stoppable_runs, run_processes, run_times
 a commit commit_run (a run of one commit, in a clone), commit_pages, git_files, retrain_result
 CI       ask_retrain, propose_retrain, compare, fresh, pull
-servers  services (`make up`), server, service_processes, deployments, prefect_home, prefect_text
+servers  services (`make up`), server, service_processes, deployments, retrain_schedule, prefect_home, prefect_text
 """

@@ -65,14 +65,15 @@ class Server:
             with self._opener.open(request, timeout=60) as answer:
                 return json.loads(answer.read() or b"null")
         except HTTPError as error:
-            if error.code == 401:
-                raise AskFailed(
-                    f"{self.api} refuses the login; set PREFECT_API_AUTH_STRING to the user:password of its"
-                    " var/prefect.login"
-                ) from None
-            if error.code >= 500:
-                raise NoAnswer(f"{self.api} answers with {error.code}") from None
-            raise AskFailed(f"{self.api}/{path}: {error.code} {_said(error)}") from None
+            with error:  # it holds the connection
+                if error.code == 401:
+                    raise AskFailed(
+                        f"{self.api} refuses the login; set PREFECT_API_AUTH_STRING to the user:password of its"
+                        " var/prefect.login"
+                    ) from None
+                if error.code >= 500:
+                    raise NoAnswer(f"{self.api} answers with {error.code}") from None
+                raise AskFailed(f"{self.api}/{path}: {error.code} {_said(error)}") from None
         except (URLError, HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
             raise NoAnswer(f"no answer from {self.api} ({as_text(str(reason))[:200]}); is it up?") from None

@@ -1,4 +1,5 @@
-"""Automations that `make up` puts into Prefect's server: drift starts a retraining, and somebody is told.
+"""What `make up` puts into Prefect's server to act without a hand: drift or the clock starts a retraining, and
+somebody is told.
 
 They are made once. What a person changes in Prefect's page (switched off, another action) stays, unless params.yaml
 says something else than at the last `make up`: then they are made anew or taken away.
@@ -11,7 +12,8 @@ from uuid import UUID
 
 from densitywatch.params import Params
 from densitywatch.progress import say
-from pipelines.drift_loop import EVENT
+from pipelines.drift_loop import ALARM, EVENT
+from pipelines.retrain_schedule import keep_schedule
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -27,10 +29,11 @@ WITHOUT_MARKUP = "| replace('<', '(') | replace('>', ')') | replace('&', ' and '
 
 def keep_automations(client: SyncPrefectClient, params: Params, before: dict[str, Any]) -> dict[str, Any]:
     """Bring the automations to what params say; returns what to note for the next time, which comes as `before`."""
-    deployments = {found.name: found.id for found in client.read_deployments()}
-    _keep_retrain(client, deployments.get("retrain"), params.retrain.on_drift)
+    retrain = next((found for found in client.read_deployments() if found.name == "retrain"), None)
+    _keep_retrain(client, retrain.id if retrain else None, params.retrain.on_drift)
+    schedule = keep_schedule(client, retrain, params.retrain.cron, before.get("retrain")) if retrain else None
     _keep_notices(client, params.notify.block, before.get("notify"))
-    return {"notify": params.notify.block}
+    return {"notify": params.notify.block, "retrain": schedule}
 
 
 def _keep_retrain(client: SyncPrefectClient, deployment: UUID | None, wanted: bool) -> None:
@@ -78,7 +81,7 @@ def _keep_notices(client: SyncPrefectClient, block: str | None, before: str | No
         return
     if not present[TELL_DRIFT]:
         action = _tell(document, block, "densitywatch: the stream has moved", "{{ event.payload.sentence }}")
-        _make(client, TELL_DRIFT, {EVENT}, ["densitywatch.stream.*"], action)
+        _make(client, TELL_DRIFT, {ALARM}, ["densitywatch.stream.*"], action)
     if not present[TELL_FAILED]:
         run, message = (f"{{{{ flow_run.{key} {WITHOUT_MARKUP} }}}}" for key in ("name", "state.message"))
         action = _tell(

@@ -33,13 +33,13 @@ from densitywatch.progress import tell
 from densitywatch.tracking import database
 from densitywatch.tracking.addresses import ARTIFACTS, follow_move
 from densitywatch.tracking.store import plain, sqlite_path, store_lock, tracking_uri
-from pipelines import dvc_commands, postgres_dump, run_lock
+from pipelines import dvc_commands, postgres_dump, prefect_home, run_lock
 
 NOTE = "backup.json"
 FORMAT = 1
 PREFECT_DB = Path("var") / "prefect" / "prefect.db"
-FOR_READING = ("params.yaml", "dvc.yaml", "dvc.lock")
-"""Files of git that are copied to compare with, and not restored."""
+FOR_READING = ("params.yaml", "dvc.yaml", "dvc.lock", "data/accepted.dvc")
+"""Files of git that are copied to compare with, and not restored. A retraining writes the last two uncommitted."""
 NOTED = ("deployed.json", "fresh.json", "run.json")
 """What var/ holds that a new checkout cannot make again: what a person set in Prefect's page would be set back."""
 WORKING = (".partial", ".lock")
@@ -79,8 +79,7 @@ def backup(root: Path, to: Path | None = None) -> Path:
                 _copy(part.place, beside / part.name)
         for name in FOR_READING:
             if (root / name).is_file():
-                (beside / "project").mkdir(exist_ok=True)
-                shutil.copy2(root / name, beside / "project" / f"{name}.kept")  # no dvc.yaml for DVC to find
+                _copy(root / name, beside / "project" / f"{name}.kept")  # no dvc.yaml for DVC to find
         note: dict[str, Any] = {
             "format": FORMAT,
             "densitywatch": __version__,
@@ -131,6 +130,7 @@ def restore(root: Path, source: Path) -> None:
             postgres_dump.check_empty(root)
         with ExitStack() as stack:
             copies = []
+            prefect_home.own_folder(root)  # before the database is in it
             for part in missing:
                 part.place.parent.mkdir(parents=True, exist_ok=True)
                 beside = part.place.with_name(f".{part.place.name}.partial-{os.getpid()}")

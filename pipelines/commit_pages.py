@@ -4,7 +4,6 @@ a run of a commit, each in its log and as an artifact.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from prefect import get_run_logger
@@ -33,9 +32,9 @@ def retrain_commit(root: Path, ref: str, placement: str = "here") -> list[Step]:
         end_alarm(load_params(root / "params.yaml"), root)  # the clone does not know of it
     page = retrain_result.page(done.result)
     leave_artifact(lambda: create_markdown_artifact(page, key="retrain-commit", description=visible(ref)))
-    data = json.dumps(done.result)
     # not through leave_artifact: without it a run of CI has no result, which its state must say
-    Artifact(type=retrain_result.TYPE, key=retrain_result.KEY, data=data, description="For the CI side").create()
+    kind, key = retrain_result.TYPE, retrain_result.KEY
+    Artifact(type=kind, key=key, data=done.result, description="For the CI side").create()
     others = done.result["other_changes"]
     if others:
         logger.warning("the run changed files that are not sent back: %s", _shown(others))

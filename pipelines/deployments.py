@@ -60,9 +60,9 @@ def deploy(root: Path, params: Params) -> None:
         wanted = yaml.safe_load((root / FILE).read_text(encoding="utf-8"))
         present = {deployment.name: deployment for deployment in client.read_deployments()}
         missing = [entry["name"] for entry in wanted["deployments"] if entry["name"] not in present]
-        for name in missing:
-            _prefect(root, params, "deploy", "--name", name, "--prefect-file", str(FILE))
-        if missing:
+        if missing:  # all by one program: each start takes seconds
+            names = [word for name in missing for word in ("--name", name)]
+            _prefect(root, params, "deploy", *names, "--prefect-file", str(FILE))
             present = {deployment.name: deployment for deployment in client.read_deployments()}
         for entry in wanted["deployments"]:
             found = present[entry["name"]]
@@ -149,10 +149,15 @@ def watch_silent_runs(client: SyncPrefectClient, within: timedelta = SILENT_AFTE
     from prefect.events.schemas.automations import EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
+    from pipelines.batch_words import OUTLIERS
+    from pipelines.detect_outliers import ALARM
+    from pipelines.promotion import REJECTED
+
     name = "Crash runs that went silent"
     if client.read_automations_by_name(name):
         return
-    ends = {f"prefect.flow-run.{state}" for state in ("heartbeat", "Completed", "Failed", "Cancelled", "Crashed")}
+    states = ("Completed", "Failed", "Cancelled", "Crashed", "TimedOut", OUTLIERS, ALARM, REJECTED)
+    ends = {f"prefect.flow-run.{state}" for state in ("heartbeat", *states)}  # an event has the name of the state
     Automation(
         name=name,
         trigger=EventTrigger(
@@ -173,7 +178,7 @@ def watch_silent_runs(client: SyncPrefectClient, within: timedelta = SILENT_AFTE
 
 
 def settle_runs() -> None:
-    """Set the state of each run that the worker held when it ended.
+    """Set the state of each run that the worker of `make up` held when it ended.
 
     A run that had not begun is scheduled again; one that was running has crashed. Prefect's worker sets neither: a
     run would stay "Submitting" for ever and hold the only place of its deployment.
@@ -183,12 +188,16 @@ def settle_runs() -> None:
     from prefect.client.schemas.objects import State, StateType
     from prefect.states import Cancelled, Crashed, Scheduled
 
+    from pipelines.worker import POOL
+
     left = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
     with get_client(sync_client=True) as client:
         for run in client.read_flow_runs(
             flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": left}}})
         ):
             if run.deployment_id is None or run.state is None:  # started by a person, without a worker
+                continue
+            if run.work_pool_name == POOL:  # its worker may be another machine's, and outlives these servers
                 continue
             state: State[None]
             if run.state.type == StateType.PENDING:

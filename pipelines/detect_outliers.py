@@ -78,7 +78,7 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if not wanted:
         get_run_logger().info("no new batch in %s", params.inbox.address)
         _note_look(params, root, started, present, {}, [])
-        _follow_alarm([], params, root)
+        _follow_alarm([], params, root, started)
         return []
     from densitywatch.batches.drift_state import alarm_in_words
 
@@ -103,7 +103,7 @@ def _detect_outliers(root: Path, batches: list[str] | None) -> list[dict[str, An
     if summaries:
         rows = [row(summary) for summary in summaries]
         leave_artifact(lambda: create_table_artifact(rows, key="outlier-batches", description="Batches"))
-    _follow_alarm(wanted, params, root)
+    _follow_alarm(wanted, params, root, started)
     alarm = next((text for summary in reversed(summaries) if (text := alarm_in_words(summary)) is not None), None)
     if failures:
         moved = f"; {alarm}" if alarm is not None else ""
@@ -137,7 +137,7 @@ def _note_look(
         get_run_logger().warning("what this run found is not kept: %s", visible(one_line(error)))
 
 
-def _follow_alarm(wanted: list[Batch], params: Params, root: Path) -> None:
+def _follow_alarm(wanted: list[Batch], params: Params, root: Path, started: float) -> None:
     """Note what these batches say of drift, those too that are not as expected, and ask for a retraining if it is due.
 
     What goes wrong with it is named and fails no batch.
@@ -147,7 +147,7 @@ def _follow_alarm(wanted: list[Batch], params: Params, root: Path) -> None:
     folders = [results_folder(batch.source, params, root) for batch in wanted]
     told = [{**summary, "folder": str(folder)} for folder in folders if (summary := read_summary(folder)) is not None]
     try:
-        follow_alarm(told, params, root, now=time.time())
+        follow_alarm(told, params, root, began=started, now=time.time())
     except (DensitywatchError, OSError) as error:
         get_run_logger().warning("the drift alarm could not be followed: %s", visible(one_line(error)))
 

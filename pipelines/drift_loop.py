@@ -1,14 +1,15 @@
-"""From a drift alarm to a retraining: when it is asked for, and the event that asks.
+"""From a drift alarm to a message and a retraining: when each is due, and the events that ask for it.
 
-The scheduled job calls `follow_alarm` at the end of every run. An alarm asks once. With `data.accept: reviewed` there
-is often nothing to learn from yet, because nobody has looked; so it asks again when a person has called more images
-fine. An ask that had images to learn from begins `retrain.cool_down` hours in which none follows; what is asked for
-meanwhile is not lost, it waits. An automation of `make up` (automations.py) starts the deployment `retrain` on the
-event.
+The scheduled job calls `follow_alarm` at the end of every run. A new alarm is told at once, and once. It asks for a
+retraining once, too, and again when there is more to learn: with `data.accept: reviewed` when a person has called more
+images fine, with `all` also when further batches have come. An ask that had images to learn from begins
+`retrain.cool_down` hours in which none follows; what is asked for meanwhile is not lost, it waits. A retraining that
+did not end well is asked for again after as long. Automations of `make up` (automations.py) act on the events.
 """
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -21,39 +22,60 @@ from prefect.runtime import flow_run
 
 from densitywatch.params import Params
 from densitywatch.text import visible
-from pipelines import server
-from pipelines.drift_note import FILE, Alarm, held, stands
+from pipelines import run_lock, server
+from pipelines.drift_note import FILE, Alarm, Asked, held, stands
 from pipelines.prefect_text import first_line, plain_words
 
 EVENT = "densitywatch.drift"
+"""Asks for a retraining."""
+ALARM = "densitywatch.drift-alarm"
+"""Tells of a new alarm."""
 HOUR = 3600.0
 
 
-def follow_alarm(summaries: Sequence[Mapping[str, Any]], params: Params, root: Path, *, now: float) -> bool:
-    """Note what these summaries say of drift, and ask for a retraining where one is due; returns whether it did.
+def follow_alarm(
+    summaries: Sequence[Mapping[str, Any]], params: Params, root: Path, *, began: float, now: float
+) -> bool:
+    """Note what these summaries say of drift, tell of a new alarm, and ask for a retraining where one is due.
 
-    `summaries`: of the batches that this run scored, in their order; may be empty. A server that does not take the
-    event is named, fails nothing, and is asked again at the next run.
+    Returns whether it asked. `summaries`: of the batches that this run scored, in their order; may be empty. `began`:
+    when the run did; what one says that began before another detector came on watch is of the old one's stream, and
+    counts no more. A server that does not take the events is named, fails nothing, and is asked again at the next run.
     """
     results = root / params.inbox.results
     if not summaries and not (results / FILE).exists():
         return False
     with held(results) as known:
-        for summary in summaries:
-            known.alarm = _after(known.alarm, summary, params, results)
+        if known.ended is None or began >= known.ended:
+            for summary in summaries:
+                known.alarm = _after(known.alarm, summary, params, results)
         alarm = known.alarm
         if alarm is None or not stands(alarm, params):
             known.alarm = None
             return False
         learnable, images = _learnable(alarm, params, root)
-        waits = known.last is not None and now < known.last + params.retrain.cool_down * HOUR
-        if alarm.asked == learnable or waits or (alarm.asked is not None and not images):
+        asks = _is_due(known, alarm, learnable, images, params, root, now)
+        events = [*([] if alarm.told else [ALARM]), *([EVENT] if asks else [])]
+        if not events or not _emit(events, alarm, params):
             return False
-        if not _ask(alarm, params):
-            return False
-        alarm.asked = learnable
-        known.last = now if images else known.last
+        alarm.told = True
+        if asks:
+            alarm.asked, alarm.asked_at = learnable, now
+            known.last = now if images else known.last
+        return asks
+
+
+def _is_due(known: Asked, alarm: Alarm, learnable: str, images: int, params: Params, root: Path, now: float) -> bool:
+    """Whether a retraining is to be asked for now."""
+    cool_down = params.retrain.cool_down * HOUR
+    if known.last is not None and now < known.last + cool_down:
+        return False
+    if alarm.asked is None or (alarm.asked != learnable and images):
         return True
+    if alarm.learnt == alarm.asked:
+        return False
+    # it failed, or its process is gone; or it waits for a worker: then for an hour at least
+    return now >= (alarm.asked_at or 0.0) + max(cool_down, HOUR) and run_lock.holder(root) is None
 
 
 def _after(alarm: Alarm | None, summary: Mapping[str, Any], params: Params, results: Path) -> Alarm | None:
@@ -90,27 +112,31 @@ def _learnable(alarm: Alarm, params: Params, root: Path) -> tuple[str, int]:
     if params.data.accept == "never":
         return "never", 0
     digest, fine = verdicts_digest(alarm.batches, params, root)
-    return digest, fine + (1 if params.data.accept == "all" else 0)
+    if params.data.accept == "reviewed":
+        return digest, fine
+    return hashlib.sha256("\n".join([digest, *sorted(alarm.batches)]).encode()).hexdigest()[:16], fine + 1
 
 
-def _ask(alarm: Alarm, params: Params) -> bool:
-    """Emit the event; returns whether the server took it."""
+def _emit(events: Sequence[str], alarm: Alarm, params: Params) -> bool:
+    """Emit these events of the alarm; returns whether the server took them."""
     logger = get_run_logger()
     if server.is_temporary():
         logger.warning("no server of `make up`, so nobody hears of the drift alarm; run `make run` to retrain")
         return False
     try:
         with get_client(sync_client=True) as client:
-            client.request("POST", "/events", json=[event_of(alarm, params)])
+            client.request("POST", "/events", json=[event_of(event, alarm, params) for event in events])
     except Exception as error:  # the batch is scored all the same
-        logger.warning("Prefect's server did not take the event %s: %s", EVENT, visible(first_line(error)))
+        named = " and ".join(events)
+        logger.warning("Prefect's server did not take the event %s: %s", named, visible(first_line(error)))
         return False
-    logger.info("the event %s is out: %s", EVENT, visible(alarm.batch))
+    for event in events:
+        logger.info("the event %s is out: %s", event, visible(alarm.batch))
     return True
 
 
-def event_of(alarm: Alarm, params: Params) -> dict[str, Any]:
-    """The event of an alarm. Its texts are plain words: names from outside hold no markup."""
+def event_of(event: str, alarm: Alarm, params: Params) -> dict[str, Any]:
+    """One of the events of an alarm. Its texts are plain words: names from outside hold no markup."""
     from densitywatch.batches.drift_state import in_words
 
     run = flow_run.id
@@ -121,7 +147,7 @@ def event_of(alarm: Alarm, params: Params) -> dict[str, Any]:
     return {
         "id": str(uuid.uuid4()),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": EVENT,
+        "event": event,
         "resource": {
             "prefect.resource.id": f"densitywatch.stream.{alarm.stream}",
             "prefect.resource.name": plain_words(f"stream of {params.inbox.address}"),

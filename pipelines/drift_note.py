@@ -1,6 +1,6 @@
 """What is remembered of the drift alarm that stands. Imports no Prefect.
 
-<inbox.results>/retrain-asked.json    the alarm, the batches under it, and when a retraining was asked for
+<inbox.results>/retrain-asked.json    the alarm, the batches under it, who was told, and which retraining was asked for
 """
 
 from __future__ import annotations
@@ -39,6 +39,12 @@ class Alarm(BaseModel):
     """inbox.drift_seen when it was raised: another value says that a person has seen it."""
     asked: str | None = None
     """What a retraining was asked for with, see drift_loop.py; None: it was not asked for yet."""
+    asked_at: float | None = None
+    """When that was, in seconds since 1970."""
+    learnt: str | None = None
+    """`asked` when a retraining began that ended well."""
+    told: bool = False
+    """Whether the server has taken the event of the alarm."""
 
 
 class Asked(BaseModel):
@@ -48,6 +54,8 @@ class Asked(BaseModel):
     last: float | None = None
     """When a retraining that had images to learn from was asked for, in seconds since 1970."""
     alarm: Alarm | None = None
+    ended: float | None = None
+    """When the last alarm ended because another detector came on watch, in seconds since 1970."""
 
 
 def standing_alarm(params: Params, root: Path) -> Alarm | None:
@@ -69,7 +77,16 @@ def end_alarm(params: Params, root: Path) -> None:
     results = root / params.inbox.results
     if (results / FILE).exists():
         with held(results) as known:
-            known.alarm = None
+            known.alarm, known.ended = None, time.time()
+
+
+def note_learnt(alarm: Alarm | None, params: Params, root: Path) -> None:
+    """Note that a retraining ended well, at whose begin `alarm` stood: for the same, none is asked for again."""
+    if alarm is None:
+        return
+    with held(root / params.inbox.results) as known:
+        if known.alarm is not None and (known.alarm.stream, known.alarm.batch) == (alarm.stream, alarm.batch):
+            known.alarm.learnt = alarm.asked
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
@@ -17,10 +18,14 @@ from pipelines.drift_note import standing_alarm
 from pipelines.prefect_text import leave_artifact, name_this_run, plain_words
 from pipelines.run_times import Step, timed
 
+if TYPE_CHECKING:
+    from densitywatch.batches.accepting import Accepted
+
 
 def accept_drifted(params: Params, root: Path, drift: str, asked_by: str) -> list[Step]:
     """Where a drift alarm stands: accept its images and leave a page that says so; returns the step.
 
+    Without one, images whose verdict was taken back since they were accepted are taken away.
     The name of the run says what asked for it. drift: the batch whose alarm did. asked_by: the run of Prefect that
     raised it.
     """
@@ -30,26 +35,51 @@ def accept_drifted(params: Params, root: Path, drift: str, asked_by: str) -> lis
     if alarm is None:
         if drift:
             get_run_logger().info("the alarm of %s does not stand any more", visible(drift))
-        return []
-    return [accept_images(alarm.batches, alarm.batch, params, root, asked_by)]
+        return refreshed(params, root)
+    return [accept_images(alarm.batches, alarm.batch, params, root, asked_by, alarm.stream)]
 
 
-@task(name="accept images", cache_policy=NO_CACHE)
-def accept_images(batches: list[str], alarm: str, params: Params, root: Path, asked_by: str) -> Step:
-    """Bring data/accepted and its version in DVC up to date with the verdicts on these batches."""
+def refreshed(params: Params, root: Path) -> list[Step]:
+    """Bring the images that were accepted under earlier alarms up to date; returns the step, none without any."""
+    from densitywatch.data.accepted import accepted_files
+
+    return [refresh_images(params, root)] if accepted_files(root) else []
+
+
+@task(name="refresh accepted images", cache_policy=NO_CACHE)
+def refresh_images(params: Params, root: Path) -> Step:
+    """Make the files of data/accepted, and their version in DVC, of what people say by now."""
+    with timed("refresh accepted images") as step:
+        done = bring_up_to_date([], "", params, root)
+        step.outcome = "changed" if done.changed else "no change"
+    return step
+
+
+def bring_up_to_date(batches: list[str], alarm: str, params: Params, root: Path) -> Accepted:
+    """Accept what is to be accepted, name what cannot be, and note the version in DVC where it is another one."""
     from densitywatch.batches.accepting import accept
     from densitywatch.data.accepted import accepted_files
 
+    done = accept(batches, params, root, alarm=alarm)
+    for problem in done.problems:
+        get_run_logger().warning("nothing accepted of %s", visible(problem))
+    if done.changed:
+        if accepted_files(root):
+            dvc_commands.run_dvc(root, "add", str(ACCEPTED))
+        else:
+            (root / ACCEPTED).with_suffix(".dvc").unlink(missing_ok=True)
+    return done
+
+
+@task(name="accept images", cache_policy=NO_CACHE)
+def accept_images(batches: list[str], alarm: str, params: Params, root: Path, asked_by: str, stream: str = "") -> Step:
+    """Bring data/accepted and its version in DVC up to date with the verdicts on these batches.
+
+    alarm: the batch that raised it, in this stream of batches; the two say which drift it is.
+    """
     logger = get_run_logger()
     with timed("accept images") as step:
-        done = accept(batches, params, root)
-        for problem in done.problems:
-            logger.warning("nothing accepted of %s", visible(problem))
-        if done.changed:
-            if accepted_files(root):
-                dvc_commands.run_dvc(root, "add", str(ACCEPTED))
-            else:
-                (root / ACCEPTED).with_suffix(".dvc").unlink(missing_ok=True)
+        done = bring_up_to_date(batches, f"{stream} {alarm}", params, root)
         said = (
             f"{counted(done.images, 'image')} of {counted(len(batches), 'batch')} accepted into the dataset"
             f" (data.accept: {params.data.accept}), {done.fair:,} of them of random draws that were judged whole;"

@@ -47,6 +47,7 @@ REMOTES = {
 
 
 RESTORE = str(Path(__file__).with_name("dvc_restore.py"))
+SINGLE = "--single-item"
 
 
 class StageFailed(DensitywatchError):
@@ -87,7 +88,7 @@ def run_stage(name: str, root: Path, say: Callable[[str], None], *, restore: boo
     Raises StageFailed with the last line of the stage, Stopped when this process was told to stop.
     """
     lines: list[str] = []
-    command = [sys.executable, "-P", RESTORE, name] if restore else [*_dvc("--wait-for-lock"), "repro", "-s", name]
+    command = [sys.executable, "-P", RESTORE, name] if restore else [*_dvc("--wait-for-lock"), "repro", SINGLE, name]
     with _started(command, root) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -105,6 +106,11 @@ def run_stage(name: str, root: Path, say: Callable[[str], None], *, restore: boo
     if any(line.startswith((f"Stage '{name}' is cached", "Pulling data for")) for line in lines):
         return "restored"
     return "ran"
+
+
+def stage_of(command: list[str]) -> str | None:
+    """The stage that a process of `run_stage` brings up to date; None where the command is of another kind."""
+    return command[-1] if SINGLE in command or RESTORE in command else None
 
 
 def run_dvc(root: Path, *arguments: str) -> str:

@@ -1,7 +1,8 @@
 """Whether dvc.lock belongs to the code, without the data: `make fresh`, for a checkout that has only what git keeps.
 
-`dvc repro --dry --allow-missing` is meant for this and fails here: a stage that looks at its source every time has no
-result in such a checkout, and DVC wants to read it (docs/decisions/0038-ci-asks-for-a-run-of-a-commit.md).
+`dvc repro --dry --allow-missing` is meant for this and does not serve here. It would run a stage that reads a folder of
+which DVC keeps a part. And it fails at a stage that is stale, because it wants to read what is not there
+(docs/decisions/0038-ci-asks-for-a-run-of-a-commit.md).
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ def check(root: Path) -> None:
 
 def stale_in_lock(root: Path) -> dict[str, str]:
     """The stages that would run again for another reason than data that is not here, each with its first reason."""
-    kept = _kept_by_dvc(root)
-    found: dict[str, str] = {}
-    for name, changes in dvc_commands.status(root).items():
+    status = dvc_commands.status(root)  # says in a sentence what is wrong with a file that cannot be read
+    names, kept = _in_dvc_yaml(root)
+    locked = _locked(root)
+    # of a stage without data of its own, `dvc status` says no more than that its results are not here
+    found = {name: "dvc.lock does not have it" for name in names if name not in locked}
+    for name, changes in status.items():
         for change in changes:
             reason = _reason(change, kept, root)
             if reason is not None:
                 found.setdefault(name, reason)
-    for name, reason in _torn(root):
+    for name, reason in _torn(locked):
         found.setdefault(name, reason)
     return found
 
@@ -72,22 +76,29 @@ def _meet(path: str, out: str) -> bool:
     return path == out or path.startswith(f"{out}/") or out.startswith(f"{path}/")
 
 
-def _kept_by_dvc(root: Path) -> set[str]:
-    """The paths that stages make and DVC keeps; git keeps the metrics."""
+def _in_dvc_yaml(root: Path) -> tuple[list[str], set[str]]:
+    """The names of the stages, and the paths that they make and DVC keeps; git keeps the metrics."""
     from dvc.repo import Repo
+    from dvc.stage import PipelineStage
 
     with Repo(str(root)) as repo:
-        return {out.def_path for stage in repo.index.stages for out in stage.outs if out.use_cache}
+        stages = list(repo.index.stages)
+        names = [str(stage.name) for stage in stages if isinstance(stage, PipelineStage)]
+        return names, {out.def_path for stage in stages for out in stage.outs if out.use_cache}
 
 
-def _torn(root: Path) -> list[tuple[str, str]]:
-    """Stages of dvc.lock that read another version of a file than the one that dvc.lock says was made."""
+def _locked(root: Path) -> dict[str, Any]:
+    """The stages of dvc.lock."""
     path = root / "dvc.lock"
-    stages = yaml.safe_load(path.read_text(encoding="utf-8"))["stages"] if path.is_file() else {}
-    made = {out["path"]: out.get("md5") for stage in stages.values() for out in stage.get("outs", [])}
+    return dict(yaml.safe_load(path.read_text(encoding="utf-8"))["stages"]) if path.is_file() else {}
+
+
+def _torn(locked: dict[str, Any]) -> list[tuple[str, str]]:
+    """Stages of dvc.lock that read another version of a file than the one that dvc.lock says was made."""
+    made = {out["path"]: out.get("md5") for stage in locked.values() for out in stage.get("outs", [])}
     return [
         (name, f"it read another version of {dep['path']}")
-        for name, stage in stages.items()
+        for name, stage in locked.items()
         for dep in stage.get("deps", [])
         if dep["path"] in made and made[dep["path"]] != dep.get("md5")
     ]

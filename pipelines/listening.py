@@ -58,6 +58,11 @@ def names() -> tuple[str, ...]:
     return tuple(sorted({HOST, "localhost", *own, *_given_names()}))
 
 
+def chosen() -> tuple[str, ...]:
+    """What a person has chosen of all this: the address, then the names."""
+    return (host(), *_given_names())
+
+
 def _given_names() -> list[str]:
     return [name.strip().lower() for name in os.environ.get(NAMES_VARIABLE, "").split(",") if name.strip()]
 

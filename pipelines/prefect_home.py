@@ -31,11 +31,13 @@ def settle(root: Path) -> str | None:
     """
     environment.settle(os.environ)
     environment.read_file(root)
-    (root / "var" / "prefect").mkdir(parents=True, exist_ok=True)  # Prefect makes its own folder, not those above it
+    own_folder(root)
     for name, value in {
         "PREFECT_HOME": str(root.resolve() / "var" / "prefect"),
         # a stage that waits for a device asks again every second or two; the default is up to half a minute
         "PREFECT_SERVER_CONCURRENCY_MAXIMUM_CONCURRENCY_SLOT_WAIT_SECONDS": "1",
+        # a run that waits for another of its deployment asks again after ten seconds; the default is thirty
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",
         # the slots of a dead flow are freed even when the server was restarted in between
         "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
@@ -51,6 +53,17 @@ def settle(root: Path) -> str | None:
     elif team is not None:  # the server is on another machine of the team
         os.environ.setdefault("PREFECT_API_AUTH_STRING", team)
     return os.environ.get("PREFECT_API_URL")
+
+
+def own_folder(root: Path) -> None:
+    """Make the folder of Prefect's database, which no other user may read: it holds the secrets of blocks, and the key.
+
+    Prefect makes the folder with the mode that the user's umask gives, and not the folders above it.
+    """
+    folder = root / "var" / "prefect"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_mode & 0o077:
+        folder.chmod(0o700)
 
 
 def prefect_address(root: Path) -> str | None:
@@ -115,6 +128,7 @@ def check_server(address: str) -> None:
             if "json" in (answer.headers.get("Content-Type") or ""):
                 return
     except HTTPError as error:
+        error.close()
         if error.code in (401, 403):
             raise DensitywatchError(
                 f"Prefect's server {shown} refuses the login; set {environment.LOGIN}=name:password, or"
@@ -142,4 +156,8 @@ def answers(address: str, seconds: float = 2.0) -> bool:
 
 
 def _get(address: str, seconds: float) -> Any:
-    return build_opener(ProxyHandler({})).open(address, timeout=seconds)
+    """The answer, whatever its status; close it."""
+    try:
+        return build_opener(ProxyHandler({})).open(address, timeout=seconds)
+    except HTTPError as answer:
+        return answer

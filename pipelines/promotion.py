@@ -43,7 +43,7 @@ def promote(model: str, reason: str = "", asked_by: str = "", version: int | Non
         reason: Why, in your own words. The history keeps them.
         asked_by: Your name, for the history. Empty: the user that the worker runs as.
         version: The number of a version. Empty: the challenger, which is the version registered last.
-        afresh: Compare with nothing. For another dataset, or a champion that cannot be measured.
+        afresh: Compare with no champion; the floor holds. For another dataset, or a champion that cannot be measured.
     """
     with _change(model) as (params, root):
         from densitywatch.registry import versions as registry

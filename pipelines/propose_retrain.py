@@ -58,13 +58,17 @@ def open_request(root: Path, result: dict[str, Any], commit: str, base: str) -> 
     """
     branch = branch_of(result)
     git(root, *LOGIN, "push", "--quiet", "--force", REMOTE, f"{commit}:refs/heads/{branch}", seconds=300.0)
-    present = _gh(root, "pr", "list", "--head", branch, "--state", "open", "--json", "url", "--jq", ".[].url")
-    if present:
-        return present.splitlines()[0]
+    # --head also finds a fork's branch of this name
+    own = ("--json", "url,isCrossRepository", "--jq", ".[] | select(.isCrossRepository | not) | .url")
+    present = _gh(root, "pr", "list", "--head", branch, "--state", "open", *own)
     with tempfile.TemporaryDirectory() as folder:
         body = Path(folder) / "body.md"
         body.write_text(retrain_result.page(result), encoding="utf-8")
         title = retrain_result.title(result)
+        if present:
+            address = present.splitlines()[0]
+            _gh(root, "pr", "edit", address, "--title", title, "--body-file", str(body))
+            return address
         return _gh(root, "pr", "create", "--base", base, "--head", branch, "--title", title, "--body-file", str(body))
 
 

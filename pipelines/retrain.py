@@ -20,7 +20,7 @@ from densitywatch import environment
 from densitywatch.batches.inbox import find_batches
 from densitywatch.data.cells import SORTED
 from densitywatch.data.fetch import RAW
-from densitywatch.errors import DensitywatchError, DriftAlarm
+from densitywatch.errors import DataError, DensitywatchError, DriftAlarm
 from densitywatch.files import write_whole
 from densitywatch.params import Params, load_params
 from densitywatch.text import visible
@@ -31,7 +31,7 @@ from pipelines.commit_pages import note_uncommitted, retrain_commit, tell_what_t
 from pipelines.commit_run import VERDICTS, is_clone
 from pipelines.detect_outliers import detect_outliers
 from pipelines.device_slots import device_slot, ensure_device_limit
-from pipelines.drift_note import end_alarm
+from pipelines.drift_note import end_alarm, note_learnt, standing_alarm
 from pipelines.drift_retraining import accept_drifted
 from pipelines.prefect_text import leave_artifact, verbatim
 from pipelines.promotion import gate_table
@@ -93,6 +93,7 @@ def _retrain(
     dvc_commands.check_remote(remote)
     stages = dvc_graph.read_graph(root)
     elsewhere = training_pool.elsewhere(placement, stages, root)
+    alarm = None if is_clone(root) else standing_alarm(params, root)
     if not is_clone(root):  # a run of a commit trains what the commit says
         steps += accept_drifted(params, root, drift, asked_by)
     stale = dvc_commands.stale_stages(root)
@@ -146,6 +147,7 @@ def _retrain(
         steps.append(assess_sorted(params, root))
     rows = [{"step": step.name, "outcome": step.outcome, "seconds": round(step.seconds, 1)} for step in steps]
     leave_artifact(lambda: create_table_artifact(rows, key="retrain-steps", description="Steps of the run"))
+    note_learnt(alarm, params, root)
     note_up_to_date(root)
     tell_what_to_commit(root)
     return steps
@@ -163,22 +165,28 @@ def _release(name: str, params: Params, root: Path, verdicts: list[dict[str, Any
 def _detect(params: Params, root: Path, *, demo: bool) -> Step:
     """Score the new batches; with `demo` also the demo batch, even if it has been scored.
 
-    In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
+    A batch or an inbox that cannot be read is a warning: the models are right all the same, and the scheduled job says
+    it again. In the clone of a commit's run the demo batch alone: results of others would be removed with the clone.
     """
     with timed("detect outliers") as step:
-        present = [
-            batch for batch in find_batches(params, root, now=time.time()) if batch.name == DEMO or not is_clone(root)
-        ]
-        wanted = [
-            batch.name
-            for batch in present
-            if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
-        ]
         try:
+            present = [
+                batch
+                for batch in find_batches(params, root, now=time.time())
+                if batch.name == DEMO or not is_clone(root)
+            ]
+            wanted = [
+                batch.name
+                for batch in present
+                if batch.state == "ready" or (demo and batch.name == DEMO and batch.state == "done")
+            ]
             step.outcome = f"{len(detect_outliers(root, batches=wanted))} batches"
         except DriftAlarm as alarm:  # to retrain is what the alarm asks for
             get_run_logger().warning("%s", visible(str(alarm)))
             step.outcome = "drift alarm"
+        except DataError as error:
+            get_run_logger().warning("%s", visible(str(error)))
+            step.outcome = "a batch failed"
     return step
 
 

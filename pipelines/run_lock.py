@@ -31,10 +31,9 @@ def one_run_at_a_time(root: Path, *, say: Callable[[str], None] | None = None) -
     with path.open("a+") as file:
         if not _locked(file):
             file.seek(0)
-            who = f"another run (process {file.read().strip() or 'unknown'}) is going on in {root.resolve()}"
             if say is None:
-                raise DensitywatchError(f"{who}; wait for it to end, or stop it")
-            say(f"{who}; waiting for it to end")
+                raise DensitywatchError(going_on(_process(file), root))
+            say(f"{_who(_process(file), root)}; waiting for it to end")
             while not _locked(file):
                 time.sleep(1)
         file.truncate(0)
@@ -44,6 +43,33 @@ def one_run_at_a_time(root: Path, *, say: Callable[[str], None] | None = None) -
             yield
         finally:
             _HELD.discard(path)
+
+
+def holder(root: Path) -> int | None:
+    """The process that holds the lock; 0 where it cannot be told which, None where none does."""
+    try:
+        with (root.resolve() / "var" / "run.lock").open("r") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _process(file)
+    except FileNotFoundError:
+        pass
+    return None
+
+
+def going_on(process: int, root: Path) -> str:
+    """Why a second run does not start, as a sentence."""
+    return f"{_who(process, root)}; wait for it to end, or stop it"
+
+
+def _who(process: int, root: Path) -> str:
+    return f"another run (process {process or 'unknown'}) is going on in {root.resolve()}"
+
+
+def _process(file: TextIO) -> int:
+    said = file.read().strip()
+    return int(said) if said.isdecimal() else 0
 
 
 def _locked(file: TextIO) -> bool:

@@ -13,8 +13,8 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ MARK = "DENSITYWATCH_SERVICE_OF"
 """A variable with the checkout's folder, which whatever a service starts inherits."""
 
 
-def check_port(service: str, port: str, variable: str) -> None:
-    """Raises ServiceFailed when another program has the port, ParamsError when it is no port."""
+def check_port(service: str, port: str, variable: str, ours: Sequence[psutil.Process] = ()) -> None:
+    """Raises ServiceFailed when another program than `ours` has the port, ParamsError when it is no port."""
     if not port.isdecimal() or not 0 < int(port) < 65536:
         raise ParamsError(f"{variable}={port}: not a port; give a number from 1 to 65535")
-    if not _is_free(int(port)):
+    if not _is_free(int(port)) and not any(_listens(process, int(port)) for process in ours):
         other = next((number for number in range(int(port) + 100, 65536, 100) if _is_free(number)), 0)
         raise ServiceFailed(
             f"port {port}, for {service}, is taken by another program (`make up` in another checkout?);"
@@ -60,7 +60,7 @@ def start(
     log = root / "var" / "log" / f"{name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(filter(None, [str(root.resolve()), os.environ.get("PYTHONPATH")]))
-    with log.open("ab") as out:
+    with log.open("ab") as out, _interruptible():
         process = subprocess.Popen(  # noqa: S603
             command,
             cwd=root,
@@ -73,6 +73,22 @@ def start(
     entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time(), "log": str(log)}
     write_whole(root / NOTE, json.dumps([*noted(root), entry], indent=1) + "\n")
     return process
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Programs that start in this block do not ignore SIGINT, by which Prefect's worker stops itself.
+
+    A shell lets what it starts in the background (`nohup make up &`) ignore it, and so does all that starts from there.
+    """
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def wait_until_it_answers(root: Path, name: str, address: str, port: int | str) -> None:
@@ -121,6 +137,16 @@ def end(process: psutil.Process) -> None:
         _signal_all(family, psutil.Process.terminate)
         _, left = psutil.wait_procs(family, timeout=FAMILY_SECONDS)
         _signal_all(left, psutil.Process.kill)
+
+
+def ours(root: Path) -> list[psutil.Process]:
+    """What `make down` would end: the services of this checkout, and what they have started."""
+    leaders = [process for entry in noted(root) if (process := find(entry)) is not None]
+    found = [*leaders, *left_over(root)]
+    for leader in leaders:
+        with suppress(psutil.NoSuchProcess):
+            found += leader.children(recursive=True)
+    return list(dict.fromkeys(found))
 
 
 def left_over(root: Path) -> list[psutil.Process]:

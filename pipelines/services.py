@@ -11,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
+
 from densitywatch import environment
 from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
@@ -27,7 +29,9 @@ SETTINGS = Path("var") / "services.settings"
 def up(root: Path) -> None:
     """Start what does not run yet, wait until it answers, deploy the flows, and print the addresses.
 
-    Raises ServiceFailed, after stopping what it started, when something does not come up.
+    Raises ServiceFailed, after stopping what it started, when something does not come up. Where that is known before,
+    nothing is stopped: DensitywatchError while a run goes on that no service has started, ServiceFailed or ParamsError
+    for a port that cannot be had.
     """
     environment.check_folder(root)
     environment.read_file(root)
@@ -42,11 +46,13 @@ def up(root: Path) -> None:
             os.environ.get("MLFLOW_PORT", prefect_home.MLFLOW_PORT),
             os.environ.get("REPORTS_PORT", prefect_home.REPORTS_PORT),
         )
+        own_store = is_own(tracking_uri(params, root))
+        ours = service_processes.ours(root)
+        if (run := run_lock.holder(root)) is not None and run not in [process.pid for process in ours]:
+            raise DensitywatchError(run_lock.going_on(run, root))
+        _check_ports(ports, own_store, ours)
         down(root)
-        service_processes.check_port("Prefect", ports[0], "PREFECT_PORT")
-        if is_own(tracking_uri(params, root)):
-            service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT")
-        service_processes.check_port("Reports", ports[2], "REPORTS_PORT")
+        _check_ports(ports, own_store, [])
         with run_lock.one_run_at_a_time(root):
             try:
                 _start(root, params, *ports)
@@ -54,6 +60,13 @@ def up(root: Path) -> None:
                 down(root)
                 raise
     print(_addresses(root))
+
+
+def _check_ports(ports: tuple[str, str, str], own_store: bool, ours: list[psutil.Process]) -> None:
+    service_processes.check_port("Prefect", ports[0], "PREFECT_PORT", ours)
+    if own_store:
+        service_processes.check_port("MLflow", ports[1], "MLFLOW_PORT", ours)
+    service_processes.check_port("Reports", ports[2], "REPORTS_PORT", ours)
 
 
 def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str, reports_port: str) -> None:
@@ -150,11 +163,13 @@ def _all_running(root: Path) -> bool:
 
 
 def _settings() -> str:
-    """A digest of the variables that a server reads when it starts: another value takes effect at the next `up`."""
+    """A digest of the variables that a server reads when it starts: another value takes effect at the next `up`.
+
+    Not of this machine's addresses, which come and go with every network: no server is started anew for them.
+    """
     url = database.address()
     given = [
-        listening.host(),
-        *listening.names(),
+        *listening.chosen(),
         environment.login() or "",
         url.render_as_string(False) if url else "",
     ]

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
+from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -28,7 +28,7 @@ from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
 from densitywatch.tracking.store import is_own, plain, sqlite_path, tracking_uri
-from pipelines import listening, prefect_home, reports, run_processes, service_processes
+from pipelines import dvc_commands, listening, prefect_home, reports, run_processes, service_processes
 from pipelines.worker import WORKERS
 
 SHOWN = 5
@@ -152,6 +152,8 @@ def _ask(root: Path, address: str, path: str, body: dict[str, Any]) -> Any:
         with build_opener(ProxyHandler({})).open(request, timeout=SECONDS) as answer:
             return json.loads(answer.read())
     except (URLError, OSError, ValueError) as error:
+        if isinstance(error, HTTPError):
+            error.close()
         raise DensitywatchError(f"Prefect's server did not say ({one_line(error)})") from None
 
 
@@ -164,8 +166,9 @@ def _stages(root: Path) -> list[str]:
                 words = process.cmdline()
             except psutil.Error:
                 continue
-            if words[1:3] == ["-m", "dvc"] and "--single-item" in words:
-                found.add(words[-1])
+            stage = dvc_commands.stage_of(words)
+            if stage is not None:
+                found.add(stage)
     return sorted(found)
 
 
@@ -335,7 +338,9 @@ def _verdict(verdict: dict[str, Any]) -> str:
 
 
 def _batch(batch: dict[str, Any]) -> str:
-    share = f"{batch['flagged']:,} flagged ({100 * batch['flagged_share']:.2g} %)"
+    from densitywatch.batches.over_time import percent
+
+    share = f"{batch['flagged']:,} flagged ({percent(batch['flagged_share'])} %)"
     return (
         f"{_when(batch['time'])}  {batch['batch'][:40]}: {batch['files']:,} files, {share},"
         f" {batch['quarantined']:,} quarantined; drift: {batch['drift']}"

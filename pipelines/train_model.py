@@ -18,11 +18,12 @@ from prefect.states import Completed, Failed
 
 from densitywatch.errors import DensitywatchError
 from densitywatch.files import write_whole
-from densitywatch.tracking.store import plain
+from densitywatch.tracking.store import FLOW_RUN_VARIABLE, plain
 from densitywatch.training.bookkeeping import training_of
-from pipelines import arrivals, commits, dvc_commands, stoppable_runs
+from pipelines import arrivals, commits, dvc_commands, links, stoppable_runs
 from pipelines.dvc_commands import StageFailed
 from pipelines.stage_inputs import read_inputs
+from pipelines.stage_progress import with_bar
 
 WEIGHTS = "model.safetensors"  # as in models/storage.py, which imports torch
 RESULT = "stage-result"
@@ -74,7 +75,8 @@ def _compute(stage: str, root: Path) -> str:
         if kept
         else "trains from the start: no checkpoint is in this clone",
     )
-    outcome = dvc_commands.run_stage(stage, root, logger.info)
+    os.environ[FLOW_RUN_VARIABLE] = links.flow_run_page() or ""  # the stage's run in MLflow links back
+    outcome = dvc_commands.run_stage(stage, root, with_bar(stage, logger.info))
     dvc_commands.run_dvc(root, "push", "--run-cache", stage)
     Artifact(type=RESULT, description=f"What {stage} made", data=_result(stage, outcome, root)).create()
     return f"{stage}: {outcome} on {os.environ.get('DENSITYWATCH_WORKER', 'a worker')}"
@@ -99,20 +101,18 @@ def _bring_inputs(stage: str, root: Path) -> None:
     arrivals.check_digests(needed.pulled, root)
 
 
-def _result(stage: str, outcome: str, root: Path) -> str:
-    """What the caller needs besides the files in the remote, as YAML."""
+def _result(stage: str, outcome: str, root: Path) -> dict[str, Any]:
+    """What the caller needs besides the files in the remote."""
     entry = arrivals.lock_entries(root)[stage]
     outs = arrivals.out_digests(entry)
     unpushed = read_inputs(stage, root).unpushed_outs
     weights = {path: root / path / WEIGHTS for path in outs if (root / path / WEIGHTS).is_file()}
-    return yaml.safe_dump(
-        {
-            "outcome": outcome,
-            "outs": outs,
-            "files": {path: (root / path).read_text(encoding="utf-8") for path in unpushed},
-            "trainings": {path: training_of(file, Path(path).name, root) for path, file in weights.items()},
-        }
-    )
+    return {
+        "outcome": outcome,
+        "outs": outs,
+        "files": {path: (root / path).read_text(encoding="utf-8") for path in unpushed},
+        "trainings": {path: training_of(file, Path(path).name, root) for path, file in weights.items()},
+    }
 
 
 def lay_out(inputs: dict[str, Any], files: dict[str, str], root: Path) -> None:

@@ -5,6 +5,7 @@ Data and results go through the DVC remote. This is the caller's side; train_mod
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -15,7 +16,6 @@ from typing import Any, Literal, TypeVar, cast
 from uuid import UUID, uuid4
 
 import httpx
-import yaml
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType, WorkerStatus
@@ -200,7 +200,10 @@ def _take_over(name: str, run_id: UUID, root: Path, say: Callable[[str], None]) 
         found = _patiently(partial(client.read_artifacts, artifact_filter=made))
     if not found:
         raise StageFailed(f"stage {name}: its worker left no result in Prefect")
-    result = yaml.safe_load(str(found[0].data))
+    data: Any = found[0].data
+    result: dict[str, Any] = (
+        json.loads(data) if isinstance(data, str) else dict(data)
+    )  # Prefect keeps it as JSON in a text
     for text in result["files"].values():
         arrivals.put_into_cache(text, root)
     for left in reversed(range(ARRIVAL_TRIES)):

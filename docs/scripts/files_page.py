@@ -43,13 +43,14 @@ SUMMARY = {
     "labels_too_small": "with `--labels`: labels with too few calibration images for that rate, in a sentence, or null",
     "median_p_value": "about 0.5 for a batch like the calibration images; lower is more surprising",
     "drift_p_value": "whether the batch as a whole is like the calibration images",
-    "drift_stream": "the stream that the batch is in; this key and the six below are for the inbox alone",
+    "drift_stream": "the stream that the batch is in; this key and the seven below are for the inbox alone",
     "drift_alarm": "whether the inbox's stream has moved",
     "drift_evidence": "evidence that it has; an alarm at 1 / `inbox.drift_alarm`",
     "drift_batches": "batches in the stream so far",
     "drift_alarm_batch": "the batch that raised the alarm",
     "drift_since": "the batch that the change most likely began with",
     "drift_moved": "what moved most: `calibration`, or a measure and its direction",
+    "drift_looked": "false where drift looked at earlier files of the same name and not at these",
     "promise": "what the flags promise, in words",
     "control": "the rule in force: `batch` or `stream`",
     "level": "by the batch rule, the rate; in a stream, the budget before this batch, in false alarms",
@@ -208,7 +209,10 @@ def page() -> str:
         " `tpr_at_1_fpr`; AUROC with declared transformations, with untrained networks and without any;"
         " `auroc_gain_over_untrained` and `auroc_gain_over_no_network`, in mean AUROC, each with the ends of its"
         " interval of 95 %. `power_at_5_percent_outliers` and its like are of the batch rule: averages over"
-        " calibration sets that are drawn anew, with the false-discovery rate realised.\n"
+        " calibration sets that are drawn anew, with the false-discovery rate realised. `panel_images`: images of each"
+        " kind, at most; fewer than `detector.panel_images` where large pictures would fill the memory. Where accepted"
+        " images of drifted batches have replaced the calibration images, figures that rank test images among them are"
+        " left out.\n"
     )
     return "\n".join(parts) + "\n"
 

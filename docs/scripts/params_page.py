@@ -43,7 +43,7 @@ KEYS = {
     "evaluate.latent.draws": "Pairs and sums of latents that are looked at.",
     "detector.false_discovery_rate": "Share of false alarms among flagged images; `inbox.control` says of which.",
     "detector.false_alarm_rate": "Share of normal images that may be flagged one by one (a report's threshold line).",
-    "detector.batch_size": "Images of a chunk: what is scored and written at once.",
+    "detector.batch_size": "Images of a chunk: scored and written at once. Fewer where they take over 256 MiB.",
     "inbox.address": "The folder or address in which each folder, archive or Parquet file is a batch.",
     "inbox.results": "Where each batch's results go.",
     "inbox.cron": "When the inbox is looked at.",

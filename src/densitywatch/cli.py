@@ -195,7 +195,7 @@ def promote(
     context: typer.Context,
     model: Name,
     version: Annotated[int | None, typer.Option(min=1, help="This version.  [default: the challenger]")] = None,
-    afresh: Annotated[bool, typer.Option("--afresh", help="Compare with nothing.")] = False,
+    afresh: Annotated[bool, typer.Option("--afresh", help="Compare with no champion; the floor holds.")] = False,
     reason: Why = "",
 ) -> None:
     """Make the challenger champion if it passes the gate.

@@ -249,6 +249,9 @@ class InboxParams(Block):
 class RetrainParams(Block):
     """When a retraining starts without a hand."""
 
+    cron: str | None = Field(default=None, pattern=r"^\S+( \S+){4}$")
+    """When the deployment `retrain` starts by the clock, such as `0 3 * * 0`, in UTC; null: never. Where nothing has
+    changed, the run ends at once."""
     on_drift: bool = True
     """Whether a drift alarm starts the deployment `retrain`, on the server of `make up`."""
     cool_down: float = Field(default=24.0, ge=0)

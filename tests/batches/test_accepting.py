@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +110,77 @@ def test_an_image_that_came_in_two_batches_is_accepted_once(params: Params, tmp_
     assert accept(["monday", "tuesday"], everything, tmp_path).images == 38
     assert len(accepted_rows(tmp_path / ACCEPTED / "tuesday.parquet")) == 2
     assert not accept(["monday", "tuesday"], everything, tmp_path).changed
+
+
+def test_a_verdict_that_is_taken_back_takes_the_image_away_after_the_alarm_and_without_the_original(
+    params: Params, tmp_path: Path, folder: Path
+) -> None:
+    """A later retraining asks for no batch of that alarm any more, and the inbox may have been cleared."""
+    keys = list(flagged(folder))
+    give_verdicts(folder, dict.fromkeys(keys, "fine"))
+    assert accept(["monday"], params, tmp_path, alarm="first").images == 4
+    for path in (tmp_path / "data/inbox/monday").iterdir():
+        path.unlink()
+    assert not accept([], params, tmp_path).changed
+    give_verdicts(folder, {keys[0]: "outlier", keys[1]: None})
+    later = accept([], params, tmp_path)
+    assert (later.changed, later.images, later.problems) == (True, 0, [])
+    rows = accepted_rows(tmp_path / ACCEPTED / "monday.parquet", whole=True)
+    assert {row["path"] for row in rows} == {keys[2][0], keys[3][0]}
+    assert all(hashlib.sha256(row["bytes"]).hexdigest() == row["sha256"] for row in rows)
+    shutil.rmtree(folder)
+    assert not accept([], params, tmp_path).changed, "nobody says anything of that batch any more"
+
+
+def test_an_image_that_was_called_an_outlier_in_another_batch_is_not_accepted(
+    params: Params, tmp_path: Path, folder: Path
+) -> None:
+    fill(tmp_path / "data/inbox/tuesday", 0, bright=4)
+    score_source("data/inbox/tuesday", params, tmp_path, None, Brightness())
+    keys = list(flagged(folder))
+    give_verdicts(folder, dict.fromkeys(keys, "fine"))
+    assert accept(["monday"], params, tmp_path).images == 4
+    give_verdicts(tmp_path / "data/outliers/tuesday", {keys[0]: "outlier"})
+    assert accept(["monday"], params, tmp_path).images == 3
+    assert keys[0][0] not in names(tmp_path)
+
+
+def test_each_drift_has_its_number_and_an_image_of_two_belongs_to_the_newer(
+    params: Params, tmp_path: Path, folder: Path
+) -> None:
+    everything = with_accept(params, "all")
+    fill(tmp_path / "data/inbox/friday", 38)
+    score_source("data/inbox/friday", params, tmp_path, None, Brightness())
+
+    def drifts() -> dict[str, tuple[int, int]]:
+        rows = {file.stem: accepted_rows(file) for file in accepted_files(tmp_path)}
+        assert all(len({(row["drift"], row["alarm"]) for row in found}) == 1 for found in rows.values())
+        return {name: (found[0]["drift"], len(found)) for name, found in rows.items()}
+
+    accept(["monday"], everything, tmp_path, alarm="first")
+    assert drifts() == {"monday": (1, 36)}
+    accept(["monday"], everything, tmp_path, alarm="first")
+    assert drifts() == {"monday": (1, 36)}
+    assert accept(["friday"], everything, tmp_path, alarm="second").images == 38
+    assert drifts() == {"friday": (2, 38)}, "the images of monday came again on friday"
+    give_verdicts(folder, {key: "fine" for key in flagged(folder)})
+    accept(["monday", "friday"], everything, tmp_path, alarm="third")
+    assert drifts() == {"friday": (3, 38), "monday": (3, 4)}
+    assert not accept([], everything, tmp_path).changed
+
+
+def test_where_new_originals_are_gone_what_was_accepted_stays_and_a_part_of_a_draw_is_no_fair_one(
+    params: Params, tmp_path: Path, folder: Path
+) -> None:
+    bad = set(flagged(folder))
+    chosen = draw(folder, 40, tmp_path, seed=1)
+    give_verdicts(folder, dict.fromkeys(list(bad)[:2], "fine"))
+    assert accept(["monday"], params, tmp_path).images == 2
+    (tmp_path / "data/inbox/monday/normal_0000.png").unlink()
+    give_verdicts(folder, dict.fromkeys(chosen, "fine"))
+    done = accept(["monday"], params, tmp_path)
+    assert (done.images, done.fair) == (2, 0)
+    assert "1 of 38 images are not in data/inbox/monday any more" in done.problems[0]
 
 
 def test_a_batch_whose_source_is_gone_is_named_and_the_others_are_accepted(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ def test_a_batch_with_labels_meets_every_expectation(params: Params, batch: Path
         class_names = ("shirt",)
 
         def score(self, images: Any) -> Any:
-            scores = super().score(images)
-            scores.label, scores.label_probability = np.zeros(len(images), int), np.ones(len(images))
-            scores.label_p_value = np.full(len(images), 0.5)
-            return scores
+            n = len(images)
+            labels = {"label": np.zeros(n, int), "label_probability": np.ones(n), "label_p_value": np.full(n, 0.5)}
+            return replace(super().score(images), **labels)
 
     summary = score_source("batch", params, tmp_path, tmp_path / "out", Labelled())
     outcomes = validate_batch(tmp_path / "out", summary["files"], params)

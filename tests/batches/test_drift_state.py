@@ -111,6 +111,20 @@ def test_files_that_are_added_to_a_batch_or_sent_under_another_name_do_not_count
     assert [kept["name"] for kept in state(tmp_path)["batches"]] == ["a"]
 
 
+def test_other_files_under_a_known_name_are_said_to_be_not_looked_at(
+    params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "drift_looked" not in score_source(arrive(tmp_path, "today"), params, tmp_path, None, Brightness())
+    assert "drift looked" not in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "data/inbox/today")
+    shutil.move(tmp_path / arrive(tmp_path, "tomorrow", MOVED), tmp_path / "data/inbox/today")
+    again = score_source("data/inbox/today", params, tmp_path, None, Brightness())
+    assert (again["drift_looked"], again["drift_batches"]) == (False, 1)
+    assert "drift looked at earlier files of this name and not at these" in capsys.readouterr().err
+    report = (tmp_path / "data/outliers/today/report.html").read_text()
+    assert "Not tested for drift.</strong> Drift looked at earlier files of this name" in report
+
+
 def test_a_job_that_dies_between_the_state_and_the_results_changes_nothing(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

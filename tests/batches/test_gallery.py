@@ -10,9 +10,9 @@ import pytest
 
 from densitywatch.batches import batch_report, gallery
 from densitywatch.batches.gallery import heat_map, nearest, picture
-from densitywatch.batches.score_batch import score_source
+from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.params import Params
-from tests.detector.standin import Brightness, fill
+from tests.detector.standin import Brightness, fill, png
 
 
 def test_the_nearest_training_images_are_the_nearest(tmp_path: Path) -> None:
@@ -60,3 +60,24 @@ def test_the_gallery_holds_every_flagged_image_the_least_usual_first(
     assert all(row["why"] and row["map"] and row["picture"] for row in shown)
     assert all(row["picture"] and row["map"] is None and row["why"] is None for row in rest)
     assert "15 least usual of 40 flagged images" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_of_a_batch_decided_in_parts_the_gallery_shows_the_flagged_images_before_less_usual_ones_of_other_parts(
+    params: Params, tmp_path: Path
+) -> None:
+    detector = Brightness()
+    detector.calibration = np.linspace(-200.0, 200.0, 999)
+    batch = tmp_path / "batch"
+    batch.mkdir()
+    levels = [199, *[50] * 59, *[220] * 30, *[198] * 60, *[50] * 50]
+    for number, level in enumerate(levels):
+        (batch / f"{number:04d}.png").write_bytes(png(level, seed=number))
+    score_source("batch", params, tmp_path, tmp_path / "out", detector, ScoreOptions(control="stream"))
+    table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
+    assert not table.outlier[0]
+    assert table.p_value[table.outlier].max() > table.p_value[0], "the first part asks for more"
+    rows = pq.read_table(tmp_path / "out" / "gallery.parquet").to_pylist()
+    assert sorted(row["row"] for row in rows) == list(np.flatnonzero(table.outlier))
+    assert [row["p_value"] for row in rows] == sorted(table.p_value[table.outlier])
+    assert all(row["why"] and row["map"] and row["picture"] for row in rows)
+    assert (tmp_path / "out" / "report.html").is_file()

@@ -15,7 +15,6 @@ import torch
 
 from densitywatch.batches.label_calibration import LABEL_SCORES
 from densitywatch.batches.score_batch import ScoreOptions, score_source
-from densitywatch.detector.detector import Scores
 from densitywatch.evaluation.measures.labels import nats_by_label
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import load_model_folder, save_model
@@ -33,10 +32,6 @@ class Calibrated(Brightness):
     def __init__(self, digest: str = DIGEST) -> None:
         super().__init__()
         self.facts = {"data": {"digest": digest}}
-
-    def score(self, images: Any) -> Any:
-        found = super().score(images)
-        return Scores(found.score, found.p_value, found.bits_per_dim, found.members)
 
 
 Score = Callable[..., tuple[dict[str, Any], pd.DataFrame]]

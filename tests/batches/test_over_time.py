@@ -142,6 +142,13 @@ def test_no_batch_can_take_the_name_of_the_page() -> None:
     assert batch_name("data/inbox/index") == "index"
 
 
+@pytest.mark.parametrize("name", ["retrain-asked.json", "drift-1.JSON", "x.damaged", "monday.html", "a.json.zip"])
+def test_no_batch_is_named_like_a_file_that_is_kept_next_to_the_results(name: str) -> None:
+    given = batch_name(f"data/inbox/{name}")
+    assert re.fullmatch(rf"{re.escape(name.removesuffix('.zip'))}-[0-9a-f]{{8}}", given)
+    assert not given.lower().endswith((".json", ".damaged", ".html"))
+
+
 def test_a_name_from_outside_is_text_in_the_page_and_in_what_its_script_adds(tmp_path: Path, browser: Browser) -> None:
     many = [row(number) for number in range(over_time.AT_FIRST)]
     odd = {"folder": EVIL.replace("/", "|"), "batch": f"data/inbox/{EVIL}", "drift_moved": EVIL, "drift_since": EVIL}
@@ -222,6 +229,16 @@ def test_shares_of_columns_are_those_of_their_images_and_alarms_are_marked() -> 
     first = float(drift["points"].split()[0].partition(",")[2])
     assert first == pytest.approx(drift["height"] * (1 - 1.477 / 5), abs=0.1)
     assert drift["limit"] == pytest.approx(drift["height"] * (1 - 4 / 5))
+
+
+def test_batches_that_are_flagged_or_quarantined_whole_have_100_percent_everywhere(tmp_path: Path) -> None:
+    write_table(tmp_path, [row(i, scored=98, outliers=98, files=98, quarantined=98) for i in range(2)])
+    over_time.write_page(tmp_path, 0.01)
+    page = (tmp_path / "index.html").read_text()
+    for said in ("flagged, 100&nbsp;%", "quarantined, 100&nbsp;%", "98 (100\u00a0%)", "100 % flagged"):
+        assert said in page
+    assert "e+" not in page
+    assert [over_time.percent(share) for share in (0.0, 0.0123, 0.994, 0.996, 1.0)] == ["0", "1.2", "99", "100", "100"]
 
 
 def test_batches_in_no_stream_have_no_chart_of_drift_and_words_all_the_same() -> None:

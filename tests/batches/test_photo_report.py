@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from playwright.sync_api import Browser, expect
 from densitywatch.batches.levels import in_force, slider_levels
 from densitywatch.batches.score_batch import score_source
 from densitywatch.detector import conformal
+from densitywatch.detector.detector import Scores
 from densitywatch.errors import ModelError
 from densitywatch.pages import pictures
 from densitywatch.params import Params
@@ -40,11 +42,9 @@ class Spots(Brightness):
         side = self.size // 8
         return images.reshape(len(images), self.channels, side, 8, side, 8).mean(axis=(1, 3, 5))
 
-    def score(self, images: NDArray[np.uint8]) -> object:  # type: ignore[override]
-        found = super().score(images)
-        found.score = self._squares(images).max((1, 2))
-        found.p_value = conformal.p_values(self.calibration, found.score)
-        return found
+    def score(self, images: NDArray[np.uint8]) -> Scores:
+        score = self._squares(images).max((1, 2))
+        return replace(super().score(images), score=score, p_value=conformal.p_values(self.calibration, score))
 
     def surprise_map(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         raise ModelError("not asked for")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from densitywatch.batches.score_batch import ScoreOptions, score_source
 from densitywatch.batches.verdicts import read_verdicts, write_verdicts
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.detector import conformal
-from densitywatch.detector.detector import Scores
 from densitywatch.errors import DataError, ModelError, OutliersFound, ParamsError
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import save_model
@@ -96,10 +96,8 @@ def test_labels_stand_in_the_table_where_the_detector_gives_them(params: Params,
         class_names = ("shirt", "bag")
 
         def score(self, images: Any) -> Any:
-            scores = super().score(images)
-            scores.label, scores.label_probability = np.ones(len(images), int), np.full(len(images), 0.75)
-            scores.label_p_value = None
-            return scores
+            n = len(images)
+            return replace(super().score(images), label=np.ones(n, int), label_probability=np.full(n, 0.75))
 
     score_source(str(source), params, tmp_path, tmp_path / "out", Labels())
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
@@ -111,11 +109,6 @@ def test_labels_stand_in_the_table_where_the_detector_gives_them(params: Params,
 def test_a_conditional_density_labels_every_image_beside_the_verdict(
     params: Params, source: Path, tmp_path: Path
 ) -> None:
-    class Verdicts(Brightness):
-        def score(self, images: Any) -> Any:
-            found = super().score(images)
-            return Scores(found.score, found.p_value, found.bits_per_dim, found.members)
-
     settings = pixelcnn.Settings(channels=4, dilations=(1,), conditional=True)
     model = pixelcnn.PixelCNN(settings, channels=1, size=28, classes=3)
     for parameter in model.parameters():
@@ -123,9 +116,9 @@ def test_a_conditional_density_labels_every_image_beside_the_verdict(
     names = ("shirt", "bag", "boot")
     save_model(model, tmp_path / "models" / "labeller", kind="pixelcnn", class_names=names, about={})
 
-    without = score_source(str(source), params, tmp_path, tmp_path / "out", Verdicts())
+    without = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness())
     score_source(
-        str(source), params, tmp_path, tmp_path / "out", Verdicts(), ScoreOptions(label_model="models/labeller")
+        str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(label_model="models/labeller")
     )
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet").query("status == 'scored'")
     images = np.stack(
@@ -142,7 +135,7 @@ def test_a_conditional_density_labels_every_image_beside_the_verdict(
     save_model(unconditional, tmp_path / "models" / "plain", kind="pixelcnn", class_names=(), about={})
     with pytest.raises(ModelError, match="is no density by label"):
         score_source(
-            str(source), params, tmp_path, tmp_path / "out", Verdicts(), ScoreOptions(label_model="models/plain")
+            str(source), params, tmp_path, tmp_path / "out", Brightness(), ScoreOptions(label_model="models/plain")
         )
 
 
@@ -340,6 +333,28 @@ def test_memory_holds_a_chunk_and_not_the_batch(
     monkeypatch.setattr(chunks, "Loaded", Counted)
     score_source("batch", params, tmp_path, None, Brightness())
     assert most <= chunks.READ_AHEAD + 2 * params.detector.batch_size + chunks.READERS
+
+
+def test_a_chunk_of_large_pictures_holds_fewer_so_that_they_fit_into_memory(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "batch", 7)
+    monkeypatch.setattr(chunks, "CHUNK_BYTES", 3 * 28 * 28)
+    seen: list[int] = []
+
+    class Counted(Brightness):
+        def score(self, images: Any) -> Any:
+            seen.append(len(images))
+            return super().score(images)
+
+    summary = score_source("batch", params, tmp_path, None, Counted())
+    assert seen[:3] == [3, 3, 1]
+    assert (summary["identity"]["chunk"], summary["scored"]) == (3, 7)
+    large = Brightness(channels=3)
+    large.size = 1024
+    monkeypatch.undo()
+    assert chunks.files_in_chunk(250, large) == 85
+    assert chunks.files_in_chunk(250, Brightness()) == 250
 
 
 def test_row_groups_hold_many_chunks_and_a_run_goes_on_chunk_by_chunk(

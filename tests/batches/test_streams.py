@@ -51,15 +51,37 @@ def test_a_batch_scored_again_has_the_level_it_had_and_changes_nothing(tmp_path:
     assert [place["batch"] for place in places(tmp_path)] == ["a", "b", "c"]
 
 
-def test_files_that_changed_under_a_name_are_a_later_batch_and_earn_once(tmp_path: Path) -> None:
+def standing(results: Path) -> list[tuple[object, object, object]]:
+    return [(place["content"], place["flagged"], place["stands"]) for place in places(results)]
+
+
+def test_files_that_changed_under_a_name_are_a_later_batch_and_count_once(tmp_path: Path) -> None:
     assert judged(tmp_path, "today", 5, content="monday")[0] == 5
-    charged = places(tmp_path)[0]["charged"]
     again, said = judged(tmp_path, "today", 5, content="tuesday")
-    assert (again, said["stream_batch"], said["stream_flagged_before"]) == (5, 2, 5)
-    monday, tuesday = places(tmp_path)
-    assert (monday["flagged"], tuesday["flagged"]) == (0, 5)
-    assert monday["charged"] == charged
+    assert (again, said["stream_batch"], said["stream_flagged_before"]) == (5, 2, 0)
+    assert standing(tmp_path) == [("monday", 5, False), ("tuesday", 5, True)]
     assert judged(tmp_path, "tomorrow", 0)[1]["stream_flagged_before"] == 5
+
+
+def test_withdrawn_flags_pay_for_nothing_in_the_batch_that_replaces_them(tmp_path: Path) -> None:
+    assert judged(tmp_path, "today", 60, content="monday")[0] == 60
+    assert judged(tmp_path, "today", 5, content="tuesday")[1]["level"] == RULE.rate
+    charged = float(str(places(tmp_path)[1]["charged"]))
+    assert judged(tmp_path, "tomorrow", 0)[1]["level"] == pytest.approx(RULE.rate * 5 - charged)
+
+
+def test_files_that_come_back_are_judged_as_before_and_count_alone(tmp_path: Path) -> None:
+    first = judged(tmp_path, "today", 5, content="monday")
+    judged(tmp_path, "today", 7, content="tuesday")
+    assert judged(tmp_path, "today", 5, content="monday") == first
+    assert standing(tmp_path) == [("monday", 5, True), ("tuesday", 7, False)]
+    assert judged(tmp_path, "tomorrow", 0)[1]["stream_flagged_before"] == 5
+
+
+def test_a_folder_that_grows_while_it_is_scored_keeps_its_flags(tmp_path: Path) -> None:
+    for outliers in range(6):
+        found, _ = judged(tmp_path, "today", outliers, content=str(outliers), images=10 + 10 * outliers)
+    assert found == 5
 
 
 def test_another_detector_rate_or_number_of_alike_images_is_another_stream(tmp_path: Path) -> None:

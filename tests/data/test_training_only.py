@@ -12,9 +12,16 @@ from PIL import Image
 from densitywatch.data.dataset import SPLITS, read_info
 from densitywatch.data.fetch import fetch
 from densitywatch.data.prepare import prepare
-from densitywatch.data.training_only import MARK, for_training_only
+from densitywatch.data.training_only import MARK, for_training_only, with_mark, without_mark
 from tests.data.conftest import MakeParams
 from tests.data.test_prepare import manifest_of
+
+
+@pytest.mark.parametrize("path", ["a.png", "bag/a.png", "all.zip/bag\\a.png", f"{MARK}folder/a.png"])
+def test_the_mark_goes_before_the_file_name_and_comes_off_again(path: str) -> None:
+    assert for_training_only(with_mark(path))
+    assert without_mark(with_mark(path)) == path
+    assert without_mark(path) == path
 
 
 @pytest.mark.parametrize(

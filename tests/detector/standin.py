@@ -5,13 +5,13 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from densitywatch.detector import conformal
+from densitywatch.detector.detector import Scores
 
 
 class Brightness:
@@ -26,26 +26,19 @@ class Brightness:
     def __init__(self, *, channels: int = 1, seconds: float = 0.0) -> None:
         self.channels, self.seconds, self.seen = channels, seconds, 0
 
-    def score(self, images: NDArray[np.uint8]) -> SimpleNamespace:
+    def score(self, images: NDArray[np.uint8]) -> Scores:
         assert images.dtype == np.uint8
         assert images.shape[1:] == (self.channels, self.size, self.size)
         self.seen += len(images)
         time.sleep(self.seconds)
         score = images.reshape(len(images), -1).mean(axis=1).astype(np.float64)
         p_value = conformal.p_values(self.calibration, score)
-        return SimpleNamespace(
-            score=score,
-            p_value=p_value,
-            bits_per_dim=score / 100,
-            members={"mean": score},
-            label=None,
-            label_probability=None,
-        )
+        return Scores(score, p_value, bits_per_dim=score / 100, members={"mean": score})
 
     def surprise_map(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         return images.mean(axis=1).astype(np.float32)
 
-    def explain(self, scores: SimpleNamespace, i: int) -> str:
+    def explain(self, scores: Scores, i: int) -> str:
         return f"its mean intensity is {scores.score[i]:.0f}"
 
 

@@ -63,6 +63,7 @@ def test_the_metrics_hold_each_figure_by_panel_member_and_the_worst_of_them(
         means = [np.mean([metrics[row][kind] for kind in PANEL]) for row in ("auroc", f"auroc_{name}")]
         assert value == pytest.approx(means[0] - means[1], abs=3e-4)
     assert {"held_out_auroc_detector", "held_out_auroc_pixel_mixture"} <= set(metrics)
+    assert metrics["panel_images"] == 40
 
 
 def test_the_promised_rates_are_measured_on_normal_test_images_with_their_range(

@@ -38,8 +38,12 @@ def copy_checkout(source: Path, target: Path) -> None:
 
 
 def own_environment(root: Path) -> dict[str, str]:
-    """The environment of a copy: its own source first, and no server or store that this machine happens to have."""
+    """The environment of a copy: its own source first, and no server or store that this machine happens to have.
+
+    The programs of this Python come first on the path: stages name `densitywatch`, which nobody need have activated.
+    """
     others = ("PREFECT_", "MLFLOW_TRACKING", "DVC_", "DATABASE_URL", "DENSITYWATCH_")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
     reports = str(20_000 + os.getpid() % 10_000)  # two test processes at once each have their own
-    return {**kept, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "REPORTS_PORT": reports}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {**kept, "PATH": path, "PYTHONPATH": str(root / "src"), "OMP_NUM_THREADS": "1", "REPORTS_PORT": reports}

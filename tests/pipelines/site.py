@@ -63,6 +63,7 @@ class Site:
                 with urlopen(request, timeout=60) as got:
                     return json.loads(got.read() or "null")
             except HTTPError as error:  # a busy machine: its database is locked for a moment
+                error.close()
                 if error.code != 503 or time.monotonic() > until:
                     raise
                 time.sleep(1)

@@ -136,18 +136,22 @@ def test_what_is_there_already_byte_for_byte_is_left_and_a_changed_params_is_nam
     remote = project / "var" / "dvc-remote" / "files"
     remote.mkdir(parents=True)
     (remote / "one").write_text("pushed")
+    (project / "data").mkdir(exist_ok=True)
+    (project / "data" / "accepted.dvc").write_text("outs: []\n")  # which a retraining wrote and nobody committed
     saved = backup.backup(project, tmp_path / "saved")
     shared = fresh / "var" / "dvc-remote" / "files"
     shared.mkdir(parents=True)
     (shared / "one").write_text("pushed")
     (shared / "two").write_text("pushed later")
     (fresh / "params.yaml").write_text((fresh / "params.yaml").read_text() + "# mine\n")
+    assert (saved / "project" / "data" / "accepted.dvc.kept").read_text() == "outs: []\n"
     backup.restore(fresh, saved)
     assert sorted(path.name for path in shared.iterdir()) == ["one", "two"]
     assert (fresh / "mlflow.db").is_file()
-    assert f"params.yaml here is not that of the backup; compare with {saved}/project/params.yaml.kept" in (
-        capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    for name in ("params.yaml", "data/accepted.dvc"):
+        assert f"{name} here is not that of the backup; compare with {saved}/project/{name}.kept" in said
+    assert (fresh / "var" / "prefect").stat().st_mode & 0o077 == 0, "the database in it holds secrets"
 
 
 def test_a_backup_goes_into_a_new_folder_and_a_failed_one_leaves_none(project: Path, tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from prefect.artifacts import Artifact
 
-from densitywatch.errors import DensitywatchError
-from pipelines import commit_pages, commit_run, dvc_commands, retrain_result
+from densitywatch.errors import DataError, DensitywatchError
+from pipelines import ask_retrain, commit_pages, commit_run, dvc_commands, retrain_result
 from tests.pipelines.test_retrain_result import result
 
 PROJECT = Path(__file__).parents[2]
@@ -303,8 +303,13 @@ def test_the_result_is_left_for_people_and_for_ci_and_a_new_detector_ends_the_ch
     from densitywatch.params import load_params
     from pipelines import drift_note
 
-    left: list[Any] = []
-    monkeypatch.setattr(commit_pages, "Artifact", lambda **about: left.append(about) or SimpleNamespace(create=str))
+    left: list[tuple[str | None, Any]] = []
+
+    class Left(Artifact):
+        def create(self) -> None:
+            left.append((self.key, self.format(_sync=True)))
+
+    monkeypatch.setattr(commit_pages, "Artifact", Left)
     found = result(verdicts=[{"model": "detector", "version": 2, "outcome": outcome, "gate": "0.9 is 0.8 or more"}])
     monkeypatch.setattr(commit_run, "run", lambda *_: commit_run.CommitRun([], found))
     params = load_params(checkout / "params.yaml")
@@ -318,8 +323,11 @@ def test_the_result_is_left_for_people_and_for_ci_and_a_new_detector_ends_the_ch
     assert (drift_note.standing_alarm(params, checkout) is not None) == stands
     assert log.messages == [f"detector  {outcome:<9}  0.9 is 0.8 or more"]
     assert [about["key"] for _, about in log.pages] == ["retrain-commit"]
-    assert retrain_result.check(json.loads(left[0]["data"])) == found
-    assert left[0]["key"] == retrain_result.KEY
+    ((key, sent),) = left
+    assert key == retrain_result.KEY
+    monkeypatch.setattr(ask_retrain.Server, "call", lambda *_: [{"data": sent}])
+    server = ask_retrain.Server("http://127.0.0.1:4200/api", "")
+    assert ask_retrain.result_of(server, "a run") == found, "as the CI side reads it"
 
 
 def test_the_clone_of_a_commit_scores_the_demo_batch_alone(
@@ -376,3 +384,21 @@ def test_the_documented_line_names_a_remote_that_pull_then_uses(
     (checkout / "data.txt").unlink()
     assert main(["pull"]) == 0
     assert (checkout / "data.txt").read_text() == "slow\n"
+
+
+def test_a_batch_that_cannot_be_scored_is_named_and_stops_no_retraining(
+    checkout: Path, log: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from densitywatch.params import load_params
+    from pipelines import retrain
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise DataError("not scored: monday (it changed while it was read)")
+
+    monkeypatch.setattr(retrain, "get_run_logger", lambda: logging.getLogger("run"))
+    params = load_params(checkout / "params.yaml")
+    for name in ("detect_outliers", "find_batches"):  # a batch, or the inbox as a whole
+        with monkeypatch.context() as patched:
+            patched.setattr(retrain, name, broken)
+            assert retrain._detect(params, checkout, demo=True).outcome == "a batch failed"
+    assert log.messages == ["not scored: monday (it changed while it was read)"] * 2

@@ -19,7 +19,6 @@ from prefect.client.orchestration import get_client
 from densitywatch.batches.inbox import find_batches
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.detector import conformal
-from densitywatch.detector.detector import Scores
 from densitywatch.errors import DataError, DriftAlarm
 from densitywatch.models import pixelcnn
 from densitywatch.models.storage import save_model
@@ -95,7 +94,7 @@ def logged(root: Path) -> int:
     params = load_params(root / "params.yaml")
     client = tracking.open_client(tracking.tracking_uri(params, root))
     assert client.get_experiment_by_name(params.mlflow.experiment) is None, "no batch is among the training runs"
-    experiment = client.get_experiment_by_name("densitywatch-batches")
+    experiment = client.get_experiment_by_name(tracking.batches_experiment(params))
     return len(client.search_runs([experiment.experiment_id])) if experiment else 0
 
 
@@ -137,15 +136,7 @@ def test_a_job_killed_after_the_results_stood_is_taken_up_and_mlflow_hears_of_th
     assert job.detect_outliers(root) == []
 
 
-def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdict(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Verdicts(Brightness):
-        def score(self, images: Any) -> Any:
-            found = super().score(images)
-            return Scores(found.score, found.p_value, found.bits_per_dim, found.members)
-
-    monkeypatch.setattr(job, "CHAMPION", Verdicts())
+def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdict(root: Path) -> None:
     fill(root / "data" / "inbox" / "a", 5, bright=3)
     names = ("shirt", "bag", "boot")
     model = make_label_champion(root, names)
@@ -206,7 +197,8 @@ def test_a_champion_whose_files_are_gone_loses_no_batch_and_run_artifact_results
     assert [said in one for one in warned if "labeller" in one] == [True]
     params = load_params(root / "params.yaml")
     store = tracking.open_client(tracking.tracking_uri(params, root))
-    experiment = store.get_experiment_by_name(params.mlflow.experiment)
+    experiment = store.get_experiment_by_name(tracking.batches_experiment(params))
+    assert experiment is not None
     tags = [one.data.tags.get("stand_in", "") for one in store.search_runs([experiment.experiment_id])]
     assert sorted(said in tag for tag in tags) == [False, True]
     _, found = read_history("labeller", params, root)
@@ -274,7 +266,7 @@ def newest_run() -> dict[str, Any]:
     return dict(found[0])
 
 
-def test_an_alarm_is_one_event_in_prefect_that_names_its_batches_and_the_run(root: Path) -> None:
+def test_an_alarm_is_told_and_asks_once_in_prefect_by_events_that_name_its_batches_and_the_run(root: Path) -> None:
     set_inbox(root, "drift_alarm", "0.9")
     for name, bright in (("a", 40), ("b", 41)):
         fill(root / "data" / "inbox" / name, 0, bright=bright)
@@ -289,11 +281,13 @@ def test_an_alarm_is_one_event_in_prefect_that_names_its_batches_and_the_run(roo
         return [event for event in found if event["payload"]["scored_by"] in ours]
 
     until(events, 60)  # the server writes them down every few seconds
-    (event,) = events()
-    assert event["event"] == "densitywatch.drift"
-    assert event["payload"]["scored_by"] == ours[0]
-    assert (event["payload"]["batch"], event["payload"]["since"]) == ("b", "a")
-    assert event["payload"]["sentence"].startswith("The stream has moved: alarm at batch b, most likely since batch a")
+    assert sorted(event["event"] for event in events()) == ["densitywatch.drift", "densitywatch.drift-alarm"]
+    for event in events():
+        assert event["payload"]["scored_by"] == ours[0]
+        assert (event["payload"]["batch"], event["payload"]["since"]) == ("b", "a")
+        assert event["payload"]["sentence"].startswith(
+            "The stream has moved: alarm at batch b, most likely since batch a"
+        )
 
 
 def test_a_server_that_takes_no_event_fails_no_batch_and_is_asked_again(

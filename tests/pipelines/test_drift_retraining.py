@@ -15,7 +15,7 @@ from densitywatch.batches.score_batch import score_source
 from densitywatch.data.look import ACCEPTED
 from densitywatch.params import Params, load_params
 from pipelines import drift_retraining, git_files
-from pipelines.drift_retraining import accept_images
+from pipelines.drift_retraining import accept_images, refresh_images
 from tests.detector.standin import Brightness, fill
 
 PROJECT = Path(__file__).parents[2]
@@ -68,6 +68,12 @@ def test_accepted_images_are_a_version_of_dvcs_that_counts_as_a_result_and_nothi
     ), "the first version came back"
     accept_images.fn(["monday"], "monday", params, toy, "")
     assert (toy / kept).read_text() == second
+
+    # the alarm is over, and one of the verdicts is taken back
+    give_verdicts(folder, {next(iter(flagged(folder))): "outlier"})
+    assert refresh_images.fn(params, toy).outcome == "changed"
+    assert (toy / kept).read_text() != second
+    assert refresh_images.fn(params, toy).outcome == "no change"
 
     give_verdicts(folder, dict.fromkeys(flagged(folder), "outlier"))
     assert accept_images.fn(["monday"], "monday", params, toy, "").outcome == "0 images"

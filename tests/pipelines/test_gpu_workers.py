@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import psutil
 import pytest
 import yaml
 
+from densitywatch.tracking.store import FLOW_RUN
 from pipelines import arrivals, service_processes
 from tests.marks import marks
 from tests.pipelines.checkout import copy_checkout, own_environment, run
@@ -137,6 +140,10 @@ def test_a_worker_that_is_killed_leaves_its_stage_to_another_and_the_models_are_
     assert "the next one takes it up" in said
     states = [one["state"]["type"] for one in children(site)]
     assert states.count("COMPLETED") == len(MODELS)
+    runs = {one["id"] for one in children(site)}
+    with closing(sqlite3.connect(site.root / "mlflow.db")) as store:
+        links = {row[0] for row in store.execute("select value from tags where key = ?", (FLOW_RUN,))}
+    assert any(run_id in link for run_id in runs for link in links), "its run in MLflow links back"
     left = [one for one in psutil.process_iter(["cwd"]) if one.info["cwd"] == str(clone(site, "gpu0"))]
     assert not left
     pooled = arrivals.lock_entries(site.root)

@@ -143,7 +143,7 @@ def test_in_the_real_graph_fetch_comes_after_a_look_that_every_run_takes(project
     assert [name for name, stage in stages.items() if stage.always] == ["look"]
     assert stages["look"].after == ()
     assert stages["fetch"].after == ("look",)
-    assert [name for name, stage in stages.items() if "look" in stage.after] == ["fetch"]
+    assert [name for name, stage in stages.items() if "look" in stage.after] == ["fetch", "prepare"]
 
 
 def test_a_stage_that_always_runs_is_stale_when_something_else_about_it_has_changed(toy: Path) -> None:

@@ -1,6 +1,7 @@
-"""From a batch in the inbox to a retraining and a message, without a hand: real servers, a worker and the schedule.
+"""From a batch in the inbox to a message and to a detector that was trained, gated and promoted, without a hand.
 
-One checkout is up for all tests of this file. They stand in the order in which they are to run.
+Real servers, a worker and the schedule. One checkout is up for all tests of this file. They are in the order in which
+they are to run: its stages are stand-ins first, and those of dvc.yaml once a detector is to be trained.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from densitywatch.batches.review.judging import give_verdicts
 from densitywatch.data.accepted import accepted_rows
 from densitywatch.data.encoding import png
 from pipelines.automations import RETRAIN, TELL_DRIFT, TELL_FAILED
@@ -39,6 +41,11 @@ stages:
     deps: [data/accepted.json]
     outs: [counted.txt]
 """
+REAL = ("look", "fetch", "prepare", "validate", "train", "detector_reads", "calibrate")
+"""Stages of this checkout that a detector is made by."""
+EVALUATED = {"cmd": "mkdir -p evaluated && cp models/${key}/model.safetensors evaluated/${key}"}
+"""In the place of the figures and pictures of a model, after which it is released."""
+ENDED = ("Completed", "Failed", "Crashed")
 BLOCK = """
 import os, sys
 from densitywatch import environment
@@ -145,13 +152,14 @@ def test_a_drifted_stream_leads_to_one_retraining_with_its_images_and_to_a_messa
     name = until(lambda: (now := retrainings(site)[0]["name"]).startswith("retrain: drift of") and now)
     alarmed = name.removeprefix("retrain: drift of ")
     assert alarmed in ("monday", "tuesday", "wednesday")
-    assert until(lambda: (now := site.state(retraining["id"])) in ("Completed", "Failed", "Crashed") and now) == (
-        "Completed"
-    )
+    assert until(lambda: (now := site.state(retraining["id"])) in ENDED and now) == "Completed"
     scored = site.ask("GET", f"flow_runs/{retraining['parameters']['asked_by']}")
     assert (scored["state"]["name"], scored["state"]["type"]) == ("Drift alarm", "FAILED")
     assert re.match(r"detect-outliers: \d batch(es)?, ", scored["name"])
     assert retraining["parameters"]["drift"] == alarmed
+    noted = json.loads((site.root / "data/outliers/retrain-asked.json").read_text())["alarm"]
+    assert noted["told"]
+    assert noted["learnt"] == noted["asked"] is not None, "it ended well and is not asked for again"
 
     files = sorted((site.root / "data" / "accepted").glob("*.parquet"))
     assert files
@@ -183,11 +191,119 @@ def test_a_further_batch_under_the_same_alarm_starts_no_second_retraining(site: 
     assert len(listener.told) == 1
 
 
+def train_in_earnest(site: Site, source: Path) -> None:
+    """From now on the checkout has the stages of `source`, for a small model and 600 images; the gate takes it."""
+    camera = site.root.parent / "camera"
+    camera.mkdir()
+    for number, image in enumerate(images(600, seed=7)):
+        (camera / f"{number:04d}.png").write_bytes(png(image))
+    stages = yaml.safe_load((source / "dvc.yaml").read_text())["stages"]
+    evaluated = EVALUATED | {"deps": ["models/${key}/model.safetensors"], "outs": ["evaluated/${key}"]}
+    chosen = {name: stages[name] for name in REAL} | {"evaluate": {"foreach": "${models}", "do": evaluated}}
+    (site.root / "dvc.yaml").write_text(yaml.safe_dump({"stages": chosen}))
+    tiny = yaml.safe_load((source / "profiles" / "tiny.yaml").read_text())
+    params = yaml.safe_load((site.root / "params.yaml").read_text())
+    params["data"] |= {"source": "folder", "address": str(camera), "calibration": 0.2, "gate": 0.15}
+    params["expectations"] |= {"min_images": 100, "min_label_share": 0.0}
+    params["device"] |= tiny["device"]
+    params["models"]["pixelcnn"] |= {"settings": {"channels": 8, "dilations": [1]}}
+    params["models"]["pixelcnn"]["training"] |= tiny["models"]["pixelcnn"]["training"]
+    params["gate"] |= {"least_images": 8, "floor": False, "margin": dict.fromkeys(params["gate"]["margin"], 1.0)}
+    params["retrain"]["cool_down"] = 0
+    (site.root / "params.yaml").write_text(yaml.safe_dump(params))
+
+
+def history(site: Site) -> list[dict[str, Any]]:
+    """What `densitywatch history` says of the detector, the newest first."""
+    said = run(site.root, site.environment, "densitywatch", "history", "detector", "--json")
+    assert said.returncode == 0, said.stdout
+    return list(json.loads(said.stdout[said.stdout.index("[") :]))
+
+
+def scored_with(site: Site, batch: str) -> Any:
+    summary = site.root / "data" / "outliers" / batch / "summary.json"
+    until(summary.is_file)
+    return json.loads(summary.read_text())["identity"]["detector"]
+
+
+def test_a_verdict_on_a_drifted_batch_leads_to_a_detector_that_is_trained_gated_and_promoted(
+    site: Site, project_root: Path
+) -> None:
+    train_in_earnest(site, project_root)
+    results = site.root / "data" / "outliers" / "thursday"
+    flagged = next(row for row in pq.read_table(results / "scores.parquet").to_pylist() if row["outlier"])
+    give_verdicts(results, {(flagged["path"], flagged["sha256"]): "fine"})
+    retraining = until(lambda: retrainings(site)[1:])[0]["id"]
+    assert until(lambda: (now := site.state(retraining)) in ENDED and now) == "Completed"
+    assert flagged["path"] in {
+        row["path"] for row in accepted_rows(site.root / "data" / "accepted" / "thursday.parquet")
+    }
+    manifest = pq.read_table(site.root / "data" / "prepared" / "manifest.parquet").to_pylist()
+    learnt = [row for row in manifest if "accepted/thursday/" in row["path"]]
+    assert learnt
+    assert {row["split"] for row in learnt} == {"train"}
+    newest, first = history(site)
+    assert [(one["outcome"], one["from"], one["to"]) for one in (first, newest)] == [
+        ("promoted", None, "1"),
+        ("promoted", "1", "2"),
+    ]
+    assert newest["through"] == "retrain"
+    assert newest["run"] == f"{site.server}/runs/flow-run/{retraining}"
+    assert newest["reason"].startswith("version 2 passed: error on defects ")
+    assert newest["figures"]["champion"] > 0
+
+
+def test_a_rollback_puts_the_old_detector_back_on_watch_and_the_history_shows_it(site: Site) -> None:
+    params = yaml.safe_load((site.root / "params.yaml").read_text())
+    params["retrain"]["cool_down"] = 24
+    (site.root / "params.yaml").write_text(yaml.safe_dump(params))
+    given = {"model": "detector", "reason": "too many flags", "asked_by": "anna"}
+    path = f"deployments/{site.deployment('rollback')['id']}/create_flow_run"
+    back = site.ask("POST", path, {"parameters": given})["id"]
+    assert until(lambda: (now := site.state(back)) in ENDED and now) == "Completed"
+    newest = history(site)[0]
+    assert (newest["outcome"], newest["from"], newest["to"]) == ("rolled back", "2", "1")
+    assert (newest["by"], newest["note"]) == ("anna", "too many flags")
+    assert newest["run"] == f"{site.server}/runs/flow-run/{back}"
+    arrive(site, "friday", 44)
+    assert scored_with(site, "friday") == scored_with(site, "thursday")
+
+
+def test_a_browser_shows_the_run_its_artifacts_and_the_version(site: Site, browser: Any, tmp_path: Path) -> None:
+    retraining = retrainings(site)[1]
+    chosen = {"artifacts": {"flow_run_id": {"any_": [retraining["id"]]}}}
+    artifacts = {one["key"]: one["id"] for one in site.ask("POST", "artifacts/filter", chosen)}
+    assert {"asked-by", "gate", "models", "retrain-steps"} <= artifacts.keys()
+    page = browser.new_page(viewport={"width": 1400, "height": 1000})
+
+    def shows(name: str, address: str, *texts: str) -> None:
+        page.goto(address)
+        for text in texts:
+            page.get_by_text(text).first.wait_for(timeout=120_000)
+        page.screenshot(path=tmp_path / f"{name}.png")
+
+    run_page = f"{site.server}/runs/flow-run/{retraining['id']}"
+    page.goto(f"{site.server}/dashboard")  # a run's page, opened without a login, is "not found" in Prefect
+    password = page.locator('input[type="password"]')
+    password.wait_for(timeout=120_000)
+    password.fill((site.root / "var" / "prefect.login").read_text().strip())
+    password.press("Enter")
+    password.wait_for(state="hidden", timeout=120_000)
+    shows("run", run_page, retraining["name"], "Completed", "of 4 batches accepted into the dataset", RETRAIN)
+    shows("gate", f"{site.server}/artifacts/artifact/{artifacts['gate']}", "version 2 passed", "promoted")
+    shows("models", f"{site.server}/artifacts/artifact/{artifacts['models']}", "detector", "promoted")
+    link = page.get_by_role("link", name="2", exact=True).last
+    version = f"http://127.0.0.1:{site.mlflow}/#/models/densitywatch-detector/versions/2"
+    assert link.get_attribute("href") == version
+    shows("version", version, "rolled back: version 2", "promoted: version 1")
+    page.close()
+
+
 def test_a_run_that_failed_is_told_without_markup(site: Site, listener: Listener) -> None:
     made = site.ask("POST", f"deployments/{site.deployment('retrain')['id']}/create_flow_run", {"name": "<b>run</b>"})
     failed = {"type": "FAILED", "message": 'it said <!channel> & "quoted" @all'}
     site.ask("POST", f"flow_runs/{made['id']}/set_state", {"state": failed, "force": True})
-    until(lambda: len(listener.told) > 1)
+    until(lambda: "(b)run" in listener.told[-1]["text"])
     assert listener.told[-1] == {
         "subject": "densitywatch: a run ended badly",
         "text": '(b)run(/b): Failed. it said (!channel)  and  "quoted" (at)all',

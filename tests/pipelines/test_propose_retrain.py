@@ -18,8 +18,9 @@ printf '%s\\n' "$@" >> "{notes}"
 echo -- >> "{notes}"
 if [ -e "{broken}" ]; then echo "GraphQL: GitHub Actions is not permitted to create pull requests" >&2; exit 1; fi
 case "$2" in
-  list) cat "{open}" 2>/dev/null; exit 0;;
-  create) while [ $# -gt 0 ]; do [ "$1" = --body-file ] && cp "$2" "{body}"; shift; done
+  list) case "$*" in *isCrossRepository*not*) cat "{open}" 2>/dev/null;; *) echo https://github.com/fork/y/pull/9;; esac
+    exit 0;;
+  create|edit) while [ $# -gt 0 ]; do [ "$1" = --body-file ] && cp "$2" "{body}"; shift; done
     echo https://github.com/x/y/pull/1 | tee "{open}";;
 esac
 """
@@ -92,9 +93,12 @@ def test_the_checkout_stays_as_it_was(ci: Path) -> None:
 def test_a_second_result_of_the_commit_renews_the_branch_and_opens_no_second_request(ci: Path, tmp_path: Path) -> None:
     commit = git(ci, "rev-parse", "HEAD").strip()
     assert main(["propose", "main"]) == 0
+    (tmp_path / "body").unlink()
     write_result(ci, commit=commit, files={"dvc.lock": "newer\n"}, removed=[])
     assert main(["propose", "main"]) == 0
     assert git(tmp_path / "origin.git", "show", f"retrain/{commit[:12]}:dvc.lock") == "newer\n"
+    assert "edit\nhttps://github.com/x/y/pull/1\n--title\n" in (tmp_path / "notes").read_text()
+    assert "## Verdicts" in (tmp_path / "body").read_text(), "the text of the request is that of the second result"
     assert (tmp_path / "notes").read_text().count("create") == 1
 
 

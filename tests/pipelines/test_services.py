@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -32,12 +33,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from densitywatch import environment
 from densitywatch.batches.gallery import GALLERY, picture
-from densitywatch.errors import ParamsError
+from densitywatch.errors import DensitywatchError, ParamsError
 from densitywatch.params import load_params
 from densitywatch.tracking.runs import batches_experiment, open_client
 from densitywatch.tracking.store import FLOW_RUN, REPORT, tracking_uri
-from pipelines import prefect_home, service_processes, services
+from pipelines import listening, prefect_home, service_processes, services
 from pipelines.server import ServiceFailed
 from tests.detector.standin import fill
 from tests.marks import marks
@@ -93,7 +95,8 @@ def refused(server: str, headers: dict[str, str], path: str = "/api/deployments/
         with urlopen(request, timeout=60) as response:
             return int(response.status)
     except HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_without_the_login_or_from_another_sites_page_nothing_is_answered(site: Site) -> None:
@@ -151,6 +154,9 @@ def test_the_schedule_fires_and_a_batch_is_scored_without_a_hand(site: Site) -> 
     assert {one["state"]["type"] for one in done} == {"COMPLETED"}
     summary = json.loads((site.root / "data" / "outliers" / "monday" / "summary.json").read_text())
     assert (summary["files"], summary["scored"]) == (12, 12)
+    # no more of them: each takes the only place of the deployment, and the tests that follow ask for their own runs
+    inbox = site.deployment("inbox")
+    site.ask("PATCH", f"deployments/{inbox['id']}/schedules/{inbox['schedules'][0]['id']}", {"active": False})
 
 
 def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
@@ -162,7 +168,8 @@ def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser
     page.wait_for_url(f"{at}/monday/report.html")
     assert page.title().endswith("densitywatch")
     page.close()
-    (artifact,) = [one for one in site.ask("POST", "artifacts/filter", {}) if one["key"] == "outlier-batch"][:1]
+    batches = [one for one in site.ask("POST", "artifacts/filter", {}) if one["key"] == "outlier-batch"]
+    (artifact,) = [one for one in batches if one["flow_run_id"] is not None]  # the test above left one without a run
     assert f"({at}/monday/report.html)" in artifact["data"]
     params = load_params(site.root / "params.yaml")
     with pytest.MonkeyPatch.context() as patched:
@@ -361,6 +368,9 @@ def test_a_run_that_gives_no_sign_of_life_any_more_is_crashed(site: Site) -> Non
     """The watch of `make up`, with 10 seconds in the place of its 150."""
     made = {one["name"] for one in site.ask("POST", "automations/filter", {})}
     assert made == {"Crash runs that went silent", "Retrain when the stream has moved"}
+    (watch,) = (one for one in site.ask("POST", "automations/filter", {}) if one["name"].startswith("Crash"))
+    ended = {f"prefect.flow-run.{state}" for state in ("Outliers found", "Drift alarm", "Rejected", "TimedOut")}
+    assert ended <= set(watch["trigger"]["expect"]), "a run that ended so has not gone silent"
     said = run(site.root, with_profile(site), "-c", SILENT, site.deployment("retrain")["id"]).stdout
     silent = an_id(said)
     assert site.state(silent) == "Running", said
@@ -392,6 +402,26 @@ def test_up_again_keeps_what_a_person_set_and_takes_what_is_new_in_params(site: 
     params.write_text(edited)
     assert site.services("up").returncode == 0
     assert seen() == (["night"], 3, False, "30 2 * * *", 7, 4)
+
+
+def test_a_retraining_starts_by_the_clock_when_params_say_so_and_what_a_person_set_stays(site: Site) -> None:
+    params = site.root / "params.yaml"
+
+    def seen_after(cron: str) -> list[tuple[bool, str]]:
+        params.write_text(re.sub(r"(?m)^(retrain:\n  cron: )[^#\n]*", rf"\g<1>{cron} ", params.read_text()))
+        assert site.services("up").returncode == 0
+        schedules = site.deployment("retrain")["schedules"]
+        return sorted((one["active"], one["schedule"]["cron"]) for one in schedules)
+
+    assert site.deployment("retrain")["schedules"] == []
+    assert seen_after('"0 3 * * 0"') == [(True, "0 3 * * 0")]
+    deployment = site.deployment("retrain")
+    path = f"deployments/{deployment['id']}/schedules"
+    site.ask("PATCH", f"{path}/{deployment['schedules'][0]['id']}", {"active": False})
+    site.ask("POST", path, [{"schedule": {"cron": "5 5 5 5 *"}, "active": False}])
+    assert seen_after('"0 3 * * 0"') == [(False, "0 3 * * 0"), (False, "5 5 5 5 *")]
+    assert seen_after('"30 2 * * 6"') == [(False, "30 2 * * 6"), (False, "5 5 5 5 *")]
+    assert seen_after("null") == [(False, "5 5 5 5 *")]
 
 
 def test_a_second_checkout_on_the_same_ports_is_told_so_in_one_line_and_touches_nothing(
@@ -510,6 +540,17 @@ def test_what_a_killed_service_had_started_ends_with_down(tmp_path: Path) -> Non
     assert service_processes.left_over(tmp_path) == []
 
 
+def test_a_service_started_from_the_background_of_a_shell_can_be_interrupted_all_the_same(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        service = service_processes.start(tmp_path, "worker", ["sleep", "300"])
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    service.send_signal(signal.SIGINT)
+    assert service.wait(60) == -signal.SIGINT
+
+
 def test_a_server_that_ends_as_it_starts_is_named_with_its_last_words(tmp_path: Path) -> None:
     drawn = "echo '╭─ Error ─╮'; echo '│ the database is of a newer version │'; echo '╰─────────╯'; exit 1"
     service_processes.start(tmp_path, "prefect", ["sh", "-c", drawn]).wait()
@@ -539,6 +580,93 @@ def test_an_answer_from_another_program_on_the_port_is_not_taken_for_ones_own(tm
 def test_what_is_no_port_is_refused(port: str) -> None:
     with pytest.raises(ParamsError, match=f"^PREFECT_PORT={port}: not a port"):
         service_processes.check_port("Prefect", port, "PREFECT_PORT")
+
+
+HOLD = """import sys; from pathlib import Path; from pipelines import run_lock
+with run_lock.one_run_at_a_time(Path(sys.argv[1])):
+    print(flush=True); sys.stdin.read()
+"""
+
+
+@pytest.fixture
+@marks("server")
+def half_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, subprocess.Popen[bytes], int]]:
+    """A checkout with one service, the server on the port that is told, and the others gone; `up` gets no further than
+    to its stop.
+    """
+    source = Path(__file__).parents[2]
+    shutil.copyfile(source / "params.yaml", tmp_path / "params.yaml")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        monkeypatch.setenv("PREFECT_PORT", str(port))
+        for name in ("MLFLOW_PORT", "REPORTS_PORT"):
+            monkeypatch.setenv(name, str(free_port()))
+        listener.set_inheritable(True)
+        with monkeypatch.context() as patched:
+            popen = subprocess.Popen
+            patched.setattr(subprocess, "Popen", lambda *args, **given: popen(*args, **given, close_fds=False))
+            service = service_processes.start(tmp_path, "prefect", ["sleep", "300"])
+    monkeypatch.setattr(services, "_start", lambda *_: None)
+    monkeypatch.setattr(services, "_addresses", lambda _: "")
+    try:
+        yield tmp_path, service, port
+    finally:
+        service.kill()
+        service.wait()
+
+
+def test_up_stops_nothing_while_a_run_goes_on_that_no_service_has_started(
+    half_up: tuple[Path, subprocess.Popen[bytes], int],
+) -> None:
+    root, service, _ = half_up
+    command = [sys.executable, "-c", HOLD, str(root)]
+    kept = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(command, env=kept, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run_by_hand:
+        assert run_by_hand.stdout is not None
+        run_by_hand.stdout.readline()
+        with pytest.raises(DensitywatchError, match=rf"another run \(process {run_by_hand.pid}\) is going on"):
+            services.up(root)
+        assert (service.poll(), run_by_hand.poll()) == (None, None)
+        run_by_hand.kill()
+    marked = kept | {service_processes.MARK: str(root.resolve())}
+    with subprocess.Popen(command, env=marked, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as run_by_worker:
+        assert run_by_worker.stdout is not None
+        run_by_worker.stdout.readline()
+        services.up(root)
+        assert not psutil.pid_exists(run_by_worker.pid), "a run of the worker ends with it"
+    assert not psutil.pid_exists(service.pid)
+
+
+def test_up_stops_nothing_where_a_port_is_taken_and_takes_its_own_ones_back(
+    half_up: tuple[Path, subprocess.Popen[bytes], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, service, port = half_up
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", 0))
+        foreign.listen()
+        taken = foreign.getsockname()[1]
+        with monkeypatch.context() as patched:
+            patched.setenv("REPORTS_PORT", str(taken))
+            with pytest.raises(ServiceFailed, match=rf"^port {taken}, for Reports, is taken by another program"):
+                services.up(root)
+    assert service.poll() is None
+    assert not service_processes._is_free(port)
+    services.up(root)
+    assert not psutil.pid_exists(service.pid)
+    assert service_processes._is_free(port)
+
+
+def test_a_network_that_comes_or_goes_starts_no_server_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(listening.HOST_VARIABLE, listening.EVERY)
+    monkeypatch.setenv(environment.LOGIN, "name:password")
+    before = services._settings()
+    monkeypatch.setattr(listening, "_own_addresses", lambda: {"172.17.0.1"})
+    assert services._settings() == before
+    monkeypatch.setenv(listening.NAMES_VARIABLE, "watch.example")
+    assert services._settings() != before
 
 
 @pytest.mark.server

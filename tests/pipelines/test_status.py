@@ -6,18 +6,21 @@ import fcntl
 import json
 import os
 import re
+import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from densitywatch.batches.looks import note_look
 from densitywatch.params import load_params
 from densitywatch.registry import read_history
 from densitywatch.registry.history import Entry
 from pipelines import __main__ as command
-from pipelines import service_processes, status
+from pipelines import dvc_commands, run_processes, service_processes, status
 from tests.batches.test_over_time import row, write_table
 from tests.detector.standin import fill
 
@@ -49,7 +52,7 @@ def a_past(root: Path) -> None:
     """Seven scored batches, the newest under an alarm; one batch waits for a day, and one failed."""
     results = root / "data" / "outliers"
     alarm = {"drift_alarm": True, "drift_moved": "brightness up", "drift_since": "batch-00006", "outliers": 49}
-    write_table(results, [*(row(i) for i in range(7)), row(7, **alarm, folder="\u202eevil\x1b[2J")])
+    write_table(results, [*(row(i, outliers=98) for i in range(7)), row(7, **alarm, folder="\u202eevil\x1b[2J")])
     (results / "index.html").write_text("page")
     fill(root / "data" / "inbox" / "late", 2)
     params = load_params(root / "params.yaml")
@@ -78,6 +81,7 @@ def test_waiting_batches_the_last_look_and_the_last_batches_are_told(
         " since batch-00006"
     )
     assert len([line for line in lines if " flagged (" in line]) == status.SHOWN
+    assert len([line for line in lines if "98 flagged (100 %)" in line]) == status.SHOWN - 1
     assert f"batches over time  {root / 'data' / 'outliers' / 'index.html'}" in text
     assert len(lines) <= 30
 
@@ -179,3 +183,23 @@ def test_the_runs_of_the_server_come_with_the_tasks_that_run(root: Path, monkeyp
     now = retrain["started"] + 600
     assert status._run(retrain, now) == "retrain, running, for 10 min: train@gan, train@vae"
     assert status._run(inbox, now) == "detect-outliers, pending"
+
+
+def test_a_stage_that_dvc_runs_or_restores_is_named_while_it_does(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = yaml.safe_load((toy / "dvc.yaml").read_text())
+    graph["stages"]["slow"] = {"cmd": "while [ ! -e go ]; do sleep 0.1; done"}
+    (toy / "dvc.yaml").write_text(yaml.safe_dump(graph))
+    monkeypatch.setenv(run_processes.MARK, run_processes.new_mark(toy))
+    running = threading.Thread(target=dvc_commands.run_stage, args=("slow", toy, lambda line: None))
+    running.start()
+    try:
+        until = time.monotonic() + 60
+        while not (seen := status._stages(toy)) and time.monotonic() < until:
+            time.sleep(0.1)
+    finally:
+        (toy / "go").touch()
+        running.join(60)
+    assert seen == ["slow"]
+    assert dvc_commands.stage_of([sys.executable, "-P", dvc_commands.RESTORE, "slow"]) == "slow"
+    assert dvc_commands.stage_of([sys.executable, "-m", "dvc", "push"]) is None
+    assert status._stages(toy) == []

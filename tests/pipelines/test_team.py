@@ -91,7 +91,8 @@ def status(address: str, login: str | None, **headers: str) -> int:
         with urlopen(Request(address, headers=headers), timeout=60) as answer:
             return int(answer.status)
     except HTTPError as error:
-        return error.code
+        with error:
+            return error.code
 
 
 def test_one_setting_puts_both_servers_on_postgresql(team: Site, database: str) -> None:
@@ -139,7 +140,8 @@ def test_the_worker_uses_login_and_database_and_scores_a_batch_by_the_schedule(t
     done = until(lambda: [one for one in team.runs("COMPLETED", "FAILED", "CRASHED") if one["auto_scheduled"]])
     assert {one["state"]["type"] for one in done} == {"COMPLETED"}
     assert json.loads((team.root / "data" / "outliers" / "monday" / "summary.json").read_text())["scored"] == 12
-    assert ask(in_database(database, "watch"), "SELECT count(*) FROM mlflow.runs WHERE name = 'score monday'") == 1
+    named = "SELECT count(*) FROM mlflow.runs WHERE name = 'score data/inbox/monday'"
+    assert ask(in_database(database, "watch"), named) == 1
 
 
 def test_a_verb_logs_in_to_mlflows_server_and_a_wrong_login_is_one_sentence(team: Site) -> None:

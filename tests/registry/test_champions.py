@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from densitywatch.errors import RegistryError
+from densitywatch.registry import versions as registry
 from densitywatch.registry.read_history import is_champion
 from pipelines import detect_outliers, retrain
 from tests.registry.shelf import Shelf
@@ -123,8 +124,9 @@ def test_a_champion_without_files_is_stood_in_for_and_it_is_said(
     assert "better than the champion's 2.0000" in verdict.reason
     assert "version 3: its files are gone" in verdict.reason
     assert shelf.champion == 4
-    assert shelf.rollback() == 2
+    assert registry.rollback(shelf.name, shelf.params, shelf.root, reason="too many flags") == 2
     assert "passed over: " in capsys.readouterr().err
+    assert shelf.history[0].reason.startswith("too many flags; passed over: densitywatch-")
 
 
 def test_the_scheduled_job_says_which_version_stands_in(shelf: Shelf) -> None:

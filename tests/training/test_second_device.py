@@ -19,6 +19,9 @@ TOP = Path(__file__).parents[2]
 STAGES = [*[f"{verb} {name}" for name in NAMES for verb in ("train", "evaluate")][:-1], "calibrate", "benchmark"]
 
 
+pytestmark = pytest.mark.timeout(1500)  # every stage in one process, on one thread
+
+
 @pytest.fixture(scope="module")
 @marks("slow")
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
@@ -28,7 +31,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TOP / 'src'}{os.pathsep}{TOP}"}
     command = [sys.executable, "-m", "tests.training.on_standin", str(root)]
-    done = subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=550, check=False)
+    done = subprocess.run(command, cwd=TOP, env=environment, capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return root, json.loads(done.stdout.splitlines()[-1])
 

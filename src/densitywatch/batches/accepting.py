@@ -1,14 +1,15 @@
 """Accept images of drifted batches into the dataset: data/accepted, which `prepare` reads (data/accepted.py).
 
 `data.accept` of params.yaml says which. A flagged image is accepted only when a person called it fine. An image that a
-person called an outlier never is. A batch's file is made of its present verdicts each time, so a verdict that was taken
-back takes its image away.
+person called an outlier, in whatever batch, never is. The file of every batch, those of earlier drifts too, is made of
+the present verdicts each time, so a verdict that was taken back takes its image away. Each file says which drift its
+images were accepted under, because the judged draws of two drifts are never put together.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,10 +21,10 @@ import pyarrow.parquet as pq
 import torch
 
 from densitywatch.batches.batch_report import damage_as_error
-from densitywatch.batches.results_folder import SCORES, read_summary
+from densitywatch.batches.results_folder import SCORES, VERDICTS_FILE, read_summary
 from densitywatch.batches.review.random_draw import fair_sample
 from densitywatch.batches.verdicts import read_verdicts
-from densitywatch.data.accepted import ROWS, accepted_files, accepted_rows, schema
+from densitywatch.data.accepted import LATER, ROWS, accepted_files, accepted_rows, schema
 from densitywatch.data.dataset import read_info
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.inputs.source import entries, is_local, local_path
@@ -49,33 +50,59 @@ class Accepted:
     """Batches of which nothing could be taken, with the reason."""
 
 
-def accept(batches: Sequence[str], params: Params, root: Path) -> Accepted:
-    """Bring data/accepted up to date for these batches, names of results folders; other batches' files stay.
+def accept(batches: Sequence[str], params: Params, root: Path, *, alarm: str = "") -> Accepted:
+    """Bring data/accepted up to date: with the images of these batches, names of results folders, and with what people
+    say by now of those that were accepted before.
 
-    The originals are read from each batch's source and found by their content. An image that is accepted already, also
-    from another batch, is not taken twice. Nothing is done where `data.accept` is `never`. Raises DataError when a file
-    of data/accepted, or a person's verdicts, are damaged.
+    alarm: what the drift is known by that these batches are under. Their files get its number, one more than that of
+    the drift before; all other files keep theirs.
+
+    The originals are read from each batch's source and found by their content; those that are in a file already are
+    kept there. An image of several batches is taken once. Where new originals are gone, or a batch's results, nothing
+    new is taken of it. Nothing is done where `data.accept` is `never`. Raises DataError when a file of data/accepted is
+    damaged.
     """
     done = Accepted()
     if params.data.accept == "never":
         return done
-    ours = set(batches)
-    known = {row["sha256"] for file in accepted_files(root) if file.stem not in ours for row in accepted_rows(file)}
-    for name in dict.fromkeys(batches):
-        folder = root / params.inbox.results / name
+    files = {file.stem: accepted_rows(file) for file in accepted_files(root)}
+    drift = {name: {key: rows[0][key] for key in LATER} for name, rows in files.items() if rows}
+    number = _number_of(alarm, drift.values())
+    drift |= {name: {"drift": number, "alarm": alarm} for name in batches}
+    bad = _called_outliers(params, root, done)
+    known: set[str] = set()
+    # where an image is in several batches, the newest drift has it
+    for name in sorted(drift, key=lambda name: (-drift[name]["drift"], name)):
         target = root / ACCEPTED / f"{name}.parquet"
-        try:
-            rows = _wanted(folder, params, done, known)
-            _read_originals(rows, folder, root)
-            _label(rows, params, root)
-        except (DataError, ModelError, OSError) as error:
-            done.problems.append(f"{name}: {error}")
-            continue
+        before = {row["sha256"]: row for row in accepted_rows(target, whole=True)} if name in files else {}
+        found = _of_batch(name, before, bad | known, params, root, done, asked=name in batches)
+        rows = [row | drift[name] for row in found if row["sha256"] not in bad | known]
         known |= {row["sha256"] for row in rows}
-        done.images += len(rows)
-        done.fair += sum(row["fair"] for row in rows)
+        if name in batches:
+            done.images += len(rows)
+            done.fair += sum(row["fair"] for row in rows)
         done.changed |= _write(target, rows)
+    done.problems = list(dict.fromkeys(done.problems))
     return done
+
+
+def _number_of(alarm: str, known: Iterable[Mapping[str, Any]]) -> int:
+    """The number of the drift that is known by `alarm`; of a new one, the next."""
+    numbers = {drift["alarm"]: int(drift["drift"]) for drift in known}
+    return numbers.get(alarm, max(numbers.values(), default=0) + 1)
+
+
+def _called_outliers(params: Params, root: Path, done: Accepted) -> set[str]:
+    """sha256 of every image that a person called an outlier in any batch, under whatever name."""
+    bad: set[str] = set()
+    for file in sorted((root / params.inbox.results).glob(f"*/{VERDICTS_FILE}")):
+        try:
+            verdicts = read_verdicts(file.parent)
+        except DataError as error:
+            done.problems.append(f"{file.parent.name}: {error}")
+            continue
+        bad |= {digest for (_, digest), verdict in verdicts.items() if verdict == "outlier"}
+    return bad
 
 
 def verdicts_digest(batches: Sequence[str], params: Params, root: Path) -> tuple[str, int]:
@@ -88,8 +115,50 @@ def verdicts_digest(batches: Sequence[str], params: Params, root: Path) -> tuple
     return hashlib.sha256("\n".join(sorted(fine)).encode()).hexdigest()[:16], len(fine)
 
 
-def _wanted(folder: Path, params: Params, done: Accepted, known: Collection[str]) -> list[dict[str, Any]]:
-    """A row for each image to accept, without its bytes."""
+def _of_batch(
+    name: str,
+    before: dict[str, dict[str, Any]],
+    elsewhere: Collection[str],
+    params: Params,
+    root: Path,
+    done: Accepted,
+    *,
+    asked: bool,
+) -> list[dict[str, Any]]:
+    """The whole rows to accept of a batch. `before`: those that are accepted already, by sha256.
+
+    elsewhere: images that are not taken here. asked: the batch is under the alarm. Of another batch, whose results may
+    be gone, or be those of other files by now, an image stays until the results know it and say otherwise.
+    """
+    folder = root / params.inbox.results / name
+    if not asked and read_summary(folder) is None:
+        return list(before.values())
+    try:
+        wanted, seen = _wanted(folder, params, done, asked=asked)
+    except (DataError, OSError) as error:
+        done.problems.append(f"{name}: {error}")
+        return list(before.values())
+    others = [] if asked else [row for digest, row in before.items() if digest not in seen]
+    rows = [row for row in wanted if row["sha256"] not in elsewhere]
+    try:
+        _read_originals([row for row in rows if row["sha256"] not in before], folder, root)
+        rows = [{"bytes": before.get(row["sha256"], row).get("bytes")} | row for row in rows]
+        _label(rows, params, root)
+    except (DataError, ModelError, OSError) as error:
+        done.problems.append(f"{name}: {error}")
+        # a part of a draw is no random sample: what was not of a whole one before is not of one now
+        pairs = [(row, before[row["sha256"]]) for row in rows if row["sha256"] in before]
+        rows = [old | {"path": row["path"], "fair": row["fair"] and old["fair"]} for row, old in pairs]
+    return others + rows
+
+
+def _wanted(
+    folder: Path, params: Params, done: Accepted, *, asked: bool
+) -> tuple[list[dict[str, Any]], frozenset[str]]:
+    """A row for each image to accept, without its bytes; and the sha256 of all that were scored.
+
+    asked: count the unjudged ones.
+    """
     if read_summary(folder) is None:
         raise DataError("its results are not there any more")
     verdicts = read_verdicts(folder)
@@ -101,16 +170,14 @@ def _wanted(folder: Path, params: Params, done: Accepted, known: Collection[str]
     rows: dict[str, dict[str, Any]] = {}
     for row in scored:
         verdict = verdicts.get((row["path"], row["sha256"]))
-        if row["status"] != "scored" or row["sha256"] in known:
+        if row["status"] != "scored":
             continue
-        done.unjudged += bool(row["outlier"]) and verdict is None
+        done.unjudged += asked and bool(row["outlier"]) and verdict is None
         if verdict == "fine" or (params.data.accept == "all" and verdict is None and not row["outlier"]):
             digest = row["sha256"]
             label = row.get("label")
             rows.setdefault(digest, {"path": row["path"], "sha256": digest, "label": label, "fair": digest in fair})
-    # the same content under two names with two verdicts: a person who said outlier once is believed
-    bad = {digest for (_, digest), verdict in verdicts.items() if verdict == "outlier"}
-    return [row for digest, row in rows.items() if digest not in bad]
+    return list(rows.values()), frozenset(row["sha256"] for row in scored if row["status"] == "scored")
 
 
 def _read_originals(rows: list[dict[str, Any]], folder: Path, root: Path) -> None:

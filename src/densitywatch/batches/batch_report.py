@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from densitywatch.batches.drift_state import alarm_in_words
+from densitywatch.batches.drift_state import NOT_LOOKED, alarm_in_words
 from densitywatch.batches.gallery import SHOWN
 from densitywatch.batches.levels import at_levels, slider
 from densitywatch.batches.photos import SIDE
@@ -56,6 +56,7 @@ def write_batch_report(folder: Path) -> Path:
         text = page.render(
             summary=summary,
             drift_alarm=alarm_in_words(summary),
+            not_looked=NOT_LOOKED,
             skipped=skipped_line(Counter(summary.get("skipped_kinds", {}))),
             gallery=gallery,
             photos=any(row["over"] for row in gallery),

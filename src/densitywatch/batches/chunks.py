@@ -1,13 +1,15 @@
 """A batch in chunks: read, decoded and scored together, one small Parquet file each, so that a killed job goes on.
 
-A chunk is params.detector.batch_size consecutive entries. It is scored as one piece and its file appears whole. A job
-that starts again reads and decodes every file, but scores only the chunks that are missing or whose contents changed.
-Memory holds one chunk and a short read-ahead, whatever the size of the batch.
+A chunk is params.detector.batch_size consecutive entries, fewer where pictures are large (CHUNK_BYTES). It is scored
+as one piece and its file appears whole. A job that starts again reads and decodes every file, but scores only the
+chunks that are missing or whose contents changed. Memory holds one chunk and a short read-ahead, whatever the size of
+the batch.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -27,12 +29,15 @@ from densitywatch.batches.photos import photo_again, photo_of
 from densitywatch.batches.scorer import BatchScores, Scorer, has_places
 from densitywatch.data.decoding.images import Picture, decode_picture
 from densitywatch.data.inputs.entries import Entry, SourceUnreachable
+from densitywatch.data.reading import images_within
 from densitywatch.errors import DataError
 from densitywatch.sizes import height_width, in_pixels
 from densitywatch.text import one_line
 
 READERS = 4
 READ_AHEAD = 32
+CHUNK_BYTES = 256 << 20
+"""Bytes of a chunk's images, at most; while they are put together they are in memory twice."""
 WORST_OF_CHUNK = 12
 """Pictures kept of every chunk even when none may be flagged: the report shows the least usual images."""
 
@@ -80,6 +85,11 @@ class Loaded:
     """Width and height of the file's picture."""
     photo: Callable[[], bytes | None] = _no_photo
     """Gives the picture closer to its own resolution, where the report has a use for it."""
+
+
+def files_in_chunk(most: int, detector: Scorer) -> int:
+    """Files in a chunk: `most`, or fewer, so that their pixels take at most CHUNK_BYTES."""
+    return images_within(most, detector.channels * math.prod(height_width(detector.size)), CHUNK_BYTES)
 
 
 def load(entry: Entry, detector: Scorer) -> Loaded:

@@ -32,6 +32,10 @@ from densitywatch.text import as_text
 
 OF_IMAGES = MEASURES[2:]
 """Columns of the scored chunks that the test reads next to score and p_value."""
+NOT_LOOKED = (
+    "drift looked at earlier files of this name and not at these, because it counts a batch once, by its name; give"
+    " each batch its own name"
+)
 DIGITS = 10
 MOST_STATE = 256 << 20
 """Bytes of a state file: more batches than a detector lives to see, at about 300 bytes a batch."""
@@ -131,8 +135,9 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
     """What the summary of a batch says of the stream; counts the batch where it is new.
 
     `name`: of its results folder. `content`: a digest of its files. `work`: the folder of its scored chunks. A batch
-    is known by its name or its content, and says again what it said at first. One in no stream, or without a single
-    scored image, says nothing and does not count.
+    is known by its name or its content, and says again what it said at first. Where a known name has other files than
+    those that drift looked at, the summary says that it did not look at them, and so does a line. One in no stream, or
+    without a single scored image, says nothing and does not count.
     """
     if stream is None:
         return {}
@@ -149,6 +154,9 @@ def drift_of_batch(stream: Stream | None, name: str, content: str, work: Path) -
             place = len(state.batches)
             state.batches.append(new)
             write_whole(stream.file, state.model_dump_json() + "\n")
+    if content not in (kept.content for kept in state.batches):
+        say(f"score: {as_text(name)}: {NOT_LOOKED}")
+        return {"drift_stream": stream.name, **_in_summary(state.batches, place), "drift_looked": False}
     return {"drift_stream": stream.name, **_in_summary(state.batches, place)}
 
 

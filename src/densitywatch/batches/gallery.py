@@ -1,8 +1,8 @@
 """The pictures of a batch: the flagged images, where they are surprising, why, and the nearest training images.
 
 gallery.parquet keeps them with the batch, so the report and the review need neither the source nor the models. The
-rows begin with the least usual image. When few images are flagged, the least usual of the others follow. The first
-SHOWN rows have all columns. Flagged images after them have a picture only, in the batch's order.
+rows begin with the least usual image. When few images are flagged, the least usual of the others are among them. The
+first SHOWN rows have all columns. Flagged images after them have a picture only, in the batch's order.
 
 Of a detector that says where an image is unusual, these rows also have a p-value for every place, and the picture
 closer to its own resolution.
@@ -66,13 +66,11 @@ _FROM_SCORES = ("path", "sha256", "score", "p_value", "bits_per_dim", "reason")
 def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None:
     """fresh/gallery.parquet from the chunks in `work` and the flags in fresh/scores.parquet."""
     flags = pq.read_table(fresh / SCORES, columns=["outlier"]).column("outlier").to_numpy(zero_copy_only=False)
-    candidates = ((row["p_value"], -row["score"], row["row"]) for row in _pictured(work, flags, pixels=False))
+    # a batch that is decided in parts may leave an image of one part that is less usual than a flagged one of another
+    candidates = ((not row["outlier"], *_rank(row)) for row in _pictured(work, flags, pixels=False))
     wanted = max(AT_LEAST, min(SHOWN, int(flags.sum())))
-    chosen = heapq.nsmallest(wanted, candidates)
-    place = {row: i for i, (_, _, row) in enumerate(chosen)}
-    shown: list[dict[str, Any]] = sorted(
-        (row for row in _pictured(work, flags) if row["row"] in place), key=lambda row: place[row["row"]]
-    )
+    chosen = {row for *_, row in heapq.nsmallest(wanted, candidates)}
+    shown: list[dict[str, Any]] = sorted((row for row in _pictured(work, flags) if row["row"] in chosen), key=_rank)
     shape = (detector.channels, *height_width(detector.size))
     if shown:
         images = np.stack([np.frombuffer(row["pixels"], np.uint8).reshape(shape) for row in shown])
@@ -83,7 +81,7 @@ def write_gallery(work: Path, fresh: Path, detector: Scorer, root: Path) -> None
         writer.write_table(_table(shown))
         rest: list[dict[str, Any]] = []
         for row in _pictured(work, flags):
-            if row["outlier"] and row["row"] not in place:
+            if row["outlier"] and row["row"] not in chosen:
                 row["picture"], row["photo"] = picture(np.frombuffer(row["pixels"], np.uint8).reshape(shape)), None
                 rest.append(row)
                 if len(rest) == SHOWN:
@@ -106,6 +104,11 @@ def _pictured(work: Path, flags: NDArray[np.bool_], *, pixels: bool = True) -> I
         for i, row in zip(where, kept.to_pylist(), strict=True):
             yield {**row, "row": start + int(i), "outlier": bool(flags[start + i])}
         start += table.num_rows
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float, int]:
+    """What rows are in the order of: the least usual first."""
+    return row["p_value"], -row["score"], row["row"]
 
 
 def _table(rows: list[dict[str, Any]]) -> pa.Table:

@@ -72,6 +72,7 @@ def _write(results: Path, rows: Sequence[Row], drift_alarm: float | None) -> Non
         last=_when(rows[-1].time) if rows else None,
         alarm=drift_in_words(rows[-1], drift_alarm) if rows and rows[-1].drift_alarm else None,
         charts=charts(rows, drift_alarm),
+        percent=percent,
     )
     write_whole(results / OVER_TIME, text, new_folder=False)
 
@@ -158,7 +159,7 @@ def _bars(
         "top": f"{100 * top:.3g} %",
         "height": height,
         "bars": [
-            {"x": i * step, "height": height * value / top, "title": f"{said}: {100 * value:.2g} % {kind}"}
+            {"x": i * step, "height": height * value / top, "title": f"{said}: {percent(value)} % {kind}"}
             for i, (value, said) in enumerate(zip(values, titles, strict=True))
         ],
         "points": "",
@@ -214,4 +215,9 @@ def _when(seconds: float) -> str:
 def _count(count: int, share: float) -> str:
     if not count:
         return "0"
-    return f"{count:,} ({100 * share:{'.2g' if share < 0.995 else '.0f'}}\u00a0%)"
+    return f"{count:,} ({percent(share)}\u00a0%)"
+
+
+def percent(share: float) -> str:
+    """A share in percent with two digits, and 100 in full: 0.0123 -> 1.2."""
+    return f"{100 * share:{'.2g' if share < 0.995 else '.0f'}}"

@@ -44,6 +44,8 @@ WRITTEN = FILES | {DRAWN}
 IDENTITY = "identity.json"
 OVER_TIME = "index.html"
 """The page over time (over_time.py), next to the results folders."""
+NOT_BATCHES = (".html", ".json", ".damaged")
+"""Endings of the files that are kept next to the results folders."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
@@ -103,6 +105,7 @@ class Summary(BaseModel):
     drift_alarm_batch: str | None = None
     drift_since: str | None = None
     drift_moved: str | None = None
+    drift_looked: bool | None = None
     promise: str
     control: Control = "batch"
     level: Annotated[FiniteFloat, Field(ge=0)] | None = None
@@ -136,11 +139,11 @@ def results_folder(source: str, params: Params, root: Path) -> Path:
 
 
 def batch_name(source: str) -> str:
-    """The folder name of a source's results: its last part, made of safe characters."""
+    """The folder name of a source's results: its last part, made of safe characters, that no file next to it has."""
     last = [part for part in re.split(r"[/\\]|::", source.rstrip("/")) if part][-1:] or ["batch"]
     plain = ARCHIVE.sub("", last[0])
     safe = re.sub(r"[^A-Za-z0-9._-]+", "_", plain).strip("._")[:100]
-    if safe == plain and safe.lower() != OVER_TIME:
+    if safe == plain and not safe.lower().endswith(NOT_BATCHES):
         return safe
     return f"{safe or 'batch'}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 

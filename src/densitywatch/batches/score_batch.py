@@ -24,7 +24,7 @@ import pyarrow as pa
 
 from densitywatch.batches import publishing
 from densitywatch.batches.batch_report import write_batch_report
-from densitywatch.batches.chunks import score_in_chunks
+from densitywatch.batches.chunks import files_in_chunk, score_in_chunks
 from densitywatch.batches.drift_state import alarm_in_words, drift_of_batch, stream_of
 from densitywatch.batches.gallery import write_gallery
 from densitywatch.batches.over_time import note_batch
@@ -102,7 +102,7 @@ def score_source(
     scorer, digest = load_scorer(detector, options.label_model, params, root)
     rate = scorer.false_discovery_rate if options.false_discovery_rate is None else options.false_discovery_rate
     rule = Rule(rate, options.control, options.strict, params.inbox.alike)
-    chunk = params.detector.batch_size
+    chunk = files_in_chunk(params.detector.batch_size, scorer)
     identity = {
         "format": FORMAT,
         "source": shown_source(source, root),

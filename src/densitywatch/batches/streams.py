@@ -5,7 +5,13 @@ A new version of the detector has another calibration set, so it starts a new st
 
 A batch gets its place in the stream once, before its results are published, and keeps it. The same files scored again,
 or after a crash, find their place and are judged as before. Files that have changed under the same name are judged
-as a batch that comes later: what the earlier ones were charged stays, and their flags earn nothing any more.
+as a batch that comes later. The place of the earlier files is withdrawn before: it neither earns nor is charged, so
+the new files are judged as if the name were new. Where the earlier files come back, their place stands again. So what
+counts is one judgement of each name, whose flags are those in the results folder. The promise is of these flags, as
+long as files change for another reason than what was flagged.
+
+A charge that stayed without its flags could never be paid back, and a folder that grows while it is scored would end
+the stream: of five outliers that come one by one with 10 images each, the last look would flag none.
 """
 
 from __future__ import annotations
@@ -59,8 +65,9 @@ class Place(BaseModel):
     charged_before: Charge
     quiet: Count
     flagged: Count
-    """Images of it that earn; 0 once its files have changed."""
     charged: Charge
+    stands: bool = True
+    """False while its name has other files: it earns nothing and is charged nothing."""
 
 
 class Stream(BaseModel):
@@ -93,26 +100,33 @@ def judge(
     with _turn(file):
         places = _read(file)
         at = next((i for i, old in enumerate(places) if (old["batch"], old["content"]) == (batch, content)), None)
-        past = _past(places) if at is None else _known(places[at])
-        decision = decide(p, len(calibration), rule.rate, past, alike=rule.alike, strict=rule.strict)
-        if at is not None:
-            return decision, past, at + 1
-        for old in places:
+        stood = [_stands(old) for old in places]
+        for number, old in enumerate(places):
             if old["batch"] == batch:
-                old["flagged"] = 0
-        place = Place(
-            batch=batch,
-            content=content,
-            images=len(p),
-            flagged_before=past.flagged,
-            charged_before=past.charged,
-            quiet=past.quiet,
-            flagged=int(decision.flags.sum()),
-            charged=decision.charged,
-        )
-        lines = ",\n".join(json.dumps(line) for line in [*places, place.model_dump()])
-        write_whole(file, f'{{"rule": {json.dumps(_rule(calibration, rule))}, "batches": [\n{lines}\n]}}\n')
-        return decision, past, len(places) + 1
+                old["stands"] = number == at
+        past = _past([old for old in places if _stands(old)]) if at is None else _known(places[at])
+        decision = decide(p, len(calibration), rule.rate, past, alike=rule.alike, strict=rule.strict)
+        if at is None:
+            at = len(places)
+            place = Place(
+                batch=batch,
+                content=content,
+                images=len(p),
+                flagged_before=past.flagged,
+                charged_before=past.charged,
+                quiet=past.quiet,
+                flagged=int(decision.flags.sum()),
+                charged=decision.charged,
+            )
+            places.append(place.model_dump())
+        if stood != [_stands(old) for old in places]:
+            lines = ",\n".join(json.dumps(line) for line in places)
+            write_whole(file, f'{{"rule": {json.dumps(_rule(calibration, rule))}, "batches": [\n{lines}\n]}}\n')
+        return decision, past, at + 1
+
+
+def _stands(place: dict[str, Any]) -> bool:
+    return bool(place.get("stands", True))
 
 
 def _past(places: list[dict[str, Any]]) -> Past:

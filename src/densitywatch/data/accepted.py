@@ -3,9 +3,9 @@
     data/accepted/<batch>.parquet    the images of one batch; batches/accepting.py writes it, DVC keeps its versions
 
 Most of them are for training alone: nobody knows of a chosen image that it is a fair sample of what arrives. Images of
-a random draw that a person judged whole are one, of the stream as it is now. Once there are FEWEST of them they are the
-calibration split, in the place of the old images: p-values rank a new image among calibration images, and they are
-right when both come from one hat. A mixture of yesterday's images and today's would be neither stream. Before that
+a random draw that a person judged whole are one, of the stream as it is now. Once enough of them can be used they
+calibrate, in the place of the old images (judged_draw.py): p-values rank a new image among calibration images, and they
+are right when both come from one hat. A mixture of yesterday's images and today's would be neither stream. Before that
 they are trained on.
 """
 
@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from densitywatch.data.dataset import SplitName
 from densitywatch.data.decoding.images import Picture, decode_images
+from densitywatch.data.judged_draw import FEWEST, is_judged, part_of
 from densitywatch.data.look import ACCEPTED
 from densitywatch.data.raw import Raw, RawImage
 from densitywatch.data.splits import Row
-from densitywatch.data.training_only import MARK
+from densitywatch.data.training_only import with_mark
 from densitywatch.data.validation.manifest_suite import SOURCE_SHAPES
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
@@ -31,20 +32,26 @@ from densitywatch.params import DataParams
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FEWEST = 200
-"""Images of a judged random draw that take the place of the calibration images. With 200 no p-value is below 0.005."""
-CALIBRATION: SplitName = "calibration"
+JUDGED: tuple[SplitName, ...] = ("calibration", "gate")
+"""Splits that a judged draw may be in."""
 SOURCE = "accepted"
 ROWS = 500
 """Images in a row group of a file."""
-COLUMNS = ("path", "sha256", "label", "fair", "bytes")
+COLUMNS = ("path", "sha256", "label", "fair", "drift", "alarm", "bytes")
+LATER: dict[str, Any] = {"drift": 0, "alarm": ""}
+"""Columns that files of earlier versions lack, and what is said of such a file: its drift was before all others."""
 
 
 def schema() -> pa.Schema:
-    """Of a file of accepted images. `fair`: of a random draw that a person judged whole. `label`: a class, or null."""
+    """Of a file of accepted images.
+
+    `label`: a class, or null. `fair`: of a random draw that a person judged whole. `drift`: which drift of the stream
+    the image was accepted under, counted from 1. `alarm`: what that drift is known by. The last two are the same in the
+    whole file.
+    """
     import pyarrow as pa
 
-    kinds = (pa.string(), pa.string(), pa.string(), pa.bool_(), pa.binary())
+    kinds = (pa.string(), pa.string(), pa.string(), pa.bool_(), pa.int64(), pa.string(), pa.binary())
     return pa.schema(list(zip(COLUMNS, kinds, strict=True)))
 
 
@@ -53,15 +60,22 @@ def accepted_files(root: Path) -> list[Path]:
     return sorted((root / ACCEPTED).glob("*.parquet"))
 
 
-def accepted_rows(file: Path) -> list[dict[str, Any]]:
-    """The rows of one file without their bytes. Raises DataError when it is damaged."""
+def accepted_rows(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
+    """The rows of one file, with their bytes where they are asked for `whole`. Raises DataError when it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(file, columns=list(COLUMNS[:-1])).to_pylist()
+        there = set(pq.read_schema(file).names)
+        asked = COLUMNS if whole else COLUMNS[:-1]
+        columns = [name for name in asked if name in there or name not in LATER]
+        rows: list[dict[str, Any]] = pq.read_table(file, columns=columns).to_pylist()
+        for row in rows:
+            row |= {key: value for key, value in LATER.items() if row.get(key) is None}
         if any(not isinstance(row["path"], str) or not isinstance(row["sha256"], str) for row in rows):
             raise DataError("an image without a name")
+        if any(not isinstance(row["drift"], int) or not isinstance(row["alarm"], str) for row in rows):
+            raise DataError("an image of no drift")
     except (OSError, ValueError, LookupError, pa.ArrowException, DataError):
         raise DataError(f"{file}: damaged; run `dvc checkout {ACCEPTED}.dvc`, or remove it") from None
     return rows
@@ -77,7 +91,6 @@ def with_accepted(raw: Raw, data: DataParams, root: Path) -> Raw:
     listed = [(file, number, row) for file in files for number, row in enumerate(accepted_rows(file))]
     if not listed:
         return raw
-    renewed = sum(bool(row["fair"]) for _, _, row in listed) >= FEWEST
     classes = {name: index for index, name in enumerate(raw.class_names)}
     images: list[RawImage] = []
     places: list[tuple[Path, int]] = []
@@ -88,9 +101,9 @@ def with_accepted(raw: Raw, data: DataParams, root: Path) -> Raw:
             why = "no label" if row["label"] is None else f"its label {row['label']!r:.80} is no class"
             rejected.append({"path": path, "reason": f"{why}, and every image of this dataset needs one"})
             continue
-        fair = renewed and bool(row["fair"])
         label = classes[row["label"]] if classes else -1
-        images.append(RawImage(path if fair else _marked(path), CALIBRATION if fair else SOURCE, label, source=SOURCE))
+        place = (path, part_of(row["drift"])) if row["fair"] else (with_mark(path), SOURCE)
+        images.append(RawImage(*place, label, source=SOURCE))
         places.append((file, number))
     before = len(raw.images)
 
@@ -101,12 +114,6 @@ def with_accepted(raw: Raw, data: DataParams, root: Path) -> Raw:
         yield from _pictures([places[index - before] for index in indices[cut:]], data)
 
     return replace(raw, images=[*raw.images, *images], read=read, rejected=(*raw.rejected, *rejected))
-
-
-def _marked(path: str) -> str:
-    """The path with the mark of training_only.py before its last part."""
-    folders, slash, name = path.rpartition("/")
-    return f"{folders}{slash}{MARK}{name}"
 
 
 def _pictures(places: Sequence[tuple[Path, int]], data: DataParams) -> Iterator[Picture | DataError]:
@@ -145,16 +152,33 @@ def _of_the_source(picture: Picture, source: str) -> Picture | DataError:
     )
 
 
+def judged_counts(splits: Mapping[SplitName, Sequence[Row]]) -> dict[str, int]:
+    """Number of images of a judged draw in `calibration` and `gate`; empty where no draw calibrates."""
+    counts = {name: sum(row.image.source == SOURCE for row in splits[name]) for name in JUDGED}
+    return {name: count for name, count in counts.items() if count}
+
+
 def accepted_line(splits: Mapping[SplitName, Sequence[Row]]) -> str | None:
     """One sentence about the accepted images in the splits; None where there are none."""
     counts = Counter(name for name, rows in splits.items() for row in rows if row.image.source == SOURCE)
     if not counts:
         return None
-    if counts[CALIBRATION]:
-        calibrates = f"{counts[CALIBRATION]:,} of a judged random draw are now the calibration images"
+    waiting: dict[str, set[str]] = {}
+    for row in splits["train"]:
+        if is_judged(row.image):
+            waiting.setdefault(row.image.part, set()).add(row.group or row.sha256)
+    most = max(map(len, waiting.values()), default=0)
+    if counts["calibration"]:
+        calibrates = (
+            f"{counts['calibration']:,} of a judged random draw are now the calibration images, and"
+            f" {counts['gate']:,} are for the gate"
+        )
+        if waiting:
+            calibrates += f"; judged images of another drift are trained on, {most:,} of {FEWEST} that it takes"
     else:
         calibrates = (
-            f"calibration images are the old ones until {FEWEST} images of random draws are judged, so p-values are"
-            " those of the stream before the drift"
+            f"calibration images are the old ones until {FEWEST} images of random draws of one drift are judged that"
+            f" can be used, each group counted once ({most:,} so far), so p-values are those of the stream before the"
+            " drift"
         )
     return f"accepted images of drifted batches: {counts['train']:,} are trained on; {calibrates}"

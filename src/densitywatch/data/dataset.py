@@ -98,6 +98,8 @@ class Facts(BaseModel):
     digest: str
     counts: dict[str, NonNegativeInt]
     groups: GroupFacts = GroupFacts()
+    judged: dict[str, NonNegativeInt] = {}
+    """Number of images of a judged random draw among those of `calibration` and `gate`; in `gate` they come last."""
     dropped: list[LeftOut] = []
     rejected: list[LeftOut] = []
 

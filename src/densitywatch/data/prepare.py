@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from densitywatch.data.accepted import accepted_line, with_accepted
+from densitywatch.data.accepted import accepted_line, judged_counts, with_accepted
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.fetch import RAW
 from densitywatch.data.groups.choose import Grouping, grouped
@@ -25,6 +25,7 @@ from densitywatch.data.inputs.joined import short_name
 from densitywatch.data.raw import Raw, RawImage, open_raw
 from densitywatch.data.reading import PART, images_within
 from densitywatch.data.splits import Row, assign, dropped_line, hash_of
+from densitywatch.data.training_only import without_mark
 from densitywatch.errors import DataError
 from densitywatch.files import whole_folder
 from densitywatch.params import DataParams, Params
@@ -68,6 +69,8 @@ def prepare(params: Params, root: Path) -> None:
             "dropped": dropped,
             "rejected": rejected,
         }
+        if judged := judged_counts(splits):
+            facts["judged"] = judged
         (folder / "dataset.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     say(f"prepared {', '.join(f'{count:,} {name}' for name, count in counts.items())} images in {PREPARED}")
     if params.data.group is not None:
@@ -111,7 +114,7 @@ def choose(images: Sequence[RawImage], limit: int | None, seed: int) -> list[int
 
 def _group(rows: Sequence[Row], looks: Looks | None, setting: str | None) -> Grouping:
     """The groups by data.group, written into the rows."""
-    known = [Known(row.image.path, row.image.source, row.image.label, row.taken) for row in rows]
+    known = [Known(without_mark(row.image.path), row.image.source, row.image.label, row.taken) for row in rows]
     groups = grouped(setting, known, looks)
     for row, name, order in zip(rows, groups.names, groups.order, strict=True):
         row.group, row.order = name or row.group, order

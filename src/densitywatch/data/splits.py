@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 from densitywatch.data.dataset import SPLITS, SplitName
 from densitywatch.data.groups.union import Union
+from densitywatch.data.judged_draw import place_draw
 from densitywatch.data.raw import RawImage
 from densitywatch.data.training_only import add_to_training, set_apart
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 
-OWN: tuple[SplitName, ...] = ("test", "validation", "calibration")
-"""Splits that may be parts of the source. Of accepted images some are the part `calibration` (accepted.py)."""
+OWN: tuple[SplitName, ...] = ("test", "validation", "calibration", "gate")
+"""Splits that may be parts of the source. Images of a judged draw are of the last two (judged_draw.py)."""
 LATER: tuple[SplitName, ...] = ("test", "calibration")
 """Splits that data.calibration_time: later takes from the end, the last one first."""
 
@@ -60,13 +61,15 @@ def assign(
     choice, spread evenly over the labels. Counted in images, a large group would be more likely than a small one to be
     the one that fills a split.
     A split's order mixes the labels evenly, so its first rows are a fair sample of the whole. Images that are for
-    training alone (training_only.py) count in no share. Where images come as the part `calibration`, those that would
-    have calibrated are trained on, and every other split is as it was.
+    training alone (training_only.py) count in no share. Where a judged draw calibrates (judged_draw.py), the images
+    that would have calibrated are trained on. Every other split is as it was; the draw's part for the gate comes after
+    the others in that split.
     """
     splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
     dropped: list[dict[str, str]] = []
     free: list[list[Row]] = []
     sets = _together(rows)
+    place_draw(sets, seed)
     usable, marked = set_apart(rows)
     for members in filter(None, (set_apart(members)[0] for members in sets)):
         part = next((name for name in OWN if any(row.image.part == name for row in members)), None)
@@ -76,6 +79,7 @@ def assign(
         kept = [row for row in members if row.image.part == part]
         splits[part] += kept
         dropped += [_dropped(row, kept, part) for row in members if row.image.part != part]
+    judged, splits["gate"] = splits["gate"], []
     shares: dict[SplitName, float] = {
         "test": data.test, "validation": data.validation, "calibration": data.calibration, "gate": data.gate
     }  # fmt: skip
@@ -93,7 +97,9 @@ def assign(
     for name, target in wanted.items():
         rest = _fill(filled[name], rest, target, by_groups=by_groups)
     splits["train"] = replaced + [row for members in rest for row in members]
-    dropped += add_to_training(marked, splits["train"], {name: splits[name] for name in SPLITS if name != "train"})
+    others: dict[str, list[Row]] = {name: splits[name] for name in SPLITS if name != "train"}
+    others["gate"] = splits["gate"] + judged
+    dropped += add_to_training(marked, splits["train"], others)
     empty = [name for name in SPLITS if not splits[name]]
     if empty:
         differ = f"{len(free)} groups of them" if by_groups else f"{len(free)} that differ"
@@ -101,7 +107,9 @@ def assign(
             f"{len(usable)} usable images ({differ}) are too few: none is left for {', '.join(empty)}; add images"
         )
     dropped.sort(key=lambda item: item["path"])
-    return {name: [row for (row,) in _mixed([[row] for row in split], seed)] for name, split in splits.items()}, dropped
+    ordered = {name: _rows_mixed(split, seed) for name, split in splits.items()}
+    ordered["gate"] += _rows_mixed(judged, seed)
+    return ordered, dropped
 
 
 def _fill(split: list[Row], sets: list[list[Row]], target: int, *, by_groups: bool) -> list[list[Row]]:
@@ -146,6 +154,10 @@ def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:
         for turn, (key, group) in enumerate(sorted(members, key=lambda member: member[0]))
     ]
     return [group for _, _, group in sorted(placed, key=lambda item: item[:2])]
+
+
+def _rows_mixed(rows: Sequence[Row], seed: int) -> list[Row]:
+    return [row for (row,) in _mixed([[row] for row in rows], seed)]
 
 
 def _together(rows: Sequence[Row]) -> list[list[Row]]:

@@ -26,7 +26,24 @@ R = TypeVar("R", bound=_Row)
 
 def for_training_only(path: str) -> bool:
     """Whether the name of an image, with or without folders before it, has the mark."""
-    return path.replace("\\", "/").rpartition("/")[2].startswith(MARK)
+    return path.startswith(MARK, _name_of(path))
+
+
+def with_mark(path: str) -> str:
+    """The path with the mark before the file's name."""
+    name = _name_of(path)
+    return f"{path[:name]}{MARK}{path[name:]}"
+
+
+def without_mark(path: str) -> str:
+    """The path as it is without the mark: what names say of scenes, folders and order is the same for both."""
+    name = _name_of(path)
+    return path[:name] + path[name:].removeprefix(MARK)
+
+
+def _name_of(path: str) -> int:
+    """Where the file's name begins."""
+    return max(path.rfind("/"), path.rfind("\\")) + 1
 
 
 def set_apart(rows: Sequence[R]) -> tuple[list[R], list[R]]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from densitywatch.arrays import Arrays, Floats
-from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.dataset import DatasetInfo, open_split, read_info
 from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.reading import images_within
 from densitywatch.detector import conformal
@@ -31,13 +31,14 @@ from densitywatch.files import whole_folder, write_whole
 from densitywatch.outlier_benchmark.auroc import MEASURES, auroc, separation
 from densitywatch.outlier_benchmark.controls import CONTROLS, control_rows, gains
 from densitywatch.outlier_benchmark.deployed_power import power_by_kind, power_figures
-from densitywatch.outlier_benchmark.held_out_classes import held_out_classes
+from densitywatch.outlier_benchmark.held_out_classes import fold_size, held_out_classes, measured
 from densitywatch.outlier_benchmark.no_class import no_class_rates
 from densitywatch.outlier_benchmark.panel import MOST_KINDS, make_panel
 from densitywatch.outlier_benchmark.realised_fdr import OUTLIER_SHARES, rates_in_streams, realised_rates
+from densitywatch.outlier_benchmark.renewed import WHY, is_renewed
 from densitywatch.outlier_benchmark.tables import DECLARED, DETECTOR, RESAMPLES, SHOWN, Findings, write_tables
 from densitywatch.params import Params
-from densitywatch.progress import track
+from densitywatch.progress import say, track
 from densitywatch.sizes import height_width
 
 KINDS = 1 + MOST_KINDS
@@ -55,10 +56,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     detector = load(root / "models" / "detector")
     tested = open_split(prepared, "test")
     test = tested.images
-    # every kind of image is held at the data's size
-    n = images_within(
-        min(params.detector.panel_images, len(test)), KINDS * info.channels * math.prod(height_width(info.size))
-    )
+    n, asked = images_of_a_kind(params, info, len(test)), min(params.detector.panel_images, len(test))
     # where there are enough test images, the ones that are transformed are not among the normal ones
     start = n if len(test) >= 2 * n else 0
     normal = FeatureCache(np.array(test[:n]), detector.models, size=detector.reading_size)
@@ -86,19 +84,27 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     exchangeable = scores[DETECTOR][NORMAL]
     if groups is not None:
         exchangeable = exchangeable[one_of_each_group(groups, params.seed)]
+    renewed = is_renewed(prepared)
+    ranked = [] if renewed else list(panel)  # kinds of which figures rank test images among calibration images
+    if renewed:
+        say(f"benchmark: left out: {WHY}")
+        left_out.append(WHY)
+    folded, not_folded = measured(detector.facts["members"], fold_size(params, info.size))
+    if info.class_names and params.detector.folds and not_folded:
+        say(f"benchmark: classes held out are measured without members of the detector: {'; '.join(not_folded)}")
     findings = Findings(
         separations=separations,
         ablation=one_left_out(detector, scores, list(panel)),
         power=power_by_kind(
             detector.calibration,
             exchangeable,
-            {kind: scores[DETECTOR][kind] for kind in panel},
+            {kind: scores[DETECTOR][kind] for kind in ranked},
             params,
         ),
         gains=gains(scores | {DETECTOR: without_judge}, DETECTOR, NORMAL, seed=params.seed),
         calibration_images=len(detector.calibration),
-        normal_p=normal_p,
-        alarms=realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
+        normal_p=None if renewed else normal_p,
+        alarms=[] if renewed else realised_alarms(normal_p, groups, len(detector.calibration), seed=params.seed),
         rates={
             kind: realised_rates(
                 np.concatenate([detector.calibration, exchangeable]),
@@ -107,7 +113,7 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
                 target=params.detector.false_discovery_rate,
                 seed=params.seed,
             )
-            for kind in track(list(panel), "false-discovery rate")
+            for kind in track(ranked, "false-discovery rate")
         },
         streams={
             kind: rates_in_streams(
@@ -117,11 +123,16 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
                 target=params.detector.false_discovery_rate,
                 seed=params.seed,
             )
-            for kind in track(list(panel), "streams of batches")
+            for kind in track(ranked, "streams of batches")
         },
-        folds=held_out_classes(params, root) if info.class_names else {},
-        no_class=no_class_rates(params, root, detector, {NORMAL: np.asarray(normal.source), **panel}, scores[DETECTOR]),
+        folds=held_out_classes(params, root, folded) if info.class_names else {},
+        not_folded=not_folded,
+        no_class={}
+        if renewed
+        else no_class_rates(params, root, detector, {NORMAL: np.asarray(normal.source), **panel}, scores[DETECTOR]),
         left_out=left_out,
+        panel_images=n,
+        asked_images=asked,
         grouped=groups is not None,
     )
     metrics = summary(findings, params)
@@ -129,6 +140,16 @@ def benchmark(params: Params, root: Path) -> dict[str, Any]:
     with whole_folder(root / "reports" / "outliers") as folder:
         write_tables(folder, findings, params, {NORMAL: np.array(test[start : start + SHOWN]), **panel})
     return metrics
+
+
+def images_of_a_kind(params: Params, info: DatasetInfo, test_images: int) -> int:
+    """Images of each kind, at most; fewer than detector.panel_images where large pictures would fill the memory."""
+    asked = min(params.detector.panel_images, test_images)
+    # every kind of image is held at the data's size
+    n = images_within(asked, KINDS * info.channels * math.prod(height_width(info.size)))
+    if n < asked:
+        say(f"benchmark: {n:,} images of each kind in place of {asked:,}: more pictures of this size fill the memory")
+    return n
 
 
 def every_score(
@@ -203,7 +224,7 @@ def first(features: FeatureCache, limit: int | None) -> FeatureCache:
 
 def summary(findings: Findings, params: Params) -> dict[str, Any]:
     """What metrics/outliers.json holds: the detector's measures by kind of outlier, and single figures after them."""
-    metrics = power_figures(findings.power)
+    metrics = power_figures(findings.power) if findings.power else {}
     separations = findings.separations
     for measure in MEASURES:
         values = {kind: round(found[measure][0], 4) for kind, found in separations[DETECTOR].items()}
@@ -218,11 +239,11 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
             metrics[f"auroc_{name}"] = {**values, "min": min(values.values())}
             for end, value in zip(("", "_low", "_high"), findings.gains[row], strict=True):
                 metrics[f"auroc_gain_over_{name}{end}"] = round(value, 4)
-    for share in OUTLIER_SHARES:
+    for share in OUTLIER_SHARES if findings.rates else ():
         key = f"{share:.0%}_outliers".replace("%", "_percent")
         for rate in ("false_discovery_rate", "power"):
             metrics[f"{rate}_at_{key}"] = {kind: round(rates[share][rate], 4) for kind, rates in findings.rates.items()}
-    for rate in next(iter(findings.streams.values())):
+    for rate in next(iter(findings.streams.values()), {}):
         metrics[f"{rate}_where_outliers_are_rare"] = {
             kind: round(rates[rate], 4) for kind, rates in findings.streams.items()
         }
@@ -231,7 +252,8 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
             mean = float(np.mean([fold[score] for fold in findings.folds.values()]))
             metrics[f"held_out_auroc_{score}"] = round(mean, 4)
     alarm = params.detector.false_alarm_rate
-    metrics["false_alarm_rate_on_test_images"] = round(float((findings.normal_p <= alarm).mean()), 4)
+    if findings.normal_p is not None:
+        metrics["false_alarm_rate_on_test_images"] = round(float((findings.normal_p <= alarm).mean()), 4)
     for found in findings.alarms:
         key = f"realised_at_{100 * found.promised:g}_percent"
         metrics |= {key: round(found.share, 4), f"{key}_low": round(found.low, 4), f"{key}_high": round(found.high, 4)}
@@ -239,4 +261,5 @@ def summary(findings: Findings, params: Params) -> dict[str, Any]:
         shares = {kind: round(share, 4) for kind, share in findings.no_class.items()}
         on_test_images = shares.pop(NORMAL)
         metrics |= {"no_class_rate": shares, "no_class_rate_on_test_images": on_test_images}
+    metrics["panel_images"] = findings.panel_images
     return metrics

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from densitywatch.detector.tail_combination import combined, fit_tail, tail_surp
 from densitywatch.outlier_benchmark.auroc import auroc
 from densitywatch.params import Params
 from densitywatch.progress import track
+from densitywatch.sizes import Size
 
 TRAIN, SAMPLE = 2000, 400
 """Limits on the images of FittingData."""
@@ -26,19 +28,22 @@ OUTLIERS = 150
 """Limit on the images of the class that is held out."""
 RIVAL = "pixel_mixture"
 """Measured whether or not it is a member."""
+MODEL = "pixelcnn"
+"""The model that each fold trains."""
 
 
-def held_out_classes(params: Params, root: Path) -> dict[str, dict[str, float]]:
+def held_out_classes(params: Params, root: Path, members: Sequence[str]) -> dict[str, dict[str, float]]:
     """Class -> {"detector": AUROC, "pixel_mixture": AUROC, each member: AUROC}, at most `detector.folds` classes.
 
-    The PixelCNN of a fold is a small one, trained for `detector.small_network_steps` / 3 batches; members that read
-    another model are left out.
+    `members`: those of the fitted detector that `measured` keeps; without any there is nothing to measure. The PixelCNN
+    of a fold is a small one, trained for `detector.small_network_steps` / 3 batches.
     """
+    if not members:
+        return {}
     prepared = root / "data" / "prepared"
     info = read_info(prepared)
     names: tuple[SplitName, ...] = ("train", "validation", "test")
-    # small images, so that a fold's small PixelCNN trains quickly
-    size = min(reading_size(params.detector.size, info.size), LARGEST_BY_DEFAULT)
+    size = fold_size(params, info.size)
     splits = {name: open_split(prepared, name, size) for name in names}
     folds = {}
     for label in track(range(min(params.detector.folds, len(info.class_names))), "held-out classes"):
@@ -46,11 +51,33 @@ def held_out_classes(params: Params, root: Path) -> dict[str, dict[str, float]]:
         outliers = _chosen(splits["test"], splits["test"].labels == label, OUTLIERS)
         if min(len(outliers), *(len(images) for images in inside.values())) < 2:
             continue
-        folds[info.class_names[label]] = _fold(params, inside, outliers)
+        folds[info.class_names[label]] = _fold(params, members, inside, outliers)
     return folds
 
 
-def _fold(params: Params, inside: dict[SplitName, Pixels], outliers: Pixels) -> dict[str, float]:
+def fold_size(params: Params, data_size: Size) -> int:
+    """Pixels a side of the images of a fold: small ones, so that its small PixelCNN trains quickly."""
+    return min(reading_size(params.detector.size, data_size), LARGEST_BY_DEFAULT)
+
+
+def measured(members: Iterable[str], size: int) -> tuple[list[str], list[str]]:
+    """The members that a fold can measure at this size; and the others, each with the reason."""
+    kept, left_out = [], []
+    for member in map(find_member, members):
+        if member.smallest > size:
+            left_out.append(f"{member.name} wants images of {member.smallest} pixels, and these have {size}")
+        elif member.needs_declared:
+            left_out.append(f"{member.name} judges declared transformations")
+        elif other := [model for model in member.reads if model != MODEL]:
+            left_out.append(f"{member.name} reads the model '{other[0]}'")
+        else:
+            kept.append(member.name)
+    return kept, left_out
+
+
+def _fold(
+    params: Params, members: Sequence[str], inside: dict[SplitName, Pixels], outliers: Pixels
+) -> dict[str, float]:
     """The AUROCs of one class held out; `inside` are the images of the other classes."""
     train = inside["train"]
     cut = len(train) * TRAIN // (TRAIN + SAMPLE)
@@ -62,7 +89,7 @@ def _fold(params: Params, inside: dict[SplitName, Pixels], outliers: Pixels) -> 
         mutation=0.0,
         seed=params.seed,
     )
-    models = Models(loaded={"pixelcnn": load_small_density(small)})
+    models = Models(loaded={MODEL: load_small_density(small)})
     data = FittingData(
         train=FeatureCache(train[:cut], models),
         sample=FeatureCache(train[cut:], models),
@@ -76,14 +103,12 @@ def _fold(params: Params, inside: dict[SplitName, Pixels], outliers: Pixels) -> 
     normal, held_out = FeatureCache(inside["test"], models), FeatureCache(outliers, models)
     result: dict[str, float] = {}
     surprises: list[list[Floats]] = [[], []]  # the members', of the normal images and of those held out
-    members = [find_member(name) for name in params.detector.members]
-    names = [member.name for member in members if not member.needs_declared and set(member.reads) <= set(models)]
-    for name in dict.fromkeys([*names, RIVAL]):
+    for name in dict.fromkeys([*members, RIVAL]):
         member = find_member(name)
         arrays = member.fit(data) if member.fit else {}
         values = [np.asarray(member.score(features, arrays), dtype=np.float64) for features in (normal, held_out)]
         result[name] = auroc(*values)
-        if name in names:
+        if name in members:
             tail = fit_tail(np.asarray(member.score(data.validation, arrays), dtype=np.float64))
             for found, value in zip(surprises, values, strict=True):
                 found.append(tail_surprise(value, tail))

@@ -19,9 +19,9 @@ def realised_rates(
 ) -> dict[float, dict[str, float]]:
     """Outlier share -> mean realised false-discovery rate and mean share of outliers found, over resampled batches.
 
-    `normal` are scores of calibration and test images, which are exchangeable. They are split anew each time into a
-    calibration set and a batch, because the promise is an average over calibration sets. The `conditional` rates use
-    p-values that hold for a single calibration set.
+    `normal` are scores of calibration and test images, which must be exchangeable (renewed.py says when they are not).
+    They are split anew each time into a calibration set and a batch, because the promise is an average over calibration
+    sets. The `conditional` rates use p-values that hold for a single calibration set.
     """
     rng = np.random.default_rng(seed)
     batch = min(BATCH, len(normal) - calibration_size)

@@ -47,20 +47,26 @@ class Findings:
     """Member of the detector -> kind of outlier -> AUROC of the detector without the member."""
     gains: Mapping[str, list[float]]
     """Control -> [value, low, high] of the detector's mean AUROC minus the control's."""
-    normal_p: Floats
-    """p-values of normal test images."""
+    normal_p: Floats | None
+    """p-values of normal test images. None where the calibration images are of another stream (renewed.py): then
+    `power`, `alarms`, `rates`, `streams` and `no_class` are empty as well."""
     rates: Mapping[str, Mapping[float, Mapping[str, float]]]
     """Kind of outlier -> share of outliers in a batch -> rate -> value."""
     streams: Mapping[str, Mapping[str, float]]
     """Kind of outlier -> what is realised where outliers are rare (realised_fdr.rates_in_streams)."""
     folds: Mapping[str, Mapping[str, float]]
     """Class held out -> score -> AUROC."""
+    not_folded: list[str]
+    """Members of the detector that these figures are without, each with the reason."""
     no_class: Mapping[str, float]
     """Kind of image -> share that belongs to no class; empty where this is not measured."""
     left_out: list[str]
     """Scores that were not measured, each with the reason."""
     alarms: list[Realised]
     """What the promised rates came to on normal test images."""
+    panel_images: int
+    """Images of each kind, at most: what detector.panel_images asks for, or as many as fit into memory."""
+    asked_images: int
     grouped: bool
     """Whether the images have groups: then one image of each counts."""
 
@@ -88,28 +94,32 @@ def write_tables(folder: Path, findings: Findings, params: Params, examples: Map
         figures.append({"file": table.file, "title": table.title, "caption": table.caption})
     figures.insert(1, write_examples(folder, examples))
     write_every_score(folder / "every_score.csv", findings)
-    (folder / "calibration.svg").write_text(calibration_chart(findings.normal_p), encoding="utf-8")
-    figures.append(
-        {
-            "file": "calibration.svg",
-            "title": "Are the p-values honest?",
-            "caption": "A share a of normal images, no more, should have a p-value up to a. That holds on average over "
-            "calibration sets, if future normal images are like the calibration images.",
-        }
-    )
+    if findings.normal_p is not None:
+        (folder / "calibration.svg").write_text(calibration_chart(findings.normal_p), encoding="utf-8")
+        figures.append(
+            {
+                "file": "calibration.svg",
+                "title": "Are the p-values honest?",
+                "caption": "A share a of normal images, no more, should have a p-value up to a. That holds on average "
+                "over calibration sets, if future normal images are like the calibration images.",
+            }
+        )
     (folder / "figures.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
 
 def all_tables(findings: Findings, params: Params) -> Iterable[Table]:
     """The tables in the order of the report page; those without rows are left out."""
-    yield power_table(findings, params)
+    if findings.power:
+        yield power_table(findings, params)
     yield auroc_table(findings, params.detector.slow_images)
     yield interval_table(findings)
     if findings.ablation:
         yield ablation_table(findings)
-    yield alarm_table(findings)
-    yield false_discovery_table(findings, params.detector.false_discovery_rate)
-    yield stream_table(findings, params.detector.false_discovery_rate)
+    if findings.alarms:
+        yield alarm_table(findings)
+    if findings.rates:
+        yield false_discovery_table(findings, params.detector.false_discovery_rate)
+        yield stream_table(findings, params.detector.false_discovery_rate)
     if findings.folds:
         yield held_out_table(findings)
     if findings.no_class:
@@ -144,7 +154,13 @@ def power_table(findings: Findings, params: Params) -> Table:
         f"{params.detector.false_discovery_rate:g}, with the calibration set as it is. Found: the share of the "
         "outliers that is flagged, where that share of a batch are outliers; in parentheses 95 % of resamples of the "
         "images. False alarms: the share of normal images among all that is flagged. AUROC needs no threshold, so it "
-        f"is no promise of what is flagged.{nothing_found(findings.power, findings.calibration_images)}",
+        f"is no promise of what is flagged.{nothing_found(findings.power, findings.calibration_images)}"
+        + (
+            f" Measured on {findings.panel_images:,} images of each kind in place of {findings.asked_images:,}: more"
+            " pictures of this size fill the memory."
+            if findings.panel_images < findings.asked_images
+            else ""
+        ),
     )
 
 
@@ -292,7 +308,8 @@ def held_out_table(findings: Findings) -> Table:
         ["class held out", *next(iter(findings.folds.values()))],
         [[name, *(f"{value:.3f}" for value in fold.values())] for name, fold in findings.folds.items()],
         "A class never seen: AUROC",
-        "For each class everything is fitted anew on a small budget without it; its test images are the outliers.",
+        "For each class everything is fitted anew on a small budget without it; its test images are the outliers."
+        + (f" Without members of the detector: {'; '.join(findings.not_folded)}." if findings.not_folded else ""),
     )
 
 

@@ -170,21 +170,27 @@ def _again(version: ModelVersion) -> str:
 
 def _downloaded(source: str, uri: str, content: str) -> Path | None:
     """The files of a remote store, cached by their digest; None where the store no longer has them."""
-    from mlflow.artifacts import download_artifacts
+    from mlflow.artifacts import download_artifacts, list_artifacts
     from mlflow.exceptions import MlflowException
 
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "densitywatch"
     folder = cache / content
-    if folder.is_dir():
+    if folder.is_dir() and content_digest(folder) == content:
         return folder
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache) as scratch:
         try:
+            # a download of what is not there fails as one from a store that is down does
+            if not list_artifacts(artifact_uri=source, tracking_uri=uri):
+                return None
             fresh = Path(download_artifacts(artifact_uri=source, dst_path=scratch, tracking_uri=uri))
         except MlflowException as error:
             if error.error_code not in MISSING:
                 raise
             return None
+        if folder.is_dir() and content_digest(folder) != content:
+            with suppress(OSError):  # another process was faster
+                folder.rename(Path(scratch) / "spoilt")
         with suppress(OSError):  # another process was faster; the digest tells whether its files are right
             fresh.rename(folder)
     return folder

@@ -5,8 +5,10 @@ The rule is that of a non-inferiority test. A candidate passes when it beats the
 for how it ranks images with defects, and for the share of them that the rule in force finds. And it must not have gone
 worse on a kind of defect, whatever it gained on the others.
 
-The images are the split `gate`, which fits and chooses nothing. Stored figures are never compared: a champion's old
-figure was taken on other images or by other code, or is missing.
+The images are the split `gate`, which fits and chooses nothing. Where a judged draw of a moved stream calibrates
+(data/judged_draw.py), the draw's part of that split answers what is asked of that stream: whether p-values hold, and
+what the rule finds. Stored figures are never compared: a champion's old figure was taken on other images or by other
+code, or is missing.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from densitywatch.arrays import Floats, Pixels
-from densitywatch.data.dataset import open_split
+from densitywatch.data.dataset import open_split, read_facts
 from densitywatch.data.reading import images_within
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import GateParams, Params
 from densitywatch.registry.measuring import measure_model
-from densitywatch.registry.measuring_detectors import SHARE, measure_detector
+from densitywatch.registry.measuring_detectors import SHARE, Judged, measure_detector
 from densitywatch.registry.resampling import Difference, Measurement, Missed, bootstrap_counts, difference
 
 AFRESH = "to start afresh, `densitywatch promote --afresh` compares with nothing"
@@ -64,7 +66,7 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
     measure: Callable[..., Measurement] = measure_model
     measure_champion = measure
     if name == "detector":
-        measure = partial(measure_detector, groups=groups)
+        measure = partial(measure_detector, groups=groups, judged=judged_images(params, root))
         measure_champion = partial(measure, must_hold=False)
     try:
         new = measure(candidate, images, params, root)
@@ -96,10 +98,32 @@ def gate_images(params: Params, root: Path, *, scored_twice: bool = False) -> tu
 
     scored_twice: half as many, for a detector, which sees each image as it is and altered.
     """
-    split = open_split(root / "data" / "prepared", "gate")
+    prepared = root / "data" / "prepared"
+    split = open_split(prepared, "gate")
     most = max(1, params.gate.images // 2) if scored_twice else params.gate.images
-    images = np.array(split.images[: images_within(most, math.prod(split.images.shape[1:]))])
+    before = len(split) - _judged_count(prepared)
+    images = np.array(split.images[: min(before, images_within(most, math.prod(split.images.shape[1:])))])
     return images, np.arange(len(images)) if split.groups is None else split.groups[: len(images)]
+
+
+def judged_images(params: Params, root: Path) -> Judged | None:
+    """The judged draw of the stream as it is now, as many for the gate as gate_images takes; None where none
+    calibrates.
+    """
+    prepared = root / "data" / "prepared"
+    if not (count := _judged_count(prepared)):
+        return None
+    split = open_split(prepared, "gate")
+    most = images_within(max(1, params.gate.images // 2), math.prod(split.images.shape[1:]))
+    rows = slice(len(split) - count, len(split) - count + most)
+    images = np.array(split.images[rows])
+    groups = np.arange(len(images)) if split.groups is None else split.groups[rows]
+    return Judged(images, groups, open_split(prepared, "calibration").one_of_each_group(params.seed).images)
+
+
+def _judged_count(prepared: Path) -> int:
+    """Number of images of a judged draw, the last ones of the split `gate`."""
+    return read_facts(prepared).judged.get("gate", 0)
 
 
 def judge(
@@ -205,8 +229,13 @@ def compare_found(
 ) -> tuple[bool, str, dict[str, float | str]]:
     """Whether the candidate finds no less than the champion by more than the margin; that in words, and as figures.
 
-    Where neither finds anything, that is said and nothing is held against the candidate.
+    Where neither finds anything, that is said and nothing is held against the candidate. Where both were measured on a
+    judged draw, chance is that of its images.
     """
+    of_draw = ""
+    if candidate.judged is not None:
+        counts, independent = candidate.judged, candidate.independent
+        of_draw = f", on {counts.shape[1]} judged images and both calibrated on the draw,"
     margin = rules.margin.power + rules.tolerance * champion.value
     gap = difference(candidate, champion, counts, rules.confidence, independent, rules.tolerance)
     found, before, least = 1 - candidate.value, 1 - champion.value, 0.0 - gap.high
@@ -217,7 +246,7 @@ def compare_found(
     passed = gap.high <= margin
     words = in_words(gap, passed, better="more", worse="less")
     told = (
-        f"where {SHARE:.0%} of a batch have defects the rule finds {found:.3f} of them, {words} {before:.3f}"
+        f"where {SHARE:.0%} of a batch have defects{of_draw} the rule finds {found:.3f} of them, {words} {before:.3f}"
         f" (difference {0.0 - gap.value:+.3f}, {rules.confidence:.0%} sure that it is above {least:+.3f}; the margin is"
         f" {margin:.3f})"
     )

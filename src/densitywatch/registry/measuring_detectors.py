@@ -2,6 +2,10 @@
 
 The defects are those of data/defects.py, put into the gate's own images. One is hard to see, so images get 1, 2, 4, 8
 or 16 of them. Whatever the data, some of these are easy and some are hard, and two detectors can be told apart.
+
+Where a judged draw of a moved stream calibrates (data/judged_draw.py), whether p-values hold and what the rule finds
+are questions about that stream. They are asked of the draw's part for the gate. Which images rank too low is asked of
+the older gate images as ever.
 """
 
 from __future__ import annotations
@@ -9,6 +13,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +23,14 @@ import numpy.typing as npt
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.data.defects import DEFECTS, spoiled
 from densitywatch.data.groups.draw import one_of_each_group
+from densitywatch.data.reading import Images
 from densitywatch.detector import conformal, detector
 from densitywatch.detector.power import STREAM, power
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import Params
 from densitywatch.registry.floors import mean_image_errors
 from densitywatch.registry.measuring import training_images
-from densitywatch.registry.resampling import Measurement, Missed, one_figure, wrong_pairs
+from densitywatch.registry.resampling import Measurement, Missed, bootstrap_counts, one_figure, wrong_pairs
 
 NAME = "error on defects"
 BATCH = 250
@@ -40,12 +46,25 @@ STREAMS = 20
 """Streams of STREAM batches that are simulated for each detector."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The judged draw of a stream that has moved: all that is there of the stream as it is now."""
+
+    images: Pixels
+    """Its part for the gate, (N, C, H, W)."""
+    groups: npt.NDArray[np.int64]
+    """(N,) the group of each of these."""
+    calibration: Images
+    """Its part that calibrates, one of each group."""
+
+
 def measure_detector(
     folder: Path,
     images: Pixels,
     params: Params,
     root: Path,
     groups: npt.NDArray[np.int64] | None = None,
+    judged: Judged | None = None,
     *,
     must_hold: bool = True,
 ) -> Measurement:
@@ -58,6 +77,10 @@ def measure_detector(
     must_hold: raise DensitywatchError when the detector's p-values do not hold on the images as they are, one of each
     group, since those of alike images are alike. Of a champion nobody asks it: one that no longer holds must not bar
     the way to its successor.
+
+    judged: images of the stream as it is now, where a judged draw calibrates. Then p-values must hold on these, and
+    `missed` is of these. There a champion that was calibrated on the stream of before would flag nearly all of them. So
+    what is compared is what it would find if it were calibrated on the draw as the candidate is.
     """
     loaded = detector.load(folder)
     altered, rows = with_many_defects(images, params.seed)
@@ -66,7 +89,7 @@ def measure_detector(
             f"a defect shows in {len(rows)} of the gate's {len(images)} images, which is too few to measure on"
         )
     normal, outlying = _scores(loaded, images), _scores(loaded, altered)
-    if must_hold:
+    if must_hold and judged is None:
         first = slice(None) if groups is None else one_of_each_group(groups, params.seed)
         _check_p_values(conformal.p_values(loaded.calibration, normal)[first], len(loaded.calibration))
 
@@ -82,8 +105,31 @@ def measure_detector(
         return Measurement(NAME, value, "detector", figures)
 
     value, figures = of_scores(normal, outlying)
-    missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
+    if judged is None:
+        missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
+    else:
+        missed = _missed_of_judged(loaded, judged, params, must_hold=must_hold)
     return Measurement(NAME, value, "detector", figures, floor, missed, by_kind(normal, outlying, rows))
+
+
+def _missed_of_judged(loaded: detector.Detector, judged: Judged, params: Params, *, must_hold: bool) -> Missed:
+    """What the rule does not find on the stream as it is now. Raises DensitywatchError as measure_detector does."""
+    altered, rows = with_many_defects(judged.images, params.seed)
+    if len(rows) < FEWEST:
+        raise DensitywatchError(
+            f"a defect shows in {len(rows)} of the gate's {len(judged.images)} judged images, which is too few to"
+            " measure on; judge more images drawn at random"
+        )
+    normal, outlying = _scores(loaded, judged.images), _scores(loaded, altered)
+    calibration = loaded.calibration
+    if must_hold:
+        first = one_of_each_group(judged.groups, params.seed)
+        _check_p_values(conformal.p_values(calibration, normal)[first], len(calibration), "judged images")
+    else:
+        calibration = np.sort(_scores(loaded, judged.calibration))
+    missed = missed_by_rule(calibration, normal, outlying, rows, params)
+    counts = bootstrap_counts(judged.groups, params.seed)
+    return replace(missed, judged=counts, independent=len(np.unique(judged.groups)))
 
 
 def by_kind(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64]) -> dict[str, Measurement]:
@@ -100,9 +146,9 @@ def by_kind(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64]) -> di
     return found
 
 
-def _scores(loaded: detector.Detector, images: Pixels) -> Floats:
+def _scores(loaded: detector.Detector, images: Images) -> Floats:
     """Of images (N, C, H, W), (N,). Raises DensitywatchError for one that is not a finite number."""
-    parts = [loaded.score(images[start : start + BATCH]).score for start in range(0, len(images), BATCH)]
+    parts = [loaded.score(np.array(images[start : start + BATCH])).score for start in range(0, len(images), BATCH)]
     scores = np.concatenate(parts).astype(np.float64)
     if not np.isfinite(scores).all():
         raise DensitywatchError(
@@ -111,14 +157,14 @@ def _scores(loaded: detector.Detector, images: Pixels) -> Floats:
     return scores
 
 
-def _check_p_values(p_values: Floats, calibration: int) -> None:
+def _check_p_values(p_values: Floats, calibration: int, which: str = "images") -> None:
     """Raises DensitywatchError when the p-values of normal images stray from uniform further than chance explains."""
     n, p = len(p_values), np.sort(p_values)
     distance = float(np.abs(p - (np.arange(n) + 0.5) / n).max())
     limit = CHANCE * math.sqrt(1 / n + 1 / calibration) + 1 / n + 1 / calibration
     if distance > limit:
         raise DensitywatchError(
-            f"its p-values do not hold on the gate's images (they stray by {distance:.2f} where chance explains"
+            f"its p-values do not hold on the gate's {which} (they stray by {distance:.2f} where chance explains"
             f" {limit:.2f}); calibrate it again"
         )
 

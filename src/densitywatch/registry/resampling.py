@@ -46,6 +46,10 @@ class Missed:
     figures: Figures | None
     calibration: int
     """Number of calibration images: with few of them no p-value is small enough to be flagged."""
+    judged: Floats | None = field(default=None, compare=False, repr=False)
+    """Where it was measured on other images than the ranking, those of a judged draw: bootstrap samples of these."""
+    independent: int = 0
+    """Number of groups of these images."""
 
 
 @dataclass(frozen=True)

@@ -283,8 +283,8 @@ def rollback(
         present = seen.alias
         earlier = seen.newest_first if present is None else seen.newest_first[1:]
         found, _, reasons = newest_verified(client, uri, registered, earlier)
-        for reason in reasons:
-            say(f"{name}: passed over: {reason}")
+        for text in reasons:
+            say(f"{name}: passed over: {text}")
         if found is None and not (to_none and present):
             raise RegistryError(_nowhere_to_go(registered, present, reasons))
         kept = seen.trail[: _place(seen.trail, found) + 1 if found is not None else _place(seen.trail, present)]

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from densitywatch.arrays import Floats, Pixels
 from densitywatch.batches.assess.layout import MasksOfKind
 from densitywatch.batches.assess.measures import floor_values
-from densitywatch.batches.chunks import Loaded, in_chunks, load_ahead
+from densitywatch.batches.chunks import Loaded, files_in_chunk, in_chunks, load_ahead
 from densitywatch.batches.scorer import Scorer
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.data.inputs.source import entries
-from densitywatch.data.reading import images_within
 from densitywatch.errors import DataError, ModelError
 from densitywatch.progress import track
 from densitywatch.sizes import height_width
@@ -30,7 +29,6 @@ SHOWN = 6
 """Images of a kind that the page shows at each end."""
 SAME_SHAPE = 0.03
 """A mask's width / height may differ from its image's by this share."""
-CHUNK_BYTES = 256 << 20
 LARGEST_VALUE = 1e6
 """What an infinite value of a map becomes."""
 
@@ -122,7 +120,7 @@ def score_kind(
     `maps`: keep a map of every image as well, where the detector has one.
     """
     kind = Kind(name)
-    step = images_within(chunk, detector.channels * math.prod(height_width(detector.size)), CHUNK_BYTES)
+    step = files_in_chunk(chunk, detector)
     loaded = load_ahead(entries(str(folder), follow_links=follow_links, skipped=skipped), detector)
     for items in track(in_chunks(loaded, step), f"assess: {name}: chunks of {step} files"):
         _add(kind, items, masks, detector, maps=maps)
