@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from densitywatch.errors import ModelError
-from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, ungrouped
-from densitywatch.models.pixelcnn_pyramid import (
-    DifferenceNetwork,
-    PixelCNNPyramid,
-    Settings,
+from densitywatch.models.difference_network import (
+    GUESSES,
     cumulated_differences,
     difference_log_prob,
     positions,
 )
+from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, ungrouped
+from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings
 
 SMALL: dict[str, Any] = {
     "coarsest": 4,
@@ -46,7 +45,8 @@ def model_of(channels: int = 1, *, size: int = 8, **settings: Any) -> Any:
 
 def network_of(channels: int, **settings: Any) -> Any:
     torch.manual_seed(11)
-    return shaken(DifferenceNetwork(Settings(**{**SMALL, **settings}), channels))
+    model = PixelCNNPyramid(Settings(**{**SMALL, **settings}), channels=channels, size=8, classes=0)
+    return shaken(model.network(Split(0, 3, 8)))
 
 
 def images(n: int, channels: int, height: int, width: int) -> Tensor:
@@ -91,21 +91,45 @@ def test_far_out_and_very_narrow_differences_have_finite_surprise() -> None:
 def test_a_group_sees_the_groups_before_it_on_all_sides_and_no_other(channels: int) -> None:
     network = network_of(channels)
     means = images(1, channels, 10, 10)
-    seen = network.see(means, positions(Split(0, 3, 20), (10, 20), (10, 10))).detach()
+    seen = network.see(means, positions(Split(0, 3, 20), (10, 20), (10, 10)))
     d = (torch.rand(1, 4, channels, 5, 5, dtype=torch.float64) * 9).requires_grad_()
-    features = network.features(seen, d).unflatten(1, (4, -1))
+    features, guesses = network.features(seen, d)
     for g in range(4):
-        (gradient,) = torch.autograd.grad(features[0, g, :, 2, 2].sin().sum(), d, retain_graph=True)
-        moved = gradient[0].abs().sum((1,)) > 0  # (4, 5, 5)
-        assert not moved[g:].any()
-        assert moved[:g, 1:4, 1:4].all()
+        for found in (features.unflatten(1, (4, -1))[0, g, ..., 2, 2], guesses[0, g, ..., 2, 2]):
+            (gradient,) = torch.autograd.grad(found.sin().sum(), d, retain_graph=True)
+            moved = gradient[0].abs().sum((1,)) > 0  # (4, 5, 5)
+            assert not moved[g:].any()
+            assert moved[:g, 1:4, 1:4].all()
+
+
+def test_a_group_has_the_same_features_and_guesses_alone_as_among_all() -> None:
+    network, means = network_of(3), images(2, 3, 8, 6)
+    seen = network.see(means, positions(Split(0, 3, 12), (8, 12), (8, 6)))
+    d = torch.rand(2, 4, 3, 4, 3, dtype=torch.float64) * 9
+    features, guesses = network.features(seen, d)
+    parameters = network.head(features, guesses, d)
+    for g in range(4):
+        alone = network.features(seen, d, g)
+        assert torch.allclose(alone[0], features.unflatten(1, (4, -1))[:, g])
+        assert torch.allclose(alone[1], guesses[:, g : g + 1])
+        assert torch.allclose(network.head(*alone, d[:, g : g + 1], g), parameters[:, :, :, g : g + 1])
+
+
+def test_a_guess_is_linear_in_the_relief_of_the_means_and_does_not_move_with_their_brightness() -> None:
+    network, means, d = network_of(3), images(1, 3, 8, 8) // 4, torch.rand(1, 4, 3, 4, 4, dtype=torch.float64) * 9
+    where = positions(Split(0, 3, 16), (8, 16), (8, 8))
+    (_, once), (_, twice), (_, brighter) = (
+        network.features(network.see(m, where), k * d) for m, k in ((means, 1), (2 * means, 2), (means + 90, 1))
+    )
+    assert torch.allclose(twice, 2 * once)
+    assert torch.allclose(brighter, once)
 
 
 def test_a_colour_sees_the_colours_before_it_at_its_own_place_and_no_other() -> None:
     network = network_of(3)
-    features = torch.randn(1, 12, 2, 2, dtype=torch.float64)
+    features, guesses = torch.randn(1, 12, 2, 2).double(), torch.randn(1, 4, 3, GUESSES, 2, 2).double() * 9
     d = (torch.rand(1, 4, 3, 2, 2, dtype=torch.float64) * 9).requires_grad_()
-    parameters = network.head(features, d)  # (3, K, 1, 4, 3, 2, 2)
+    parameters = network.head(features, guesses, d)  # (3, K, 1, 4, 3, 2, 2)
     for g in range(4):
         for k in range(3):
             (gradient,) = torch.autograd.grad(
@@ -120,7 +144,7 @@ def test_a_colour_sees_the_colours_before_it_at_its_own_place_and_no_other() -> 
 def test_a_split_sees_all_means_around_it() -> None:
     network = network_of(1)
     means = torch.rand(1, 1, 12, 12, dtype=torch.float64).mul(255).requires_grad_()
-    seen = network.see(means, positions(Split(0, 3, 24), (12, 24), (12, 12)))
+    seen, _ = network.see(means, positions(Split(0, 3, 24), (12, 24), (12, 12)))
     (gradient,) = torch.autograd.grad(seen[0, :, 3, 3].sin().sum(), means)
     assert (gradient[0, 0, 2:12, 2:12].abs() > 0).all()
 
@@ -215,12 +239,12 @@ def test_positions_can_be_switched_off(told: bool) -> None:
     network, means = network_of(1, positions=told), images(1, 1, 8, 8)
     here, there = (positions(Split(0, 3, 16), (8, 16), (8, 8), top=0, left=left) for left in (0, 6))
     with torch.no_grad():
-        assert torch.equal(network.see(means, here), network.see(means, there)) != told
+        assert torch.equal(network.see(means, here)[0], network.see(means, there)[0]) != told
 
 
 @pytest.mark.parametrize("crop", [None, 8, 4])
 def test_the_training_loss_is_the_likelihood_or_an_estimate_from_windows(crop: int | None) -> None:
-    model, x = model_of(3, size=8, crop=crop), images(2, 3, 8, 8)
+    model, x = model_of(3, size=8, crop=crop), images(2, 3, 8, 8) // 32 + 100
     exact = -model.log_prob(x).mean().item() / (x[0].numel() * math.log(2))
     assert model.loss(x)[0].item() == pytest.approx(exact, rel=1e-9)  # not in training
     model.train()
@@ -259,6 +283,7 @@ def test_muon_leaves_the_layers_that_read_pixels_or_write_parameters_to_adamw() 
     optional = {"coarse.context.first", "coarse.head.colours"}
     assert set(model.OUTER_LAYERS) - optional <= set(dict(model.named_modules()))
     assert {"coarse.head.out", "details.0.first", "details.1.known", "details.1.head.out"} <= set(model.OUTER_LAYERS)
+    assert {"details.0.guesses.of_means", "details.1.guesses.of_known"} <= set(model.OUTER_LAYERS)
     assert "details.0.layers.0.inner" not in model.OUTER_LAYERS
 
 
@@ -285,7 +310,7 @@ def naive_sample(model: Any, n: int, height: int, width: int) -> Tensor:
         d = torch.zeros_like(grouped(image))
         for g in range(len(GROUPS)):
             for k, colour in enumerate(network.sequence):
-                parameters = network.head(network.features(network.see(image, where), d), d)[:, :, :, g, k]
+                parameters = network.head(*network.features(network.see(image, where), d), d)[:, :, :, g, k]
                 r = grouped(reach)[:, g, colour]
                 edges = cumulated_differences(r.flatten(), parameters.flatten(2))
                 number = torch.rand(len(edges), 1, generator=generator).double()

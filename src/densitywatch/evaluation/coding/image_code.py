@@ -1,9 +1,9 @@
 """Images as a file that a model's own probabilities make small, and back: the proof that a likelihood is real.
 
-A density with pixels or groups of values in sequence codes them with a range coder. A VAE codes its latents and its
-pixels with bits-back (bits_back.py). Coder and decoder must see exactly the same probabilities. So both take them from
-the same walk over the values with the same number of images at a time, in float64 on one thread, and round them to
-whole multiples of 2^-22. Another process or another machine may differ by about 1e-15, and the rounding removes that.
+A density with pixels in sequence codes them with a range coder. A VAE codes its latents and its pixels with bits-back
+(bits_back.py). Coder and decoder must see exactly the same probabilities. So both take them from the same walk over the
+pixels with the same number of images at a time, in float64 on one thread, and round them to whole multiples of 2^-22.
+Another process or another machine may differ by about 1e-15, and the rounding removes that.
 
     file: magic (8 bytes), model.safetensors' digest (16), payload's digest (16), images' digest (16),
           images, channels, size, bytes of labels (uint32 each), labels (one byte per image), payload (uint32 words)
@@ -32,7 +32,7 @@ from densitywatch.errors import DataError, DensitywatchError, ModelError
 from densitywatch.evaluation.coding import bits_back
 from densitywatch.files import write_whole
 from densitywatch.models.common.sampling import walk
-from densitywatch.models.offers import PixelSteps, Posterior, ValueWalk
+from densitywatch.models.offers import PixelSteps, Posterior
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 
 MAGIC = b"dwcode1\n"
@@ -105,8 +105,6 @@ def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = 
     with one_thread():
         if isinstance(model, PixelSteps):
             words = _range_encode(model, x, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
-        elif isinstance(model, ValueWalk):
-            words = encode_walk(model, x)
         else:
             words = bits_back.encode(model, x)
     shape = (len(images), model.channels, model.size)
@@ -132,8 +130,6 @@ def decode_images(folder: Path, code: Code) -> np.ndarray:
         if isinstance(model, PixelSteps):
             labels = None if code.labels is None else torch.from_numpy(code.labels.astype(np.int64))
             x = _range_decode(model, n, labels, code.words)
-        elif isinstance(model, ValueWalk):
-            x = decode_walk(model, n, size, size, code.words)
         else:
             x = bits_back.decode(model, n, code.words)
     images: np.ndarray = x.numpy()
@@ -146,15 +142,14 @@ def decode_images(folder: Path, code: Code) -> np.ndarray:
 
 
 def probabilities(cumulated: Tensor) -> np.ndarray:
-    """Cumulative probabilities (B, V - 1) of all values but the last as probabilities (B, V) of the values.
+    """Cumulative probabilities (B, 255) of the values 0..254 as probabilities (B, 256) of the values 0..255.
 
     They are whole multiples of 1 / PARTS, and none is zero.
     """
-    # one part is reserved for each value; the running maximum removes rounding errors in the order
-    parts = PARTS - cumulated.shape[1] - 1
-    edges = (cumulated.clamp(0.0, 1.0) * parts).round_().cummax(1).values
+    # 256 parts are reserved, one for each value; the running maximum removes rounding errors in the order
+    edges = (cumulated.clamp(0.0, 1.0) * (PARTS - 256)).round_().cummax(1).values
     low = torch.zeros(len(edges), 1, dtype=edges.dtype)
-    counts = torch.diff(edges, dim=1, prepend=low, append=low + parts) + 1
+    counts = torch.diff(edges, dim=1, prepend=low, append=low + (PARTS - 256)) + 1
     table: np.ndarray = (counts / PARTS).numpy()
     return table
 
@@ -186,36 +181,10 @@ def _range_decode(model: Any, n: int, labels: Tensor | None, words: np.ndarray) 
     return walk(model, n, labels, choose)
 
 
-def encode_walk(model: ValueWalk, x: Tensor) -> np.ndarray:
-    """Images (n, C, H, W) of any size as uint32 words, in the model's own order of values."""
-    family = constriction.stream.model.Categorical(perfect=False)
-    coder = constriction.stream.queue.RangeEncoder()
-
-    def choose(cumulated: Tensor, known: Tensor) -> Tensor:
-        coder.encode(known.numpy().astype(np.int32), family, probabilities(cumulated))
-        return known
-
-    n, _, height, width = x.shape
-    model.walk(n, choose, height, width, given=x, rows=height)
-    words: np.ndarray = coder.get_compressed()
-    return words
-
-
-def decode_walk(model: ValueWalk, n: int, height: int, width: int, words: np.ndarray) -> Tensor:
-    """The n images (n, C, height, width) of the words that `encode_walk` gave."""
-    family = constriction.stream.model.Categorical(perfect=False)
-    coder = constriction.stream.queue.RangeDecoder(words)
-
-    def choose(cumulated: Tensor, known: Tensor) -> Tensor:
-        return torch.from_numpy(coder.decode(family, probabilities(cumulated)).astype(np.int64))
-
-    return model.walk(n, choose, height, width)
-
-
 def _load(folder: Path) -> Any:
     """The model in `folder` in float64. Raises ModelError when it has no likelihood to code with."""
     model = load_model_folder(folder)
-    if not isinstance(model, PixelSteps | ValueWalk | Posterior):
+    if not isinstance(model, PixelSteps | Posterior):
         raise ModelError(f"{folder}: has no likelihood to code with; take a model with log_prob or an ELBO")
     return model.double()
 

@@ -27,7 +27,7 @@ from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.coding.image_code import encode_images
 from densitywatch.evaluation.measures.context import Context, Metric, Result
 from densitywatch.files import write_whole
-from densitywatch.models.offers import ExactDensity, PixelSteps, Posterior, ValueWalk
+from densitywatch.models.offers import ExactDensity, PixelSteps, Posterior
 from densitywatch.models.storage import load_model_folder, read_header
 from densitywatch.params import Params
 
@@ -96,9 +96,9 @@ def decode_elsewhere(file: Path, folder: Path, out: Path) -> None:
 def code_length(context: Context) -> Result | None:
     """The size of a file that another process decodes, next to the sizes of PNG, WebP and xz, in bits/dim.
 
-    Model: `steps` (pixels in sequence), `walk` (values in an order of its own) or `posterior` (a VAE).
+    Model: `steps` (pixels in sequence) or `posterior` (a VAE).
     """
-    if not isinstance(context.model, PixelSteps | ValueWalk | Posterior):
+    if not isinstance(context.model, PixelSteps | Posterior):
         return None
     count = min(context.params.evaluate.code_images, context.info.counts["test"])
     if not count:
