@@ -76,32 +76,46 @@ def window(images: Images, rng: np.random.Generator, side: int) -> NDArray[np.ui
     return np.ascontiguousarray(found[..., up, across])
 
 
-def loss_of_some(model: PixelCNNPyramid, x: Tensor, step: int) -> Tensor:
-    """Bits/dim of the levels whose turn it is.
+def parts_of(model: PixelCNNPyramid) -> list[list[int]]:
+    """The networks, by their number in `model.details`, that are trained by themselves; the PixelCNN with the last.
 
-    The finest level has three of four values and a turn in every step. The next one has a turn in every second step,
-    and so on; the levels have networks of their own, so each is trained as if it were alone.
+    The factors of p(x) have networks of their own, so each can be trained as if it were alone. The finest level has
+    three of four values, and its networks get a process each.
     """
+    numbers = list(range(len(model.details)))
+    if model.settings.shared or len(numbers) < 6:
+        return [numbers]
+    return [numbers[:1], numbers[1:2], numbers[2:4], numbers[4:]]
+
+
+def loss_of(model: PixelCNNPyramid, x: Tensor, numbers: list[int], coarse: bool) -> Tensor:
+    """Bits/dim that the networks with these numbers take, and the PixelCNN with `coarse`."""
     splits = model.splits(*x.shape[2:])
     image, parts = take_apart(x, splits)
     nats = [
         model.estimate(split, means, d, x.shape[2:], model.settings.crop or max(means.shape))
-        for split, (means, d) in zip(splits, parts, strict=True)
-        if model.settings.shared or step % 2**split.level == 0
+        for number, (split, (means, d)) in enumerate(zip(splits, parts, strict=True))
+        if number in numbers or model.settings.shared
     ]
-    if step % 2 ** len(splits[::2]) == 0:
+    if coarse:
         nats.append(model.coarse_log_prob(image).sum((1, 2)))
     return bits_per_dim(torch.stack(nats).sum(0), x[0].numel()).mean()
 
 
-def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[str, Any]) -> None:
-    """Fit a model to random windows for so many seconds of processor time, and save it in `out`."""
+def build(images: Images, settings: dict[str, Any]) -> PixelCNNPyramid:
+    """The same new model in every process."""
     torch.manual_seed(1)
-    rng = np.random.default_rng(1)
-    images = [x for x in images if min(x.shape[1:]) >= SMALLEST] or images
     side = min(WINDOW, *(length // 16 * 16 for x in images for length in x.shape[1:]))
-    model = PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
-    ema = PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
+    return PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
+
+
+def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[str, Any], part: int) -> None:
+    """Fit one part of a model to random windows for so many seconds of processor time, and save it in `out`."""
+    torch.set_num_threads(1)
+    model, ema = build(images, settings), build(images, settings)
+    parts = parts_of(model)
+    numbers, coarse = parts[part], part == len(parts) - 1
+    rng = np.random.default_rng(1 + part)
     training = TrainingParams(
         steps=STEPS, batch_size=batch, optimizer="muon", learning_rate=3e-3, ema_decay=0.99, warmup_steps=1
     )
@@ -111,8 +125,8 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
         # the cosine follows the processor's time; the first steps are small ones
         share = schedule(int(STEPS * spent / seconds), training) * min(1.0, (step + 1) / WARM_UP)
         set_learning_rate(optimizers, share)
-        x = torch.from_numpy(np.concatenate([window(images, rng, side) for _ in range(batch)]))
-        loss = loss_of_some(model, x, step)
+        x = torch.from_numpy(np.concatenate([window(images, rng, model.size) for _ in range(batch)]))
+        loss = loss_of(model, x, numbers, coarse)
         loss.backward()  # type: ignore[no-untyped-call]
         clip_gradients(model, training.gradient_clip)
         for optimizer in optimizers.values():
@@ -120,10 +134,30 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
             optimizer.zero_grad(set_to_none=True)
         update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
         step, spent = step + 1, time.process_time() - cpu
-        if step % 40 == 0:
-            print(f"step {step}: {loss.item():.3f} bits/dim, {spent:.0f} s of processor", flush=True)
+        if step % 50 == 0:
+            print(f"part {part}, step {step}: {loss.item():.3f} bits/dim, {spent:.0f} s of processor", flush=True)
         if step % 200 == 0 or spent >= seconds:
-            save_model(ema, out, kind="pixelcnn_pyramid", class_names=(), about={})
+            save_model(ema, out / f"part-{part}", kind="pixelcnn_pyramid", class_names=(), about={})
+
+
+def gather(out: Path, count: int) -> None:
+    """One model of the parts that `count` processes trained."""
+    models = [load_model_folder(out / f"part-{part}") for part in range(count)]
+    model = models[-1]
+    for trained, numbers in zip(models, parts_of(model), strict=True):
+        for number in numbers:
+            model.details[number] = trained.details[number]
+    save_model(model, out, kind="pixelcnn_pyramid", class_names=(), about={})
+
+
+def train_parts(images: Images, out: Path, settings: dict[str, Any]) -> None:
+    """Train all parts, each in a process of one thread, by this program with the same arguments."""
+    count = len(parts_of(build(images, settings)))
+    commands = [[sys.executable, *sys.argv, "--part", str(part)] for part in range(count)]
+    processes = [subprocess.Popen(command) for command in commands]  # noqa: S603 - this program
+    if any([process.wait() for process in processes]):
+        sys.exit("a part was not trained; its process has said why")
+    gather(out, count)
 
 
 @torch.no_grad()
@@ -188,13 +222,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "measure", "decode"], help="decode: for measure --code")
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=600, help="of processor time, for training")
+    parser.add_argument("--seconds", type=float, default=600, help="of processor time, for each part")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--held-out", type=Path)
     parser.add_argument("--most", type=int, default=100, help="images of a folder")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the model, NAME=VALUE")
     parser.add_argument("--code", action="store_true", help="also code into a file and decode it")
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     wishes = parser.parse_args()
@@ -208,6 +243,10 @@ if __name__ == "__main__":
         held_out = folder(wishes.held_out, wishes.most)
     if wishes.what == "train":
         values = dict(pair.split("=") for pair in wishes.set)
-        train(to_train, wishes.out, wishes.seconds, wishes.batch, values)
+        to_train = [x for x in to_train if min(x.shape[1:]) >= SMALLEST] or to_train
+        if wishes.part is None:
+            train_parts(to_train, wishes.out, values)
+        else:
+            train(to_train, wishes.out, wishes.seconds, wishes.batch, values, wishes.part)
     else:
         measure(held_out, to_train, wishes.out, wishes.code)

@@ -38,8 +38,8 @@ def test_a_pyramid_is_trained_measured_and_coded_as_every_density_is(
     length = verify_likelihood("pyramid", 2, params, project, out)
     assert length.images == 2
     assert length.file == 8 * out.stat().st_size / (2 * 64)
-    # the header has 4.5 bits for each of 128 values, and the payload is whole words
-    assert length.computed < length.file < length.computed + 5
+    # the header has 4.5 bits for each of 128 values; a value that is hardly possible takes 22 bits and not more
+    assert length.file < length.computed + 5
     assert verify_likelihood("pixelcnn", 2, params, project).images == 2
     with pytest.raises(ModelError, match="at least one"):
         verify_likelihood("pyramid", 0, params, project)

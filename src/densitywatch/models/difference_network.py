@@ -164,7 +164,7 @@ class DifferenceHead(nn.Module):
             bias = self.out.get_parameter("bias").view(groups * channels, outputs)
             bias.zero_()
             bias[:, components : 2 * components] = torch.linspace(-1.0, 1.0, components + 2)[1:-1] / 4.0
-            bias[:, 2 * components : 3 * components] = 1.0
+            bias[:, 2 * components : 3 * components] = 2.0
             bias[:, 3 * components] = 1.0  # the first guess
 
     def forward(self, features: Tensor, guesses: Tensor, d: Tensor, group: int | None = None) -> Tensor:
