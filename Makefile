@@ -109,7 +109,7 @@ lock:
 	var/lock/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r installer.lock
 	echo "uv==$(UV_VERSION)" | $(COMPILE) --output-file installer.lock -
 	$(COMPILE) --output-file requirements.lock pyproject.toml
-	$(COMPILE) --extra dev --extra docs --extra postgres --extra s3 --constraint requirements.lock \
+	$(COMPILE) --extra dev --extra docs --extra postgres --extra ray --extra s3 --constraint requirements.lock \
 		$$(sed -n 's/^\([a-z0-9.-]*\)==.*/--no-emit-package \1/p' requirements.lock) \
 		--output-file requirements-dev.lock pyproject.toml
 

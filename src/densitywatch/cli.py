@@ -252,14 +252,20 @@ def history(
 @app.command(
     epilog="Examples:\n\n\b\n  densitywatch score my/images --out my/results\n"
     "  densitywatch score 's3://bucket/2024-05-01/*.jpg' --fdr 0.05\n"
-    "  densitywatch score shipment.zip --fail-on 1      # in CI: exits with 1 when an image is flagged"
+    "  densitywatch score shipment.zip --fail-on 1      # in CI: exits with 1 when an image is flagged\n"
+    "  densitywatch score s3://bucket/monday --engine ray --out s3://bucket/results/monday"
 )
 def score(
     context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A folder, a quoted glob, a zip or tar archive, Parquet, or any fsspec address.")
     ],
-    out: Annotated[Path | None, typer.Option(help="Folder of the results; by default data/outliers/<name>.")] = None,
+    out: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder of the results; by default data/outliers/<name>. An address: they are copied there as well."
+        ),
+    ] = None,
     detector: Annotated[
         str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
     ] = None,
@@ -288,6 +294,12 @@ def score(
             show_default=False,
         ),
     ] = None,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option(help="Score in this process, or on the machines of a Ray cluster.")
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(help="Processes of --engine ray; by default one for each core.", metavar="N")
+    ] = None,
 ) -> None:
     """Find the images of SOURCE that do not belong.
 
@@ -296,7 +308,9 @@ def score(
     """
     params, root = _load(context)
     from densitywatch.batches.score_batch import ScoreOptions, score_source
+    from densitywatch.data.inputs.source import is_local, local_path
 
+    here = out is None or is_local(out)
     options = ScoreOptions(
         false_discovery_rate=fdr,
         strict=strict,
@@ -305,11 +319,15 @@ def score(
         fail_on=fail_on,
         label_model=labels and _address(labels),
         follow_links=follow_links,
+        engine=engine,
+        workers=workers,
+        copy_to=None if here else out,
     )
-    summary = score_source(source, params, root, out, detector, options)
-    folder = summary.pop("folder")
+    folder = local_path(out) if out is not None and here else None
+    summary = score_source(source, params, root, folder, detector, options)
+    results, copy = summary.pop("folder"), summary.pop("copy", None)
     _show(summary)
-    tell(f"results: {folder}")
+    tell(f"results: {results}" if copy is None else f"results: {results}, copied to {copy}")
 
 
 @app.command(

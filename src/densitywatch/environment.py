@@ -19,6 +19,7 @@ SETTINGS = {
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "RAY_USAGE_STATS_ENABLED": "0",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     # no advice and no update notices of MLflow and DVC among a stage's own lines
     "DVC_NO_UPDATER": "1",

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -100,3 +101,19 @@ def test_verdicts_go_out_as_a_table_come_back_and_sort_the_originals(project: Pa
     with (project / "verdicts.csv").open(newline="") as file:
         assert sum("at random" in row["chosen"] for row in csv.DictReader(file)) == 5
     assert typed("review", "batch", "--at-random", "0")[0] == 1
+
+
+def test_results_go_to_an_address_as_well(project: Path, typed: Any) -> None:
+    code, out, _ = typed("score", "batch", "--out", "memory://results/batch")
+    here = project / "data/outliers/batch"
+    assert (code, out.splitlines()[-1]) == (0, f"results: {here}, copied to memory://results/batch")
+    store = fsspec.filesystem("memory")
+    assert store.cat("/results/batch/scores.parquet") == (here / "scores.parquet").read_bytes()
+
+
+def test_workers_without_ray_are_refused(typed: Any) -> None:
+    code, _, err = typed("score", "batch", "--workers", "2")
+    assert (code, err.splitlines()[-1]) == (
+        2,
+        "densitywatch: workers are for the engine ray; add --engine ray or leave out --workers",
+    )

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,8 @@ from densitywatch.data.reading import images_within
 from densitywatch.errors import DataError
 from densitywatch.sizes import height_width, in_pixels
 from densitywatch.text import one_line
+
+Item = TypeVar("Item")
 
 READERS = 4
 READ_AHEAD = 32
@@ -146,10 +148,10 @@ def load_ahead(entries: Iterable[Entry], detector: Scorer) -> Iterator[Loaded]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def in_chunks(loaded: Iterable[Loaded], size: int) -> Iterator[list[Loaded]]:
-    """Consecutive lists of `size`; the last may be shorter. No entries give no list."""
-    chunk: list[Loaded] = []
-    for item in loaded:
+def in_chunks(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
+    """Consecutive lists of `size`; the last may be shorter. No items give no list."""
+    chunk: list[Item] = []
+    for item in items:
         chunk.append(item)
         if len(chunk) == size:
             yield chunk
@@ -275,6 +277,32 @@ def write_chunk(path: Path, table: pa.Table) -> None:
     partial.replace(path)
 
 
+def chunk_file(work: Path, number: int) -> Path:
+    """Where a scored chunk waits in the folder `work`."""
+    return work / f"{number:08d}.parquet"
+
+
+def chunk_table(
+    chunk: list[Loaded],
+    detector: Scorer,
+    threshold: float,
+    *,
+    waiting: pa.Table | None,
+    published: Callable[[], pa.Table | None],
+) -> tuple[pa.Table | None, int]:
+    """A chunk's scores and pictures, and the number of its files that were scored now.
+
+    No table where `waiting`, which an earlier job left, is of the same files. `published` gives the chunk in results
+    that were published before, or None.
+    """
+    if waiting is not None and fits(waiting, chunk):
+        return None, 0
+    before = published()
+    if before is not None and fits(before, chunk):
+        return with_pictures(before.select(RESULTS.names), chunk, threshold), 0
+    return with_pictures(score_chunk(chunk, detector), chunk, threshold), len(chunk)
+
+
 def score_in_chunks(
     entries: Iterable[Entry],
     detector: Scorer,
@@ -290,13 +318,10 @@ def score_in_chunks(
     chunk in results that were published before, or None.
     """
     for number, chunk in enumerate(in_chunks(load_ahead(entries, detector), size)):
-        path = work / f"{number:08d}.parquet"
-        before = read_chunk(path)
-        if before is not None and fits(before, chunk):
-            yield len(chunk), 0
-            continue
-        before = published(number)
-        reused = before is not None and fits(before, chunk)
-        table = before.select(RESULTS.names) if before is not None and reused else score_chunk(chunk, detector)
-        write_chunk(path, with_pictures(table, chunk, threshold))
-        yield len(chunk), 0 if reused else len(chunk)
+        path = chunk_file(work, number)
+        table, scored = chunk_table(
+            chunk, detector, threshold, waiting=read_chunk(path), published=partial(published, number)
+        )
+        if table is not None:
+            write_chunk(path, table)
+        yield len(chunk), scored

@@ -150,8 +150,12 @@ class PublishedChunks:
 
     def __init__(self, folder: Path, chunk: int) -> None:
         """`chunk`: the number of files in a chunk. Raises OSError or ArrowException when the scores cannot be read."""
-        self._file, self._chunk = pq.ParquetFile(folder / SCORES), chunk
+        self._folder, self._file, self._chunk = folder, pq.ParquetFile(folder / SCORES), chunk
         self._number, self._group = -1, RESULTS.empty_table()
+
+    def __reduce__(self) -> tuple[type[PublishedChunks], tuple[Path, int]]:
+        """For another process of this machine, which opens the file again."""
+        return PublishedChunks, (self._folder, self._chunk)
 
     def __call__(self, number: int) -> pa.Table | None:
         """The rows of a chunk, schema RESULTS; None past the last one."""

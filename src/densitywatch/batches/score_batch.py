@@ -5,8 +5,8 @@ batch's place in it, which it keeps (streams.py). So the same batch twice, two j
 killed at any point and started again all end in the same bytes. What differs from run to run is in run.json.
 
 The way of a batch: list the source's files (data/inputs), load the detector (scorer.py), read, decode and score in
-chunks (chunks.py), write scores.parquet and summary.json (results.py), the pictures (gallery.py) and the page
-(batch_report.py), and publish all of it at once (publishing.py).
+chunks (chunks.py; on several machines: on_ray.py), write scores.parquet and summary.json (results.py), the pictures
+(gallery.py) and the page (batch_report.py), and publish all of it at once (publishing.py).
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from densitywatch.batches import publishing
 from densitywatch.batches.batch_report import write_batch_report
 from densitywatch.batches.chunks import files_in_chunk, score_in_chunks
+from densitywatch.batches.copying import copy_results
 from densitywatch.batches.drift_state import alarm_in_words, drift_of_batch, stream_of
 from densitywatch.batches.gallery import write_gallery
+from densitywatch.batches.on_ray import Batch, check_ray, score_on_ray
 from densitywatch.batches.over_time import note_batch
 from densitywatch.batches.past_batches import drift_from_past
 from densitywatch.batches.results import PublishedChunks, are_same, write_scores
@@ -65,14 +67,22 @@ class ScoreOptions:
     """A folder or registry address of a class-conditional density, which fills `label` and `label_probability`."""
     follow_links: bool | None = None
     """Whether to read files that symbolic links of the source lead to; overrides inbox.follow_links."""
+    engine: Literal["local", "ray"] = "local"
+    """Who scores the chunks: this process, or the machines of a Ray cluster (on_ray.py). The results are the same."""
+    workers: int | None = None
+    """Processes of the engine ray; by default one for each core of the cluster."""
+    copy_to: str | None = None
+    """An fsspec address that the results are copied to (copying.py)."""
 
     def __post_init__(self) -> None:
         rate = self.false_discovery_rate
         if rate is not None and not 0 < rate < 1:
             raise ParamsError(f"the false-discovery rate must lie between 0 and 1 (given: {rate})")
-        for name, value in (("limit", self.limit), ("fail-on", self.fail_on)):
+        for name, value in (("limit", self.limit), ("fail-on", self.fail_on), ("workers", self.workers)):
             if value is not None and value < 1:
                 raise ParamsError(f"{name} must be at least 1 (given: {value})")
+        if self.workers is not None and self.engine != "ray":
+            raise ParamsError("workers are for the engine ray; add --engine ray or leave out --workers")
 
 
 DEFAULTS = ScoreOptions()
@@ -95,6 +105,8 @@ def score_source(
     Raises DataError when the source is missing or unreachable or `out` holds something else, ModelError when there is
     no such detector, OutliersFound as `options.fail_on` says.
     """
+    if options.engine == "ray":
+        check_ray()
     follow = params.inbox.follow_links if options.follow_links is None else options.follow_links
     skipped: Counter[str] = Counter()
     where = str(root / local_path(source)) if is_local(source) else source
@@ -126,14 +138,19 @@ def score_source(
         started = time.monotonic()
         same = before is not None and before["identity"] == identity
         with publishing.new_results(folder, identity | {"rate": rate}) as new:
-            steps = score_in_chunks(
-                itertools.islice(found, options.limit),
-                scorer,
-                new.work,
-                size=chunk,
-                threshold=rate,
-                published=_published(folder, chunk) if same else _none,
-            )
+            published = _published(folder.absolute(), chunk) if same else _none
+            if options.engine == "ray":
+                batch = Batch(_absolute(where), follow, options.limit, chunk, new.work.absolute(), published)
+                steps = score_on_ray(batch, scorer, threshold=rate, workers=options.workers, skipped=skipped)
+            else:
+                steps = score_in_chunks(
+                    itertools.islice(found, options.limit),
+                    scorer,
+                    new.work,
+                    size=chunk,
+                    threshold=rate,
+                    published=published,
+                )
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
             drift_keys = partial(drift_of_batch, stream, results_folder(source, params, root).name, work=new.work)
@@ -168,10 +185,16 @@ def score_source(
         note_batch(folder, summary, params.inbox.drift_alarm, seconds=took)
     if (alarm := alarm_in_words(summary)) is not None:
         say(f"score: drift alarm: {alarm}")
+    copied = {} if options.copy_to is None else {"copy": copy_results(folder, options.copy_to)}
     flagged, fail_on = int(summary["outliers"]), options.fail_on
     if fail_on is not None and flagged >= fail_on:
         raise OutliersFound(f"{flagged} of {summary['scored']} images are outliers (--fail-on {fail_on}); see {folder}")
-    return {**summary, **past, "folder": str(folder)}
+    return {**summary, **past, **copied, "folder": str(folder)}
+
+
+def _absolute(source: str) -> str:
+    """The source for processes that work in other folders."""
+    return str(local_path(source).absolute()) if is_local(source) else source
 
 
 def _target(source: str, params: Params, root: Path, out: Path | None) -> Path:
