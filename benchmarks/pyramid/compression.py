@@ -142,7 +142,7 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
 
 def gather(out: Path, count: int) -> None:
     """One model of the parts that `count` processes trained."""
-    models = [load_model_folder(out / f"part-{part}") for part in range(count)]
+    models: list[Any] = [load_model_folder(out / f"part-{part}") for part in range(count)]
     model = models[-1]
     for trained, numbers in zip(models, parts_of(model), strict=True):
         for number in numbers:

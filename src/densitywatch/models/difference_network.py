@@ -131,7 +131,7 @@ class LinearGuesses(nn.Module):
         means: (B, 4 C, h, w), in squares of 2 x 2; about: the brightness around each square, (B, C, h, w).
         """
         weight = self.of_means.weight * self.STEP
-        whole = weight.unflatten(1, (self.channels, 4)).sum((2, 3, 4))[:, :, None, None]
+        whole = torch.unflatten(weight, 1, (self.channels, 4)).sum((2, 3, 4))[:, :, None, None]
         # each mean against the brightness in the middle of the kernel
         return F.conv2d(F.pad(means, (1, 1, 1, 1), mode="replicate"), weight) - F.conv2d(about, whole)
 
