@@ -42,6 +42,10 @@ from densitywatch.training.steps import clip_gradients
 
 HELD_OUT = 448
 """The column of a photograph from which on it is held out; a multiple of 16, the squares that JPEG codes colours in."""
+ALIGNED = 16
+"""Pixels: windows for the finest level begin at a multiple of this."""
+COARSER = 0.54
+"""Share of the time for the levels below the finest, which sooner know their images by heart."""
 WINDOW = 256
 SMALLEST = 192
 """Images with a shorter side are not trained on where there are larger ones."""
@@ -67,10 +71,10 @@ def folder(path: Path, most: int) -> Images:
     return [x[None] if x.ndim == 2 else np.ascontiguousarray(x.transpose(2, 0, 1)) for x in arrays]
 
 
-def window(images: Images, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
-    """A random window, (1, C, side, side), that begins at a multiple of 16 pixels, in a random one of four mirrors."""
+def window(images: Images, rng: np.random.Generator, side: int, every: int) -> NDArray[np.uint8]:
+    """A random window, (1, C, side, side), in a random one of four mirrors; it begins at a multiple of `every` pixels."""
     image = images[rng.integers(len(images))]
-    top, left = (16 * rng.integers(0, (length - side) // 16 + 1) for length in image.shape[1:])
+    top, left = (every * rng.integers(0, (length - side) // every + 1) for length in image.shape[1:])
     found = image[None, :, top : top + side, left : left + side]
     up, across = (slice(None, None, step) for step in rng.choice([1, -1], 2))
     return np.ascontiguousarray(found[..., up, across])
@@ -116,6 +120,9 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
     parts = parts_of(model)
     numbers, coarse = parts[part], part == len(parts) - 1
     rng = np.random.default_rng(1 + part)
+    # the finest level sees JPEG's squares; coarser ones have few values, and more where a window begins anywhere
+    finest = 0 in numbers or 1 in numbers
+    every, seconds = (ALIGNED, seconds) if finest else (1, COARSER * seconds)
     training = TrainingParams(
         steps=STEPS, batch_size=batch, optimizer="muon", learning_rate=3e-3, ema_decay=0.99, warmup_steps=1
     )
@@ -125,7 +132,7 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
         # the cosine follows the processor's time; the first steps are small ones
         share = schedule(int(STEPS * spent / seconds), training) * min(1.0, (step + 1) / WARM_UP)
         set_learning_rate(optimizers, share)
-        x = torch.from_numpy(np.concatenate([window(images, rng, model.size) for _ in range(batch)]))
+        x = torch.from_numpy(np.concatenate([window(images, rng, model.size, every) for _ in range(batch)]))
         loss = loss_of(model, x, numbers, coarse)
         loss.backward()  # type: ignore[no-untyped-call]
         clip_gradients(model, training.gradient_clip)
