@@ -72,7 +72,7 @@ def folder(path: Path, most: int) -> Images:
 
 
 def window(images: Images, rng: np.random.Generator, side: int, every: int) -> NDArray[np.uint8]:
-    """A random window, (1, C, side, side), in a random one of four mirrors; it begins at a multiple of `every` pixels."""
+    """A random window, (1, C, side, side), mirrored at random; it begins at a multiple of `every` pixels."""
     image = images[rng.integers(len(images))]
     top, left = (every * rng.integers(0, (length - side) // every + 1) for length in image.shape[1:])
     found = image[None, :, top : top + side, left : left + side]
