@@ -1,7 +1,8 @@
 """Lossless compression as a yardstick: bits/dim of pixelcnn_pyramid next to PNG, WebP and JPEG XL on the same images.
 
     python benchmarks/pyramid/compression.py train OUT [--seconds N]   fits a model to windows of the training part
-    python benchmarks/pyramid/compression.py measure OUT               the table, of the part that was held out
+    python benchmarks/pyramid/compression.py measure OUT [--code]      the table, of the part that was held out
+    python benchmarks/pyramid/compression.py                           both, in var/pyramid
 
 Without folders the images are scikit-learn's two photographs (427 x 640, RGB): the left 448 columns are to train on,
 the right 192 are held out, so no pixel is shared. They were JPEG files once; that they were shows in their pixels, and
@@ -189,8 +190,12 @@ def measure(images: Images, trained_on: Images, where: Path, code: bool) -> None
         "PNG, optimised": ("PNG", {"optimize": True}),
         "WebP, lossless, method 6": ("WEBP", {"lossless": True, "quality": 100, "method": 6}),
     }
-    importlib.import_module("pillow_jxl")  # Pillow knows the format from then on
-    forms |= {f"JPEG XL, lossless, effort {effort}": ("JXL", {"lossless": True, "effort": effort}) for effort in (7, 9)}
+    try:
+        importlib.import_module("pillow_jxl")  # Pillow knows the format from then on
+        for effort in (7, 9):
+            forms[f"JPEG XL, lossless, effort {effort}"] = ("JXL", {"lossless": True, "effort": effort})
+    except ImportError:
+        print("  JPEG XL: not installed; `make .venv/ready-dev` installs it")
     for name, (form, options) in forms.items():
         print(f"  {name:30} {8 * sum(size_as(x, form, **options) for x in images) / dimensions:.4f}")
     print(f"  {'pixelcnn_pyramid, computed':30} {sum(by_level(model, images).values()):.4f}")
@@ -227,9 +232,9 @@ def decode(where: Path, file: Path, to: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["train", "measure", "decode"], help="decode: for measure --code")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--seconds", type=float, default=600, help="of processor time, for each part")
+    parser.add_argument("what", nargs="?", choices=["train", "measure", "decode"], help="decode: for measure --code")
+    parser.add_argument("out", nargs="?", type=Path, default=Path("var/pyramid"))
+    parser.add_argument("--seconds", type=float, default=240, help="of processor time, for each part")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--held-out", type=Path)
@@ -248,12 +253,12 @@ if __name__ == "__main__":
         to_train = folder(wishes.images, wishes.most)
     if wishes.held_out:
         held_out = folder(wishes.held_out, wishes.most)
-    if wishes.what == "train":
+    if wishes.what != "measure":
         values = dict(pair.split("=") for pair in wishes.set)
         to_train = [x for x in to_train if min(x.shape[1:]) >= SMALLEST] or to_train
         if wishes.part is None:
             train_parts(to_train, wishes.out, values)
         else:
             train(to_train, wishes.out, wishes.seconds, wishes.batch, values, wishes.part)
-    else:
+    if wishes.what != "train" and wishes.part is None:
         measure(held_out, to_train, wishes.out, wishes.code)
