@@ -45,7 +45,7 @@ HELD_OUT = 448
 """The column of a photograph from which on it is held out; a multiple of 16, the squares that JPEG codes colours in."""
 ALIGNED = 16
 """Pixels: windows for the finest level begin at a multiple of this."""
-COARSER = 0.54
+COARSER = 0.27
 """Share of the time for the levels below the finest, which sooner know their images by heart."""
 WINDOW = 256
 SMALLEST = 192
@@ -85,12 +85,12 @@ def parts_of(model: PixelCNNPyramid) -> list[list[int]]:
     """The networks, by their number in `model.details`, that are trained by themselves; the PixelCNN with the last.
 
     The factors of p(x) have networks of their own, so each can be trained as if it were alone. The finest level has
-    three of four values, and its networks get a process each.
+    three quarters of the values, the next one three quarters of the rest: their networks get a process each.
     """
     numbers = list(range(len(model.details)))
     if model.settings.shared or len(numbers) < 6:
         return [numbers]
-    return [numbers[:1], numbers[1:2], numbers[2:4], numbers[4:]]
+    return [[0], [1], [2], [3], numbers[4:]]
 
 
 def loss_of(model: PixelCNNPyramid, x: Tensor, numbers: list[int], coarse: bool) -> Tensor:
