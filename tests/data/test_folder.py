@@ -4,12 +4,15 @@ import io
 import json
 import os
 import socket
+import tarfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -57,6 +60,40 @@ def png(garments: npt.NDArray[np.uint8]) -> Callable[[int], bytes]:
 
 
 Png = Callable[[int], bytes]
+
+
+def large_source(path: Path, count: int) -> int:
+    """`count` noisy pictures in an archive or a Parquet file; returns the bytes of all of them."""
+    out = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)).save(out, "BMP")
+    data, names = out.getvalue(), [f"{number:04d}.bmp" for number in range(count)]
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped:
+            for name in names:
+                zipped.writestr(name, data)
+    elif path.suffix == ".tar":
+        with tarfile.open(path, "w") as tar:
+            for name in names:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    else:
+        pq.write_table(pa.table({"path": names, "image": [data] * count}), path, row_group_size=8)
+    return count * len(data)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "parquet"])
+def test_the_images_of_an_archive_are_in_memory_a_few_at_a_time(tmp_path: Path, fetched: Fetch, kind: str) -> None:
+    source = tmp_path / f"images.{kind}"
+    whole = large_source(source, 400)
+    tracemalloc.start()
+    try:
+        kept, _ = fetched(source)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert len(kept) == 400
+    assert peak < 4 * module.BATCH_FILES / 400 * whole
 
 
 def fill(folder: Path, png: Png, count: int, start: int = 0) -> None:

@@ -143,27 +143,13 @@ def score_source(
                 batch = Batch(_absolute(where), follow, options.limit, chunk, new.work.absolute(), published)
                 steps = score_on_ray(batch, scorer, threshold=rate, workers=options.workers, skipped=skipped)
             else:
-                steps = score_in_chunks(
-                    itertools.islice(found, options.limit),
-                    scorer,
-                    new.work,
-                    size=chunk,
-                    threshold=rate,
-                    published=published,
-                )
+                limited = itertools.islice(found, options.limit)
+                steps = score_in_chunks(limited, scorer, new.work, size=chunk, threshold=rate, published=published)
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
             drift_keys = partial(drift_of_batch, stream, results_folder(source, params, root).name, work=new.work)
-            summary = write_scores(
-                new.work,
-                new.fresh,
-                scorer,
-                rule,
-                identity,
-                results=folder.parent,
-                skipped=skipped,
-                drift_keys=drift_keys,
-            )
+            told: Any = {"results": folder.parent, "skipped": skipped, "drift_keys": drift_keys}
+            summary = write_scores(new.work, new.fresh, scorer, rule, identity, **told)
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
             if before == summary and are_same(folder, new.fresh):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import glob
 import json
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 from densitywatch.data.decoding.images import decode_images
 from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
@@ -36,6 +38,16 @@ UNREACHABLE = "cannot be read: "
 
 Read = tuple[Entry, bytes | str]
 """An entry, and its bytes or, as text, the reason why there are none."""
+
+
+class Kept(NamedTuple):
+    """What stays of an image that is used. An entry of an archive holds the image's bytes, so no entry stays."""
+
+    path: str
+    place: str
+    """What decides its part and its label."""
+    label: str | None
+    """The label in a column of a Parquet file."""
 
 
 def fetch_folder(
@@ -83,7 +95,7 @@ def _fetch_one(
 ) -> tuple[list[str], Arrangement]:
     """Read one address: usable images go to `write`, the others to `rejected`. Returns names and arrangement."""
     skipped: Counter[str] = Counter()
-    kept: list[Entry] = []
+    kept: list[Kept] = []
     unusable: list[dict[str, str]] = []
     tables: dict[str, bytes | str] = {}
     before = f"{source}/" if source else ""
@@ -98,7 +110,8 @@ def _fetch_one(
                 unusable.append({"path": before + entry.path, "reason": content})
             else:
                 usable.append((before + entry.path, content))
-                kept.append(entry)
+                label = None if entry.label is None else sys.intern(entry.label)
+                kept.append(Kept(before + entry.path, entry.place or entry.path, label))
         if usable:
             write(usable)
     if (line := skipped_line(skipped)) is not None:
@@ -115,8 +128,8 @@ def _fetch_one(
             if unusable
             else f"data.address: {shown} holds no files; put images into it or correct the address"
         )
-    names = [before + entry.path for entry in kept]
-    places = [entry.place or entry.path for entry in kept]
+    names = [image.path for image in kept]
+    places = [image.place for image in kept]
     last = shown.rstrip("/").rpartition("/")[2]
     given, remarks = _given(kept, tables)
     if by_folder:
@@ -220,7 +233,7 @@ def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[
         yield batch
 
 
-def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[list[str | None], list[str]]:
+def _given(kept: Sequence[Kept], tables: Mapping[str, bytes | str]) -> tuple[list[str | None], list[str]]:
     """The label that a table or a Parquet file gives to each image, and remarks for the user."""
     labels, remarks = Labels(), []
     for name, content in tables.items():
@@ -232,7 +245,7 @@ def _given(kept: Sequence[Entry], tables: Mapping[str, bytes | str]) -> tuple[li
             if name.rpartition("/")[2].lower() in MUST_BE_LABELS:
                 raise DataError(f"data.address: {name}: {error}") from None
             remarks.append(f"{name} is not used for labels: {error}")
-    given = [labels.of(entry.place or entry.path) or entry.label for entry in kept]
+    given = [labels.of(image.place) or image.label for image in kept]
     unknown = labels.unknown()
     if unknown and not any(given):
         raise DataError(

@@ -39,7 +39,7 @@ MUCH = 0.3
 
 
 def prepare(params: Params, root: Path) -> None:
-    """Write `root`/data/prepared, whole or not at all. The memory used does not grow with the number of images.
+    """Write `root`/data/prepared, whole or not at all. In memory are a block of pixels, and a row for each image.
 
     Raises DataError when nothing was fetched, or too little of it is usable to fill the five splits.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ FASHION_MNIST_CLASSES = (
 DIGITS = tuple("0123456789")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RawImage:
     """One image of the source, before it is decoded."""
 
@@ -173,7 +174,8 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     number = {name: index for index, name in enumerate(class_names)}
     stored = columns["row"]
     images = [
-        RawImage(name, part, -1 if label is None else number[label], source=source)
+        # the same part or source is one string, not one for each of a million images
+        RawImage(name, sys.intern(part), -1 if label is None else number[label], source=sys.intern(source))
         for name, part, label, source in zip(
             columns["path"], columns["part"], columns["label"], columns.get("source", [""] * len(stored)), strict=True
         )

@@ -27,7 +27,7 @@ LATER: tuple[SplitName, ...] = ("test", "calibration")
 """Splits that data.calibration_time: later takes from the end, the last one first."""
 
 
-@dataclass
+@dataclass(slots=True)
 class Row:
     """One manifest row; `source` is its row in the scratch file of decoded pixels."""
 

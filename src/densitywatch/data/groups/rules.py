@@ -18,7 +18,7 @@ TIME = "%Y:%m:%d %H:%M:%S"
 """How EXIF writes a time."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Known:
     """What is known of an image before it is grouped."""
 
