@@ -1,8 +1,8 @@
 """`python -m tests.batches.ray_job TASKS`: score batches on a Ray cluster of two nodes of one core each.
 
 A process of its own, because a process has one Ray. TASKS is a list in JSON. A task has `root`, `source` and `out`, and
-may have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`, the
-number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after the
+may have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`,
+the number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after the
 other; `before` are those before the kill.
 """
 
