@@ -65,7 +65,7 @@ PLUMBING = {
     "densitywatch.tracking.store",
     "densitywatch.training.bookkeeping",
 }
-MODEL_KINDS = ("autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelrnn", "vae")
+MODEL_KINDS = ("autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelcnn_pyramid", "pixelrnn", "vae")
 IMPORTLIB_HOMES = ("data/decoding/sandbox_child.py", "models/storage.py")
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}
 UNSAFE_YAML = ("yaml.load", "yaml.unsafe_load")

@@ -46,7 +46,7 @@ def test_the_package_offers_its_version_and_load_model() -> None:
 
 def test_every_kind_of_model_has_its_name() -> None:
     assert sorted(densitywatch.MODELS) == [
-        "autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelrnn", "vae"
+        "autoencoder", "conditional_gan", "dcgan", "gan", "pixelcnn", "pixelcnn_pyramid", "pixelrnn", "vae"
     ]  # fmt: skip
 
 

@@ -16,6 +16,7 @@ PIXELS = {"ExactDensity", "PixelwiseDensity", "LabelDensity", "DensityAndCode", 
 GAMES = {"Game", "Sampler", "LatentPrior", "Decoder"}
 OFFERED = {
     "pixelcnn": {*PIXELS, "EveryLabel", "SingleLoss"},
+    "pixelcnn_pyramid": {"ExactDensity", "PixelwiseDensity", "Sampler", "Encoder", "ValueWalk", "SingleLoss"},
     "pixelrnn": {*PIXELS, "SingleLoss"},
     "vae": {
         *("Bounded", "BoundTerms", "ImportanceBounded", "Posterior"),

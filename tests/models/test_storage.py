@@ -153,6 +153,7 @@ def test_a_header_that_asks_for_a_large_network_is_refused_before_any_memory_is_
 ) -> None:
     large = {
         "pixelcnn": {"channels": 4096, "dilations": [1] * 8},
+        "pixelcnn_pyramid": {"channels": 4096, "context_channels": 4096},
         "pixelrnn": {"channels": 4096},
         "autoencoder": {"channels": 4096, "code": 4096},
         "vae": {"channels": 4096},

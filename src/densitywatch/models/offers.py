@@ -10,6 +10,7 @@ does not from Python 3.12 on. `Players` and `Model` are for annotations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 import torch
@@ -144,6 +145,26 @@ class PixelSteps(Protocol):
 
     def steps(self, n: int, labels: Tensor | None = None) -> Any:
         """The features one pixel at a time, with everything kept that later pixels need."""
+
+
+@runtime_checkable
+class ValueWalk(Protocol):
+    """A network whose values come in an order of its own, many of them at a time."""
+
+    def walk(
+        self,
+        n: int,
+        choose: Callable[[Tensor, Tensor], Tensor],
+        height: int,
+        width: int,
+        given: Tensor | None = None,
+        rows: int = 0,
+    ) -> Tensor:
+        """n images, uint8 (n, C, height, width), of values that `choose` picks.
+
+        It gets the cumulated probabilities (N, V - 1) of N values 0 .. V - 1 and what is known of them, (N,), from the
+        first `rows` rows of `given`, -1 where nothing is.
+        """
 
 
 @runtime_checkable
