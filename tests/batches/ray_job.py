@@ -2,8 +2,8 @@
 
 A process of its own, because a process has one Ray. TASKS is a list in JSON. A task has `root`, `source` and `out`, and
 may have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`,
-the number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after the
-other; `before` are those before the kill.
+the number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after
+the other; `before` are those before the kill.
 """
 
 from __future__ import annotations
