@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from mlflow.store.db import utils
 
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import Params
@@ -42,6 +43,23 @@ def start(params: Params, root: Path):
 
 def read_run(params: Params, root: Path, run_id: str):
     return tracking.open_client(tracking.tracking_uri(params, root)).get_run(run_id)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_while_the_tables_are_made_leaves_no_store_that_cannot_be_opened(
+    params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    whole = utils._upgrade_db
+
+    def fail(engine: object) -> None:  # after the first tables
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(utils, "_upgrade_db", fail)
+    with pytest.raises(DensitywatchError, match="No space left on device"):
+        tracking.prepare_store(params, tmp_path)
+    monkeypatch.setattr(utils, "_upgrade_db", whole)
+    assert tracking.prepare_store(params, tmp_path) == tracking.prepare_store(params, tmp_path)
 
 
 @pytest.mark.slow

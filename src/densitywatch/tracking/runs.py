@@ -36,6 +36,7 @@ from densitywatch.tracking.store import (
     check_reachable,
     is_database,
     plain,
+    sqlite_path,
     store_lock,
     tracking_uri,
 )
@@ -114,11 +115,12 @@ def prepare_store(params: Params, root: Path, experiment_name: str | None = None
     with store_lock(uri, root, "open"):
         if "MLFLOW_TRACKING_URI" not in os.environ and uri == mlflow_uri():  # a worker's clone is given the address
             prepare(root)
+        _make_database(uri)
         check_reachable(uri)
         follow_move(uri, root)
         client = open_client(uri)
         with store_errors(uri):
-            experiment = client.get_experiment_by_name(name)  # the first call makes a new database's tables
+            experiment = client.get_experiment_by_name(name)
             if experiment is None:
                 location = (root / ARTIFACTS).resolve().as_uri() if is_database(uri) else None
                 # MLflow's pages then show it as training, not as an application of language models
@@ -129,6 +131,24 @@ def prepare_store(params: Params, root: Path, experiment_name: str | None = None
             f"MLflow's experiment '{name}' was deleted; restore it or choose another mlflow.experiment"
         )
     return str(experiment.experiment_id)
+
+
+def _make_database(uri: str) -> None:
+    """Make the sqlite file of `uri` where there is none, whole or not at all.
+
+    A file that a full disk or a kill left half made could never be opened again.
+    """
+    path = sqlite_path(uri)
+    if path is None or (path.exists() and path.stat().st_size):
+        return
+    for left in path.parent.glob(f"{path.name}.*.new*"):
+        left.unlink()
+    made = path.with_name(f"{path.name}.{uuid4().hex}.new")  # MLflow keeps what it has opened by its name
+    check_reachable(f"sqlite:///{made}")
+    client = open_client(f"sqlite:///{made}")
+    with store_errors(uri):
+        client.search_experiments(max_results=1)  # the first call makes the tables
+        made.replace(path)
 
 
 class Run:
