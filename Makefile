@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test test-fast faults audit lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
+.PHONY: help run test test-fast faults soak audit lint docs format bench up down status worker backup restore clean lock pull fresh compare ask-retrain propose-retrain
 
 help:
 	@echo "make run                 fetch, train, evaluate, register, score a batch: all that is not up to date"
@@ -11,6 +11,7 @@ help:
 	@echo "make test                every test but those of make faults, the whole chain among them"
 	@echo "make test-fast           those without servers, browsers and slow trainings: under 3 minutes on two cores"
 	@echo "make faults              the system broken on purpose: kills, full disks, damaged files; about an hour"
+	@echo "make soak                two hours of batches every few seconds: does anything grow? HOURS=1 EVERY=10 for others"
 	@echo "make audit               known vulnerabilities and licences of all packages; asks PyPI"
 	@echo "make lint                ruff, typos and mypy; actionlint and zizmor on the workflows of CI"
 	@echo "make docs                the docs site, into var/site; warnings are errors"
@@ -42,6 +43,12 @@ test-fast: .venv/ready-dev
 faults: .venv/ready-dev
 	@rm -f var/faults.json
 	$(BIN)/python -m pytest -m faults tests/faults
+
+# hours of batches against the servers of make up, in a clone, after make run: nothing but the results may grow
+HOURS := 2
+EVERY := 5
+soak: .venv/ready-dev
+	$(BIN)/python -m tests.faults.soak $(HOURS) $(EVERY)
 
 # .pre-commit-config.yaml runs the same six; tests/test_repository.py compares them. None of them uses the network.
 lint: .venv/ready-dev

@@ -1,6 +1,6 @@
 """Hours of batches every few seconds against the servers of `make up`: nothing but the results may grow.
 
-    make soak [HOURS=2] [SECONDS=5]        after `make run`; so many hours, a batch every so many seconds
+    make soak [HOURS=2] [EVERY=5]        after `make run`; so many hours, a batch every so many seconds
 
 Works in a clone of this checkout in a temporary folder, with its models and its registry. The schedule looks into the
 inbox every minute. A batch has 20 images of the test split; in every tenth batch there is a broken file, in every
