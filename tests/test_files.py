@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from densitywatch.errors import DataError
-from densitywatch.files import content_digest, file_digest, read_json, whole_folder, write_whole
+from densitywatch.files import content_digest, file_digest, read_json, whole_file, whole_folder, write_whole
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path: Path) -> None:
@@ -45,6 +46,15 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(tmp_path: Path, number: in
 def test_other_errors_of_the_system_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), whole_folder(tmp_path / "out"):
         raise PermissionError(errno.EACCES, "no")
+
+
+def test_weights_on_a_full_disk_are_a_sentence(tmp_path: Path) -> None:
+    """The error is that of safetensors as a real full disk brings it about: tests/faults/test_disks.py."""
+    with pytest.raises(DataError, match="the disk is full"), whole_file(tmp_path / "model.safetensors"):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    with pytest.raises(SafetensorError), whole_file(tmp_path / "model.safetensors"):
+        raise SafetensorError("Error while serializing: invalid shape")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_on_a_full_disk_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,7 +80,7 @@ def full_disk_as_error(target: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into a DiskFull that says where and what to do."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:  # safetensors has an error of its own
         if not is_full_disk(error):
             raise
         raise DiskFull(
@@ -88,9 +88,12 @@ def full_disk_as_error(target: Path) -> Iterator[None]:
         ) from None
 
 
-def is_full_disk(error: OSError) -> bool:
-    """Whether the error says that no space, or no quota, is left."""
-    return error.errno in (errno.ENOSPC, errno.EDQUOT)
+def is_full_disk(error: Exception) -> bool:
+    """Whether an OSError, or an error of safetensors about one, says that no space, or no quota, is left."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    return any(f"os error {number})" in str(error) for number in full)
 
 
 def write_whole(path: Path, data: bytes | str, *, new_folder: bool = True) -> None:

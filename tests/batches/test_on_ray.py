@@ -109,12 +109,12 @@ def test_a_store_is_read_by_name_with_the_reasons_of_one_process(worker: ChunkSc
 
     store = fsspec.filesystem("memory")
     for name in ("a", "b", "gone"):
-        store.pipe(f"/bucket/{name}.png", png(20))
-    found = list(entries("memory://bucket"))
-    packed = [far_files.pack(entry, "memory://bucket", follow_links=False) for entry in found]
+        store.pipe(f"/ray-names/{name}.png", png(20))
+    found = list(entries("memory://ray-names"))
+    packed = [far_files.pack(entry, "memory://ray-names", follow_links=False) for entry in found]
     assert all("name" in row for row in packed)
-    store.rm("/bucket", recursive=True)
-    store.pipe("/bucket/a.png", png(20))
+    store.rm("/ray-names", recursive=True)
+    store.pipe("/ray-names/a.png", png(20))
     there = [far_files.unpack({"data": None, "reason": None, **row}) for row in packed]
     assert [told(entry) for entry in there] == [told(entry) for entry in found]
     assert told(there[0]) == png(20)
@@ -134,8 +134,8 @@ def test_a_store_that_stops_answering_stops_the_job_with_one_sentence(
     import fsspec
 
     store = fsspec.filesystem("memory")
-    store.pipe("/away/a.png", png(20))
-    batch = Batch("memory://away", False, None, 4, tmp_path, nothing)
+    store.pipe("/ray-away/a.png", png(20))
+    batch = Batch("memory://ray-away", False, None, 4, tmp_path, nothing)
     tasks = list(on_ray.tasks(batch, pa.table({})))
 
     def away(*_: Any, **__: Any) -> None:
