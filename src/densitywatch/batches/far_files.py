@@ -16,11 +16,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from densitywatch.data.inputs.entries import Entry, SourceUnreachable, read_limited, refused
+from densitywatch.data.inputs.entries import Entry, SourceUnreachable, refused
 from densitywatch.data.inputs.local_tree import Tree
-from densitywatch.data.inputs.source import REMOTE_TRIES, is_local, local_path
+from densitywatch.data.inputs.source import is_local, local_path, read_remote
 from densitywatch.errors import DataError
-from densitywatch.text import as_text, one_line
+from densitywatch.text import one_line
 
 PACKED = pa.struct(
     [
@@ -96,24 +96,4 @@ def _opened(place: str) -> Callable[[str, str], bytes]:
 
     from fsspec import AbstractFileSystem
 
-    return partial(_read, AbstractFileSystem.from_json(place))
-
-
-def _read(filesystem: Any, name: str, path: str) -> bytes:
-    """One file's bytes. The reasons are those of data/inputs/source.py, so that a row is the same on every machine."""
-    for attempt in range(1, REMOTE_TRIES + 1):
-        try:
-            with filesystem.open(name, "rb") as file:
-                return read_limited(file)
-        except FileNotFoundError:
-            raise DataError("went away while the batch was read") from None
-        except PermissionError:
-            raise DataError("this user may not read it") from None
-        except DataError:
-            raise
-        except Exception as error:  # every file system behind fsspec has its own exceptions
-            if attempt == REMOTE_TRIES:
-                raise SourceUnreachable(
-                    f"{as_text(path)}: cannot be read any more ({one_line(error)}); run it again to go on from here"
-                ) from None
-    raise AssertionError("the loop returns or raises")
+    return partial(read_remote, AbstractFileSystem.from_json(place))  # so that a row is the same on every machine

@@ -217,7 +217,7 @@ def _remote_entries(
     for path in found:
         name = as_text(_below(_without_query(filesystem, path), base))
         if archive_kind(name) is None:
-            yield Entry(name, partial(_read_remote, filesystem, path, name))
+            yield Entry(name, partial(read_remote, filesystem, path, name))
             continue
         try:
             file = filesystem.open(path, "rb")
@@ -233,7 +233,7 @@ def _below(path: str, base: str) -> str:
     return path.removeprefix(base).lstrip("/")
 
 
-def _read_remote(filesystem: Any, path: str, name: str) -> bytes:
+def read_remote(filesystem: Any, path: str, name: str) -> bytes:
     """One file's bytes. Raises DataError for a file that is gone or not allowed, SourceUnreachable for the rest."""
     for attempt in range(1, REMOTE_TRIES + 1):
         try:
