@@ -44,6 +44,14 @@ def heed_signals() -> None:
         signal.signal(number, signal.SIG_DFL)
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its command, or nothing where it has ended meanwhile."""
+    try:
+        return str(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
+
+
 class Project:
     """A small DVC project, of which every process is known by a variable of its environment."""
 
@@ -87,11 +95,11 @@ class Project:
         """The processes that are still there at `until`."""
         while (found := self.processes()) and time.monotonic() < until:
             time.sleep(0.05)
-        return [f"{process.pid} {process.cmdline()}" for process in found if process.is_running()]
+        return [f"{process.pid} {command_of(process)}" for process in found if process.is_running()]
 
     def training(self) -> int:
         """How many stages compute right now."""
-        return sum(str(STAGE) in process.cmdline() for process in self.processes())
+        return sum(str(STAGE) in command_of(process) for process in self.processes())
 
     def wait_for_training(self, process: subprocess.Popen[str]) -> None:
         while not (self.training() and any(self.root.glob("started.txt"))):
@@ -258,7 +266,7 @@ def test_what_a_killed_run_and_its_killed_watch_have_left_the_next_run_ends(tmp_
     project = Project(tmp_path / "project")
     process = project.start()
     project.wait_for_training(process)
-    [watch] = [child for child in psutil.Process(process.pid).children() if "processes.py" in str(child.cmdline())]
+    [watch] = [child for child in psutil.Process(process.pid).children() if "processes.py" in command_of(child)]
     watch.kill()
     process.kill()
     process.communicate()
