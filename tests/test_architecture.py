@@ -137,6 +137,7 @@ def test_src_imports_neither_prefect_nor_dvc_nor_pipelines() -> None:
         (
             "mlflow",
             (
+                "tracking/opening.py",
                 "tracking/runs.py",
                 *(
                     f"registry/{name}.py"

@@ -70,6 +70,7 @@ sys.meta_path.insert(0, Watch())
 if sys.argv[1] == "flow":
     from pipelines import retrain
     retrain.ensure_device_limit = lambda slots: None  # would start a server, which outlives this program
+    retrain.note_uncommitted = lambda root: None  # writes to a run's page, and this is none
     sys.stdout.reconfigure(line_buffering=True)
     retrain._retrain(Path())
 else:
