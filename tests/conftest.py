@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,17 @@ environment.settle(os.environ)  # before any test file imports prefect, mlflow o
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Weights that a test draws without a generator are the same in every order of the tests and in every process."""
+    random.seed(0)
+    # only what the file of tests has imported: importing them for the others would take seconds
+    if numpy := sys.modules.get("numpy"):
+        numpy.random.seed(0)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

@@ -126,7 +126,9 @@ def test_a_conditional_density_labels_every_image_beside_the_verdict(
     )
     with torch.no_grad():
         posterior = model.log_prob_by_label(torch.from_numpy(images)).double().softmax(1)
-    assert list(table.label) == [names[k] for k in posterior.argmax(1)]
+    given = posterior[range(len(table)), [names.index(name) for name in table.label]]
+    assert len(set(table.label)) > 1
+    assert np.allclose(given, posterior.amax(1), atol=5e-3), "the likeliest label, or one that ties"
     assert np.allclose(table.label_probability, posterior.amax(1), atol=5e-3)
     assert table.outlier.sum() == without["outliers"]
 
