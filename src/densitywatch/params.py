@@ -301,6 +301,9 @@ class GateParams(Block):
     """Whether a candidate must beat a trivial model of its kind as well."""
     tolerance: float = Field(ge=0)
     """Widens every margin by this share of the champion's figure."""
+    known_defects: str | None = None
+    """A folder that you have sorted, as `densitywatch assess` takes it. A detector that has surely gone worse on one of
+    its kinds is refused. Figures of `assess` on the same images are then too good; keep others for it."""
 
 
 class GitParams(Block):

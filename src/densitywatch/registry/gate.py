@@ -3,7 +3,8 @@
 The rule is that of a non-inferiority test. A candidate passes when it beats the trivial model of its kind and one is
 `gate.confidence` sure that it is worse than the champion by no more than `gate.margin`. A detector must pass it twice:
 for how it ranks images with defects, and for the share of them that the rule in force finds. And it must not have gone
-worse on a kind of defect, whatever it gained on the others.
+worse on a kind of defect, whatever it gained on the others; nor on a kind that a person has sorted, where
+`gate.known_defects` names them.
 
 The images are the split `gate`, which fits and chooses nothing. Where a judged draw of a moved stream calibrates
 (data/judged_draw.py), the draw's part of that split answers what is asked of that stream: whether p-values hold, and
@@ -14,8 +15,8 @@ code, or is missing.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from densitywatch.data.dataset import open_split, read_facts
 from densitywatch.data.reading import images_within
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import GateParams, Params
+from densitywatch.registry.known_defects import measure_known_defects
 from densitywatch.registry.measuring import measure_model
 from densitywatch.registry.measuring_detectors import SHARE, Judged, measure_detector
 from densitywatch.registry.resampling import Difference, Measurement, Missed, bootstrap_counts, difference
@@ -80,6 +82,12 @@ def gate(name: str, candidate: Path, champion: Path | None, params: Params, root
             return Decision(
                 False, f"rejected: the champion cannot be measured to compare with ({error}); {AFRESH}", new
             )
+        if name == "detector" and params.gate.known_defects is not None:
+            try:
+                new = replace(new, known=measure_known_defects(candidate, params, root))
+                old = replace(old, known=measure_known_defects(champion, params, root))
+            except DensitywatchError as error:
+                return Decision(False, f"rejected: gate.known_defects: {error}", new, old)
     floor = new.trivial() if params.gate.floor and new.trivial is not None and math.isfinite(new.value) else None
     return judge(new, old, params.gate, floor, bootstrap_counts(groups, params.seed), independent)
 
@@ -186,13 +194,15 @@ def judge(
         )
         return Decision(False, reason, candidate, champion, told)
     enough, found, figures = compare_found(candidate.missed, champion.missed, rules, counts, independent)
-    whole, worse, of_kinds = compare_kinds(candidate.kinds, champion.kinds, rules, counts, independent)
+    of_each = dict.fromkeys(candidate.kinds, independent)
+    whole, worse, of_kinds = compare_kinds(candidate.kinds, champion.kinds, rules, counts, of_each)
+    kept, lost, of_known = compare_known(candidate, champion, rules)
+    parts = [(passed, compared), (enough, found), (whole, worse), (kept, lost)]
     # what it is rejected for comes first
-    parts = [(passed, compared), (enough, found), *([] if whole else [(whole, worse)])]
-    texts = [text for ok, text in parts if not ok] + [text for ok, text in parts if ok]
-    passed = passed and enough and whole
+    texts = [text for ok, text in parts if not ok] + [text for ok, text in parts if ok and text]
+    passed = all(ok for ok, _ in parts)
     reason = f"{'passed' if passed else 'rejected'}: {'; '.join(texts)}"
-    return Decision(passed, reason, candidate, champion, told | figures | of_kinds)
+    return Decision(passed, reason, candidate, champion, told | figures | of_kinds | of_known)
 
 
 def compare_kinds(
@@ -200,12 +210,16 @@ def compare_kinds(
     champion: dict[str, Measurement],
     rules: GateParams,
     counts: Floats,
-    independent: int,
+    independent: Mapping[str, int],
+    *,
+    defects: str = "defects",
+    before: str = "",
 ) -> tuple[bool, str, dict[str, float | str]]:
     """Whether no kind of defect has gone worse; the kinds that have, in words; and the figures of each kind.
 
-    One is `confidence` sure that a kind named here is worse by more than the margin, and so of all kinds together: each
-    gets its share of what is left (Bonferroni). A kind of which the images show too little does not count against it.
+    `defects`: what the words call them. `before`: what the names of the figures begin with. One is `confidence` sure
+    that a kind named here is worse by more than the margin, and so of all kinds together: each gets its share of what
+    is left (Bonferroni). A kind of which the images show too little does not count against it.
     """
     confidence = 1 - (1 - rules.confidence) / max(1, len(candidate))
     worse: list[str] = []
@@ -213,15 +227,31 @@ def compare_kinds(
     for kind, new in candidate.items():
         old = champion[kind]
         margin = rules.margin.detector + rules.tolerance * abs(old.value)
-        gap = difference(new, old, counts, confidence, independent, rules.tolerance)
-        figures |= {f"error.{kind}": new.value, f"champion_error.{kind}": old.value}
+        gap = difference(new, old, counts, confidence, independent[kind], rules.tolerance)
+        figures |= {f"{before}error.{kind}": new.value, f"{before}champion_error.{kind}": old.value}
         if not gap.low <= margin:  # NaN too
             worse.append(
-                f"on defects of the kind {kind} its error is {new.value:.4f}, worse than the champion's {old.value:.4f}"
-                f" ({rules.confidence:.0%} sure for all kinds that it is worse by {gap.low:.4f}; the margin is"
-                f" {margin:.4f})"
+                f"on {defects} of the kind {kind} its error is {new.value:.4f}, worse than the champion's"
+                f" {old.value:.4f} ({rules.confidence:.0%} sure for all kinds that it is worse by {gap.low:.4f}; the"
+                f" margin is {margin:.4f})"
             )
     return not worse, "; ".join(worse), figures
+
+
+def compare_known(
+    candidate: Measurement, champion: Measurement, rules: GateParams
+) -> tuple[bool, str, dict[str, float | str]]:
+    """`compare_kinds` of the defects that a person has sorted; nothing to say where there are none."""
+    new, old = candidate.known, champion.known
+    if new is None and old is None:
+        return True, "", {}
+    if new is None or old is None or new.names != old.names:
+        return False, f"gate.known_defects: candidate and champion could not read the same images; {AFRESH}", {}
+    kept, lost, figures = compare_kinds(
+        new.kinds, old.kinds, rules, new.counts, new.independent, defects="known defects", before="known_"
+    )
+    images = f"no kind of the {len(new.names):,} sorted images in gate.known_defects has surely gone worse"
+    return kept, images if kept else lost, figures
 
 
 def compare_found(

@@ -88,12 +88,12 @@ def measure_detector(
         raise DensitywatchError(
             f"a defect shows in {len(rows)} of the gate's {len(images)} images, which is too few to measure on"
         )
-    normal, outlying = _scores(loaded, images), _scores(loaded, altered)
+    normal, outlying = finite_scores(loaded, images), finite_scores(loaded, altered)
     if must_hold and judged is None:
         first = slice(None) if groups is None else one_of_each_group(groups, params.seed)
         _check_p_values(conformal.p_values(loaded.calibration, normal)[first], len(loaded.calibration))
 
-    def of_scores(a: Floats, b: Floats) -> tuple[float, Callable[[Floats], Floats]]:
+    def offinite_scores(a: Floats, b: Floats) -> tuple[float, Callable[[Floats], Floats]]:
         figures = wrong_pairs(a, b, rows)
         return one_figure(figures, len(images)), figures
 
@@ -101,10 +101,10 @@ def measure_detector(
         train = training_images(root, images.shape[-1])
         near, far = mean_image_errors(train, images), mean_image_errors(train, altered)
         # where altered images are the nearer ones, the trivial score is the distance with its sign turned
-        value, figures = min(of_scores(near, far), of_scores(-near, -far), key=lambda found: found[0])
+        value, figures = min(offinite_scores(near, far), offinite_scores(-near, -far), key=lambda found: found[0])
         return Measurement(NAME, value, "detector", figures)
 
-    value, figures = of_scores(normal, outlying)
+    value, figures = offinite_scores(normal, outlying)
     if judged is None:
         missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
     else:
@@ -120,13 +120,13 @@ def _missed_of_judged(loaded: detector.Detector, judged: Judged, params: Params,
             f"a defect shows in {len(rows)} of the gate's {len(judged.images)} judged images, which is too few to"
             " measure on; judge more images drawn at random"
         )
-    normal, outlying = _scores(loaded, judged.images), _scores(loaded, altered)
+    normal, outlying = finite_scores(loaded, judged.images), finite_scores(loaded, altered)
     calibration = loaded.calibration
     if must_hold:
         first = one_of_each_group(judged.groups, params.seed)
         _check_p_values(conformal.p_values(calibration, normal)[first], len(calibration), "judged images")
     else:
-        calibration = np.sort(_scores(loaded, judged.calibration))
+        calibration = np.sort(finite_scores(loaded, judged.calibration))
     missed = missed_by_rule(calibration, normal, outlying, rows, params)
     counts = bootstrap_counts(judged.groups, params.seed)
     return replace(missed, judged=counts, independent=len(np.unique(judged.groups)))
@@ -146,7 +146,7 @@ def by_kind(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64]) -> di
     return found
 
 
-def _scores(loaded: detector.Detector, images: Images) -> Floats:
+def finite_scores(loaded: detector.Detector, images: Images) -> Floats:
     """Of images (N, C, H, W), (N,). Raises DensitywatchError for one that is not a finite number."""
     parts = [loaded.score(np.array(images[start : start + BATCH])).score for start in range(0, len(images), BATCH)]
     scores = np.concatenate(parts).astype(np.float64)

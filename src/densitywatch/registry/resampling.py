@@ -36,6 +36,21 @@ class Measurement:
     """Of a detector: what the rule in force does not find."""
     kinds: dict[str, Measurement] = field(default_factory=dict, compare=False, repr=False)
     """Of a detector: the same figure for each kind of defect by itself."""
+    known: Known | None = field(default=None, compare=False, repr=False)
+    """Of a detector: what it makes of the defects that a person has sorted."""
+
+
+@dataclass(frozen=True)
+class Known:
+    """How a detector ranks the images of each kind of defect in a sorted folder among the good ones."""
+
+    names: tuple[str, ...]
+    """The images that could be read."""
+    kinds: dict[str, Measurement]
+    counts: Floats
+    """Bootstrap samples of these images."""
+    independent: dict[str, int]
+    """Number of images of each kind, or of good ones where these are fewer."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +118,16 @@ def mean_figures(values: Floats) -> Figures:
     return lambda counts: counts @ values / counts.sum(1)
 
 
-def wrong_pairs(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64] | slice = slice(None)) -> Figures:
+def wrong_pairs(
+    normal: Floats,
+    outlying: Floats,
+    rows: npt.NDArray[np.int64] | slice = slice(None),
+    normal_rows: slice = slice(None),
+) -> Figures:
     """1 - AUROC: the share of pairs (normal, outlying) that scores put in the wrong order; a tie counts half.
 
-    normal: (N,) scores of images as they are. outlying: scores of the same images altered, or of those of them that
-    `rows` names. An image that is taken twice counts twice in both.
+    normal: (N,) scores of images as they are, those that `normal_rows` names. outlying: scores of the same images
+    altered, or of other images, those that `rows` names. An image that is taken twice counts twice in both.
     """
     order = np.argsort(normal, kind="stable")
     ranked = normal[order]
@@ -116,11 +136,12 @@ def wrong_pairs(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64] | 
 
     def figures(counts: Floats) -> Floats:
         taken = np.zeros((len(counts), len(normal) + 1))  # normal images with one of the k lowest scores
-        np.cumsum(counts[:, order], axis=1, out=taken[:, 1:])
+        of_normal = counts[:, normal_rows]
+        np.cumsum(of_normal[:, order], axis=1, out=taken[:, 1:])
         lower = (taken[:, below] + taken[:, not_above]) / 2 if ties else taken[:, below]
         # the mean over outlying images of how many normal ones lie below, over all pairs
         altered = counts[:, rows]
-        pairs = counts.sum(1) * np.maximum(altered.sum(1), 1)
+        pairs = of_normal.sum(1) * np.maximum(altered.sum(1), 1)
         return np.asarray(1.0 - np.einsum("bn,bn->b", altered, lower) / pairs)
 
     return figures

@@ -20,13 +20,13 @@ import pyarrow.parquet as pq
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.assess import region_overlap
-from densitywatch.batches.assess.layout import GOOD, Layout, MasksOfKind, find_layout
 from densitywatch.batches.assess.measures import LEVELS, false_alarms, figures
 from densitywatch.batches.assess.page import PAGE, write_page
 from densitywatch.batches.assess.scoring import Kind, score_kind
 from densitywatch.batches.results_folder import batch_name, behind_link, shown_source
 from densitywatch.batches.scorer import Scorer, load_detector
 from densitywatch.data.inputs.clutter import skipped_line
+from densitywatch.data.inputs.sorted_folder import GOOD, Layout, MasksOfKind, find_layout
 from densitywatch.data.inputs.source import is_local, local_path
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json, write_whole

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from densitywatch.arrays import Floats, Pixels
-from densitywatch.batches.assess.layout import MasksOfKind
 from densitywatch.batches.assess.measures import floor_values
 from densitywatch.batches.chunks import Loaded, files_in_chunk, in_chunks, load_ahead
 from densitywatch.batches.scorer import Scorer
 from densitywatch.data.decoding.images import decode_picture
+from densitywatch.data.inputs.sorted_folder import MasksOfKind
 from densitywatch.data.inputs.source import entries
 from densitywatch.errors import DataError, ModelError
 from densitywatch.progress import track

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from densitywatch.batches.assess.layout import MasksOfKind, find_layout
+from densitywatch.data.inputs.sorted_folder import MasksOfKind, find_layout
 from densitywatch.errors import DataError
 
 
