@@ -31,7 +31,8 @@ from PIL import Image
 from torch import Tensor
 
 from densitywatch.evaluation.coding.image_code import one_thread
-from densitywatch.evaluation.value_code import decode_walk, encode_walk, size_as
+from densitywatch.evaluation.coding.range_code import decode_walk, encode_walk
+from densitywatch.evaluation.measures.code_length import size_as
 from densitywatch.models.common.pixel_values import bits_per_dim
 from densitywatch.models.lossless_split import take_apart
 from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings

@@ -141,9 +141,9 @@ def verify_likelihood(
     params, root = _load_for(context, model)
     from dataclasses import asdict
 
-    from densitywatch.evaluation import value_code
+    from densitywatch.evaluation.measures.code_length import verify_likelihood
 
-    length = asdict(value_code.verify_likelihood(model, n, params, root, out))
+    length = asdict(verify_likelihood(model, n, params, root, out))
     tell(f"{model}: {length.pop('images')} test images, decoded byte for byte by another process; bits/dim:")
     for means, bits in length.items():
         tell(f"  {means:9} {bits:.4f}")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from densitywatch.errors import DataError, ModelError
-from densitywatch.evaluation import value_code
 from densitywatch.evaluation.evaluate import evaluate_model
-from densitywatch.evaluation.value_code import verify_likelihood
+from densitywatch.evaluation.measures import code_length
+from densitywatch.evaluation.measures.code_length import verify_likelihood
 from densitywatch.params import load_params
 from densitywatch.training.train import train_model
 from tests.evaluation.conftest import MODELS, TRAINING, write_params
@@ -32,6 +32,8 @@ def test_a_pyramid_is_trained_measured_and_coded_as_every_density_is(
     train_model("pyramid", params, project)
     metrics = evaluate_model("pyramid", params, project)
     assert metrics["bits_per_dim"] > 0
+    assert metrics["code_images"] == 2
+    assert metrics["code_file_bits_per_dim"] > metrics["code_computed_bits_per_dim"] > 0
     assert (project / "reports" / "models" / "pyramid" / "samples.png").is_file()
 
     out = project / "out.dwcode"
@@ -44,7 +46,7 @@ def test_a_pyramid_is_trained_measured_and_coded_as_every_density_is(
     with pytest.raises(ModelError, match="at least one"):
         verify_likelihood("pyramid", 0, params, project)
     monkeypatch.setattr(
-        value_code, "decode_elsewhere", lambda _file, _folder, out: np.save(out, np.zeros((2, 1, 8, 8), np.uint8))
+        code_length, "decode_elsewhere", lambda _file, _folder, out: np.save(out, np.zeros((2, 1, 8, 8), np.uint8))
     )
     with pytest.raises(DataError, match="this likelihood is not proven"):
         verify_likelihood("pyramid", 2, params, project)

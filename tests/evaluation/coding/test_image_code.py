@@ -13,12 +13,10 @@ import torch
 
 from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.coding.image_code import (
-    PARTS,
     Code,
     decode_images,
     encode_images,
     main,
-    probabilities,
     read_code,
 )
 from densitywatch.evaluation.measures.code_length import decode_elsewhere
@@ -63,16 +61,6 @@ def test_every_kind_and_colour_images_come_back_byte_for_byte(
         images = random_images(n, channels)
         (tmp_path / "file").write_bytes(encode_images(folder, images).to_bytes())
         assert np.array_equal(decode_images(folder, read_code(tmp_path / "file")), images)
-
-
-def test_probabilities_are_whole_parts_that_sum_to_one_and_none_is_zero() -> None:
-    cumulated = torch.rand(50, 255, dtype=torch.float64).sort(1).values
-    cumulated[0], cumulated[1] = 0.0, 1.0
-    cumulated[2, 100] = cumulated[2, 101] + 1e-16  # a rounding error in the order
-    table = probabilities(cumulated)
-    assert np.array_equal(table * PARTS, np.round(table * PARTS))
-    assert (table * PARTS >= 1).all()
-    assert (table.sum(1) == 1.0).all()
 
 
 @pytest.fixture

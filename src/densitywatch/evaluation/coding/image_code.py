@@ -1,9 +1,9 @@
 """Images as a file that a model's own probabilities make small, and back: the proof that a likelihood is real.
 
-A density with pixels in sequence codes them with a range coder. A VAE codes its latents and its pixels with bits-back
-(bits_back.py). Coder and decoder must see exactly the same probabilities. So both take them from the same walk over the
-pixels with the same number of images at a time, in float64 on one thread, and round them to whole multiples of 2^-22.
-Another process or another machine may differ by about 1e-15, and the rounding removes that.
+A density codes its values one after the other with a range coder (range_code.py). A VAE codes its latents and its
+pixels with bits-back (bits_back.py). Coder and decoder must see exactly the same probabilities. So both take them from
+the same walk over the values with the same number of images at a time, in float64 on one thread, and round them to
+whole multiples of 2^-22. Another process or another machine may differ by about 1e-15, and the rounding removes that.
 
     file: magic (8 bytes), model.safetensors' digest (16), payload's digest (16), images' digest (16),
           images, channels, size, bytes of labels (uint32 each), labels (one byte per image), payload (uint32 words)
@@ -23,22 +23,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import constriction
 import numpy as np
 import torch
-from torch import Tensor
 
 from densitywatch.errors import DataError, DensitywatchError, ModelError
-from densitywatch.evaluation.coding import bits_back
+from densitywatch.evaluation.coding import bits_back, range_code
 from densitywatch.files import write_whole
-from densitywatch.models.common.sampling import walk
-from densitywatch.models.offers import PixelSteps, Posterior
+from densitywatch.models.offers import PixelSteps, Posterior, ValueWalk
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 
 MAGIC = b"dwcode1\n"
 HEADER = struct.Struct("<8s16s16s16sIIII")
-PARTS = 1 << 22
-"""Probabilities are whole multiples of 1 / PARTS, at least one."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +98,11 @@ def encode_images(folder: Path, images: np.ndarray, labels: np.ndarray | None = 
         raise ModelError(f"{folder}: is conditional and codes only labelled images; take an unconditional model")
     x = torch.from_numpy(np.array(images))
     with one_thread():
-        if isinstance(model, PixelSteps):
-            words = _range_encode(model, x, None if labels is None else torch.from_numpy(labels.astype(np.int64)))
+        if isinstance(model, ValueWalk):
+            words = range_code.encode_walk(model, x)
+        elif isinstance(model, PixelSteps):
+            given = None if labels is None else torch.from_numpy(labels.astype(np.int64))
+            words = range_code.encode_pixels(model, x, given)
         else:
             words = bits_back.encode(model, x)
     shape = (len(images), model.channels, model.size)
@@ -127,9 +125,11 @@ def decode_images(folder: Path, code: Code) -> np.ndarray:
             f" {channels} x {size} x {size}; decode them with the model that coded them"
         )
     with one_thread():
-        if isinstance(model, PixelSteps):
+        if isinstance(model, ValueWalk):
+            x = range_code.decode_walk(model, n, size, size, code.words)
+        elif isinstance(model, PixelSteps):
             labels = None if code.labels is None else torch.from_numpy(code.labels.astype(np.int64))
-            x = _range_decode(model, n, labels, code.words)
+            x = range_code.decode_pixels(model, n, labels, code.words)
         else:
             x = bits_back.decode(model, n, code.words)
     images: np.ndarray = x.numpy()
@@ -141,50 +141,10 @@ def decode_images(folder: Path, code: Code) -> np.ndarray:
     return images
 
 
-def probabilities(cumulated: Tensor) -> np.ndarray:
-    """Cumulative probabilities (B, 255) of the values 0..254 as probabilities (B, 256) of the values 0..255.
-
-    They are whole multiples of 1 / PARTS, and none is zero.
-    """
-    # 256 parts are reserved, one for each value; the running maximum removes rounding errors in the order
-    edges = (cumulated.clamp(0.0, 1.0) * (PARTS - 256)).round_().cummax(1).values
-    low = torch.zeros(len(edges), 1, dtype=edges.dtype)
-    counts = torch.diff(edges, dim=1, prepend=low, append=low + (PARTS - 256)) + 1
-    table: np.ndarray = (counts / PARTS).numpy()
-    return table
-
-
-def _range_encode(model: Any, x: Tensor, labels: Tensor | None) -> np.ndarray:
-    """Images (n, C, H, W) as uint32 words: the walk that samples, with known values in place of drawn ones."""
-    family = constriction.stream.model.Categorical(perfect=False)
-    coder = constriction.stream.queue.RangeEncoder()
-    values = iter(x[:, model.head.sequence].permute(2, 3, 1, 0).reshape(-1, len(x)).long())
-
-    def choose(cumulated: Tensor) -> Tensor:
-        value: Tensor = next(values)
-        coder.encode(value.numpy().astype(np.int32), family, probabilities(cumulated))
-        return value
-
-    walk(model, len(x), labels, choose)
-    words: np.ndarray = coder.get_compressed()
-    return words
-
-
-def _range_decode(model: Any, n: int, labels: Tensor | None, words: np.ndarray) -> Tensor:
-    """Images (n, C, H, W) of words: the walk that samples, with decoded values in place of drawn ones."""
-    family = constriction.stream.model.Categorical(perfect=False)
-    coder = constriction.stream.queue.RangeDecoder(words)
-
-    def choose(cumulated: Tensor) -> Tensor:
-        return torch.from_numpy(coder.decode(family, probabilities(cumulated)).astype(np.int64))
-
-    return walk(model, n, labels, choose)
-
-
 def _load(folder: Path) -> Any:
     """The model in `folder` in float64. Raises ModelError when it has no likelihood to code with."""
     model = load_model_folder(folder)
-    if not isinstance(model, PixelSteps | Posterior):
+    if not isinstance(model, ValueWalk | PixelSteps | Posterior):
         raise ModelError(f"{folder}: has no likelihood to code with; take a model with log_prob or an ELBO")
     return model.double()
 

@@ -27,7 +27,7 @@ from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.coding.image_code import encode_images
 from densitywatch.evaluation.measures.context import Context, Metric, Result
 from densitywatch.files import write_whole
-from densitywatch.models.offers import ExactDensity, PixelSteps, Posterior
+from densitywatch.models.offers import ExactDensity, PixelSteps, Posterior, ValueWalk
 from densitywatch.models.storage import load_model_folder, read_header
 from densitywatch.params import Params
 
@@ -78,8 +78,8 @@ def verify_likelihood(name: str, n: int, params: Params, root: Path, out: Path |
         images=len(images),
         file=8 * len(coded) / dimensions,
         computed=_computed(folder, images, code.labels, params.seed),
-        png=sum(_size(image, "PNG", optimize=True) for image in images) * 8 / dimensions,
-        webp=sum(_size(image, "WEBP", lossless=True, quality=100, method=6) for image in images) * 8 / dimensions,
+        png=sum(size_as(image, "PNG", optimize=True) for image in images) * 8 / dimensions,
+        webp=sum(size_as(image, "WEBP", lossless=True, quality=100, method=6) for image in images) * 8 / dimensions,
         xz=8 * len(lzma.compress(images.tobytes(), preset=9 | lzma.PRESET_EXTREME)) / dimensions,
     )
 
@@ -96,9 +96,9 @@ def decode_elsewhere(file: Path, folder: Path, out: Path) -> None:
 def code_length(context: Context) -> Result | None:
     """The size of a file that another process decodes, next to the sizes of PNG, WebP and xz, in bits/dim.
 
-    Model: `steps` (pixels in sequence) or `posterior` (a VAE).
+    Model: `steps` (pixels in sequence), `walk` (values in an order of its own) or `posterior` (a VAE).
     """
-    if not isinstance(context.model, PixelSteps | Posterior):
+    if not isinstance(context.model, ValueWalk | PixelSteps | Posterior):
         return None
     count = min(context.params.evaluate.code_images, context.info.counts["test"])
     if not count:
@@ -134,8 +134,8 @@ def _computed(folder: Path, images: np.ndarray, labels: np.ndarray | None, seed:
     return -nats / (images.size * math.log(2))
 
 
-def _size(image: np.ndarray, form: str, **options: Any) -> int:
-    """Bytes of one image (C, H, W) in a common format."""
+def size_as(image: np.ndarray, form: str, **options: Any) -> int:
+    """Bytes of one image (C, H, W) in a common format; options: Pillow's."""
     buffer = io.BytesIO()
     as_pillow(image).save(buffer, form, **options)
     return buffer.tell()

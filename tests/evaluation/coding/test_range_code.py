@@ -12,15 +12,9 @@ import pytest
 import torch
 
 from densitywatch.errors import DataError, ModelError
-from densitywatch.evaluation.coding.image_code import PARTS, read_code
-from densitywatch.evaluation.value_code import (
-    decode_elsewhere,
-    decode_images,
-    decode_walk,
-    encode_images,
-    encode_walk,
-    probabilities,
-)
+from densitywatch.evaluation.coding.image_code import decode_images, encode_images, read_code
+from densitywatch.evaluation.coding.range_code import PARTS, decode_walk, encode_walk, probabilities
+from densitywatch.evaluation.measures.code_length import decode_elsewhere
 from densitywatch.models.storage import load_model_folder
 from tests.evaluation.coding.test_image_code import make_model, random_images
 
