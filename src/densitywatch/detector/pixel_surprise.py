@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from densitywatch.errors import ModelError
 
-PIXELS = 4096
-"""Sub-pixels whose 256 probabilities are in memory at a time: few enough for a core's cache."""
+PIXELS = 512
+"""Sub-pixels whose 256 probabilities are in memory at a time: half a MiB an array, for a core's own cache (L2)."""
 
 
 def surprise_statistics(model: Any, x: Tensor) -> Tensor:
@@ -50,10 +50,11 @@ def _moments(parameters: Tensor, kind: str) -> Tensor:
         p = log_p.exp()
     else:
         p = _bins(parameters)
-        log_p = p.clamp(min=1e-12).log()  # p log p of an impossible value is 0, not NaN
-    weighted = p * log_p
+        log_p = p.clamp(min=1e-12).log_()  # p log p of an impossible value is 0, not NaN
+    # in place from here on: new arrays of this size cost more than the arithmetic
+    weighted = p.mul_(log_p)
     entropy = -weighted.sum(1)
-    return torch.stack([entropy, (weighted * log_p).sum(1) - entropy.square()])
+    return torch.stack([entropy, weighted.mul_(log_p).sum(1) - entropy.square()])
 
 
 def _bins(parameters: Tensor) -> Tensor:
@@ -67,9 +68,10 @@ def _bins(parameters: Tensor) -> Tensor:
     # the 255 edges between levels, on the scale of the parameters, where level v is v / 127.5 - 1
     edges = (torch.arange(255, device=parameters.device) + 0.5) / 127.5 - 1.0
     below = torch.zeros(len(parameters), 257, device=parameters.device)
-    inner = below[:, 1:256]
-    for k in range(weights.shape[1]):
-        centre, scale = means[:, k : k + 1], inverse[:, k : k + 1]
-        inner.addcmul_(weights[:, k : k + 1], torch.sigmoid(edges * scale - centre * scale))
     below[:, 256] = 1.0
-    return below.diff(dim=1).clamp(min=0.0)
+    inner, shares = below[:, 1:256], torch.empty(len(parameters), 255, device=parameters.device)
+    offsets = means * inverse
+    for k in range(weights.shape[1]):
+        torch.mul(edges, inverse[:, k : k + 1], out=shares).sub_(offsets[:, k : k + 1]).sigmoid_()
+        inner.addcmul_(weights[:, k : k + 1], shares)
+    return below.diff(dim=1).clamp_(min=0.0)
