@@ -2,8 +2,8 @@
 
 A process of its own, because a process has one Ray. TASKS is a list in JSON. A task has `root`, `source` and `out`. It
 may have `seconds` (that a chunk takes), `detector` (a folder, in place of the stand-in), `copy_to`, and `kill_after`,
-the number of chunks after which the second node is killed. Prints for each the nodes that scored its chunks, one after
-the other; `before` are those before the kill.
+the number of chunks after which the second node is killed, while it scores one. Prints for each the nodes that scored
+its chunks, one after the other; `before` are those before the kill.
 """
 
 from __future__ import annotations
@@ -36,12 +36,14 @@ MEMORY = 100 << 20
 class Noting(Brightness):
     """Notes which node scores a chunk. With `nodes` of 2, the first chunks wait until both nodes score.
 
-    The gallery is scored where the command runs, which is no worker.
+    Once `kill_after` chunks are noted, the node `doomed` ends no chunk any more: a file says so, and it is killed while
+    it works. The gallery is scored where the command runs, which is no worker.
     """
 
-    def __init__(self, log: Path, seconds: float, nodes: int) -> None:
+    def __init__(self, log: Path, seconds: float, doomed: str | None, kill_after: int) -> None:
         super().__init__(seconds=seconds)
-        self.log, self.nodes = log, nodes
+        self.log, self.nodes = log, 1 if doomed is None else 2
+        self.doomed, self.kill_after = doomed, kill_after
 
     def score(self, images: NDArray[Any]) -> SimpleNamespace:
         context = ray.get_runtime_context()
@@ -50,6 +52,9 @@ class Noting(Brightness):
         with self.log.open("a") as file:
             file.write(context.get_node_id() + "\n")
         while len(set(self.log.read_text().split())) < self.nodes:
+            time.sleep(0.05)
+        while context.get_node_id() == self.doomed and len(self.log.read_text().split()) >= self.kill_after:
+            self.log.with_suffix(".held").touch()
             time.sleep(0.05)
         return super().score(images)
 
@@ -63,14 +68,16 @@ def run(task: dict[str, Any], cluster: Cluster, second: Any) -> dict[str, Any]:
     before: list[str] = []
 
     def kill() -> None:
-        while len(log.read_text().split()) < task["kill_after"]:
+        while not log.with_suffix(".held").exists():
             time.sleep(0.05)
         before.extend(log.read_text().split())
         cluster.remove_node(second, allow_graceful=False)
 
     if "kill_after" in task:
         threading.Thread(target=kill, daemon=True).start()
-    detector = task.get("detector") or Noting(log, task.get("seconds", 0), 2 if "kill_after" in task else 1)
+    detector = task.get("detector") or Noting(
+        log, task.get("seconds", 0), second.node_id if "kill_after" in task else None, task.get("kill_after", 0)
+    )
     options = ScoreOptions(engine="ray", copy_to=task.get("copy_to"))
     score_source(task["source"], params, Path(task["root"]), out, detector, options)
     nodes = log.read_text().split()
