@@ -93,7 +93,7 @@ def measure_detector(
         first = slice(None) if groups is None else one_of_each_group(groups, params.seed)
         _check_p_values(conformal.p_values(loaded.calibration, normal)[first], len(loaded.calibration))
 
-    def offinite_scores(a: Floats, b: Floats) -> tuple[float, Callable[[Floats], Floats]]:
+    def of_scores(a: Floats, b: Floats) -> tuple[float, Callable[[Floats], Floats]]:
         figures = wrong_pairs(a, b, rows)
         return one_figure(figures, len(images)), figures
 
@@ -101,10 +101,10 @@ def measure_detector(
         train = training_images(root, images.shape[-1])
         near, far = mean_image_errors(train, images), mean_image_errors(train, altered)
         # where altered images are the nearer ones, the trivial score is the distance with its sign turned
-        value, figures = min(offinite_scores(near, far), offinite_scores(-near, -far), key=lambda found: found[0])
+        value, figures = min(of_scores(near, far), of_scores(-near, -far), key=lambda found: found[0])
         return Measurement(NAME, value, "detector", figures)
 
-    value, figures = offinite_scores(normal, outlying)
+    value, figures = of_scores(normal, outlying)
     if judged is None:
         missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
     else:
