@@ -7,10 +7,11 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -67,9 +68,11 @@ def main(arguments: list[str]) -> int:
                 return _retrain(root, started, PLACEMENTS[placed[0] if placed else "here"])
             return _detect_outliers(root, stack)
         except DensitywatchError as error:
+            _send_logs()
             print(f"pipelines: {error}", file=sys.stderr)
             return error.exit_code
         except Exception as error:
+            _send_logs()
             print(f"pipelines: {visible(_unforeseen(error, root))}", file=sys.stderr)
             return 1
 
@@ -128,12 +131,26 @@ def _settle(root: Path) -> None:
 
 
 def _unforeseen(error: Exception, root: Path) -> str:
-    """One line for an error that is not ours; the traceback goes into a file."""
+    """One line for an error that is not ours; the traceback goes into a file, where the disk has room for it."""
     file = root / TRACEBACK
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    said = (str(error).strip() or "no message").splitlines()[0][:300]
-    return f"{type(error).__name__}: {said}; the traceback is in {file}"
+    said = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:300]}"
+    if shutil.disk_usage(root).free < server.LEAST_FREE:  # then nearly any error follows from that
+        return f"the disk is full; free some space and run it again ({said})"
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    except OSError as failed:
+        return f"{said}; {file} cannot be written: {failed.strerror}"
+    return f"{said}; the traceback is in {file}"
+
+
+def _send_logs() -> None:
+    """Send what Prefect still has to log, so that what it says of that stands before our last line."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.logging.handlers import APILogWorker
+
+        with suppress(Exception):  # a server that does not answer any more
+            APILogWorker.drain_all(timeout=5)
 
 
 class _OneLine(logging.Filter):

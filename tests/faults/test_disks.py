@@ -39,6 +39,8 @@ def test_a_run_on_a_disk_that_fills_up_ends_in_a_sentence_and_goes_on_where_ther
         with small_disk(tmp_path / f"disk{free}", 40) as disk, tally.tried("a full disk: make run"):
             root = toy.make(disk / "project", size=1_500_000)
             (root / "var").mkdir()
+            # what the run says goes elsewhere: on the full disk its last line would be lost
+            (root / "said.txt").symlink_to(tmp_path / f"said{free}.txt")
             leave_free(disk, free)
             code, said = toy.retrain(root)
             assert code == 1, said
