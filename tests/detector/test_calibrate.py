@@ -6,15 +6,18 @@ import ast
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from densitywatch.batches.flags import fewest_to_flag
 from densitywatch.data.groups.draw import one_of_each_group
+from densitywatch.data.reading import Images
 from densitywatch.detector import detector
 from densitywatch.detector.calibrate import WEIGHT_COPIES, calibrate
 from densitywatch.detector.conformal import p_values
+from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member import without_prefix
 from densitywatch.detector.tail_combination import tail_surprise
 from densitywatch.errors import ParamsError
@@ -57,6 +60,29 @@ def test_the_calibration_scores_are_what_the_detector_says_of_those_images(
     scores = loaded.score(images).score
     assert np.allclose(np.sort(scores), loaded.calibration, rtol=1e-4, atol=1e-4)
     assert np.isclose(p_values(loaded.calibration, [np.inf])[0], 1 / (len(images) + 1))
+
+
+def test_calibration_images_are_scored_some_at_a_time_and_the_detector_is_the_same(
+    project: tuple[Path, Params], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, params = project
+    again = tmp_path / "again"
+    shutil.copytree(root, again)
+    read = []
+
+    class Counting(FeatureCache):
+        def __init__(self, source: Images, *arguments: Any, **named: Any) -> None:
+            super().__init__(source, *arguments, **named)
+            read.append(len(source))
+
+    monkeypatch.setattr("densitywatch.detector.calibrate.FeatureCache", Counting)
+    monkeypatch.setattr("densitywatch.detector.calibrate.CALIBRATION_AT_ONCE", 50)
+    calibrate(params, again)
+    assert read[-3:] == [50, 50, 50]
+    first, second = (detector.load(where / "models" / "detector") for where in (root, again))
+    assert first.arrays.keys() == second.arrays.keys()
+    for key, values in first.arrays.items():
+        np.testing.assert_allclose(second.arrays[key], values, rtol=1e-5, err_msg=key)
 
 
 def test_one_calibration_image_of_each_group_gives_the_p_values(

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from densitywatch.arrays import Arrays
+from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import DatasetInfo, open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Rows, at_size, reading_size
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, Rows, at_size, reading_size
 from densitywatch.detector import conformal, explain
 from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMAT, Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
@@ -33,6 +33,7 @@ from densitywatch.sizes import for_json
 TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 """Limits on the training images for densities without a network, and on the other ones that the models read. With
 them, time and memory do not grow with the dataset."""
+CALIBRATION_AT_ONCE = 500  # a multiple of what the feature cache reads at once: then nothing depends on it
 FEW = 20
 """With fewer images to fit on a line says so."""
 WEIGHT_COPIES = Path("models/.read")
@@ -55,10 +56,7 @@ def calibrate(params: Params, root: Path) -> Path:
     unit = "the calibration images" if split.groups is None else f"one image of each of {len(split):,} groups"
     say(f"calibrate: scoring {unit}")
     detector = Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models)
-    calibration = FeatureCache(split.images, models, size=detector.reading_size)
-    arrays["calibration.score"] = np.sort(detector.combine(detector.member_scores(calibration)))
-    if detector.has_places:
-        arrays["calibration.place_maximum"] = np.sort(detector.place_surprise(calibration).max((1, 2)))
+    arrays |= _calibration(detector, split.images)
     fitted_on = len(data.train) + len(data.sample)
     if fitted_on < FEW or len(data.validation) < FEW:
         say(
@@ -66,19 +64,33 @@ def calibrate(params: Params, root: Path) -> Path:
             f" few: with fewer than {FEW} of one a detector misses much; its rates hold all the same"
         )
     wanted = conformal.images_for(params.detector.false_alarm_rate)
-    if len(calibration) < wanted:
+    if len(split) < wanted:
         say(
             f"calibrate: a false-alarm rate of {params.detector.false_alarm_rate:g} takes {wanted:,} calibration images"
-            f" and there are {len(calibration):,}, so no p-value is as small; raise data.calibration or the rate"
+            f" and there are {len(split):,}, so no p-value is as small; raise data.calibration or the rate"
         )
-    for name in sorted(models.used):
-        if isinstance(models[name], PixelwiseDensity | ExactDensity | Bounded):
-            arrays[f"{name}.nll"] = np.sort(calibration.nll(name))
     target = root / "models" / "detector"
     with whole_folder(target) as folder:
         safetensors.numpy.save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, folder / ARRAYS)
         (folder / FACTS).write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     return target
+
+
+def _calibration(detector: Detector, images: Images) -> Arrays:
+    """What the calibration images give, each ascending: scores, most surprising places, and -log p of each density.
+
+    A few images at a time: what members read of them is many times their size.
+    """
+    found: dict[str, list[Floats]] = {}
+    for start in range(0, len(images), CALIBRATION_AT_ONCE):
+        some = FeatureCache(images[start : start + CALIBRATION_AT_ONCE], detector.models, size=detector.reading_size)
+        found.setdefault("calibration.score", []).append(detector.combine(detector.member_scores(some)))
+        if detector.has_places:
+            found.setdefault("calibration.place_maximum", []).append(detector.place_surprise(some).max((1, 2)))
+        for name, model in detector.models.used.items():
+            if isinstance(model, PixelwiseDensity | ExactDensity | Bounded):
+                found.setdefault(f"{name}.nll", []).append(some.nll(name))
+    return {name: np.sort(np.concatenate(parts)) for name, parts in found.items()}
 
 
 def fit_members(members: list[Member], data: FittingData) -> Arrays:

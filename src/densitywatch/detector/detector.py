@@ -25,6 +25,7 @@ from densitywatch.arrays import Arrays, Floats, Pixels
 from densitywatch.data.reading import size_of
 from densitywatch.detector import conformal, explain
 from densitywatch.detector.feature_cache import FeatureCache, Models
+from densitywatch.detector.local.local_map import enlarged
 from densitywatch.detector.member import Member, without_prefix
 from densitywatch.detector.member_table import find_member
 from densitywatch.detector.tail_combination import combined, tail_surprise
@@ -218,7 +219,8 @@ class Detector:
         if not self.has_places:
             raise ModelError("this detector has no local member, so it has no map of p-values; name one, as own_place")
         maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
-        return np.asarray(np.max(maps, axis=0))
+        finest = np.max([each.shape[1:] for each in maps], axis=0)
+        return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))
 
     def place_p_values(self, images: Pixels) -> Floats:
         """A p-value for each place of uint8 images (B, C, H, W), (B, h, w): see conformal.place_p_values."""

@@ -36,6 +36,7 @@ MEMBERS: dict[str, Member] = {
         local.own_whole,
         local.lite0_place,
         local.lite0_anywhere,
+        local.lite0_whole,
     )
 }
 """In the order of the benchmark's tables. The detector has those that `detector.members` of params.yaml names."""

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from densitywatch.arrays import Arrays, Pixels
 from densitywatch.detector.calibrate import calibrate, fit_member, fit_members
 from densitywatch.detector.conformal import check_reachable, images_for, place_p_values
 from densitywatch.detector.detector import Detector, load
 from densitywatch.detector.feature_cache import FeatureCache, Models
-from densitywatch.detector.local import local_map
+from densitywatch.detector.local import lite0, local_map, sources
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import MEMBERS, find_member
 from densitywatch.errors import ModelError
@@ -236,12 +237,13 @@ def test_images_too_small_for_places_are_refused() -> None:
         fit_member(find_member("own_place"), data)
 
 
-def test_an_image_that_is_darker_everywhere_is_found_as_a_whole() -> None:
+@pytest.mark.parametrize("name", ["own_whole", "lite0_whole"])
+def test_an_image_that_is_darker_everywhere_is_found_as_a_whole(name: str) -> None:
     data = fitting_data()
-    fitted = fit_member(find_member("own_whole"), data)
+    fitted = fit_member(find_member(name), data)
     images = plates(20, seed=65)
     plain, dark, rough = (
-        find_member("own_whole").score(FeatureCache(x, Models(), size=SIZE), fitted)
+        find_member(name).score(FeatureCache(x, Models(), size=SIZE), fitted)
         for x in (images, (images * 0.8).astype(np.uint8), images ^ 4)
     )
     assert np.median(dark) > plain.max()
@@ -337,3 +339,36 @@ def test_calibrate_makes_a_detector_of_photographs_and_says_which_rate_is_out_of
     largest = np.sort(loaded.surprise_map(images).max((1, 2)))
     np.testing.assert_allclose(largest, loaded.place_maxima, rtol=1e-4, atol=1e-4)
     assert loaded.outlined(scratched(plates(3, seed=90)), 0.05).any((1, 2)).all()
+
+
+def test_the_network_reads_an_image_once_for_all_of_its_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("lite0_place", "lite0_anywhere", "lite0_whole")
+    detector, read, read_maps = made(fitting_data(), names, plates(19, seed=53)), [], lite0.lite0_maps
+
+    def counted(images: Tensor, weights: Arrays) -> list[Tensor]:
+        read.append(len(images))
+        return read_maps(images, weights)
+
+    monkeypatch.setattr(sources, "lite0_maps", counted)
+    detector.score(plates(6, seed=66))
+    assert sum(read) == 6
+
+
+def test_maps_of_different_strides_are_one_map() -> None:
+    detector = made(fitting_data(), ("own_place", "lite0_place"), plates(19, seed=54))
+    features = detector.features(scratched(plates(3, seed=67)))
+    own, pretrained = (
+        member.places(features, detector.fitted(member.name)) for member in detector.members if member.places
+    )
+    assert own.shape == pretrained.shape == (3, 8, 8)
+    np.testing.assert_array_equal(detector.place_surprise(features), np.maximum(own, pretrained))
+
+
+def test_between_places_a_map_is_interpolated_and_exceeds_no_place() -> None:
+    coarse = np.random.default_rng(3).normal(size=(2, 4, 5))
+    fine = local_map.interpolated(coarse, 2.0)
+    assert fine.shape == (2, 8, 10)
+    np.testing.assert_allclose(fine[:, 0, 0], coarse[:, 0, 0])  # a corner has no neighbours beyond
+    np.testing.assert_allclose(fine[:, 1, 0], 0.75 * coarse[:, 0, 0] + 0.25 * coarse[:, 1, 0])
+    assert (fine.max((1, 2)) <= coarse.max((1, 2))).all()
+    np.testing.assert_array_equal(local_map.interpolated(coarse, 1.0), coarse)

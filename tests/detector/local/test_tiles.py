@@ -108,7 +108,7 @@ def test_a_picture_of_any_shape_comes_together_from_its_tiles(shape: tuple[int, 
         sides.append((part.shape[2], part.shape[3]))
         return F.avg_pool2d(part.float(), 8)
 
-    found = read_in_tiles(images, 64, means)
+    found = read_in_tiles(images, 64, 8, means)
     filled = F.pad(images.float(), (0, -shape[1] % 8, 0, -shape[0] % 8), mode="replicate")
     torch.testing.assert_close(found, F.avg_pool2d(filled, 8))
     assert max(max(side) for side in sides) <= 64  # what is read at once does not grow with the picture
@@ -117,7 +117,7 @@ def test_a_picture_of_any_shape_comes_together_from_its_tiles(shape: tuple[int, 
 def test_features_in_tiles_are_those_of_the_whole_picture() -> None:
     images = torch.from_numpy(textured(1, 3, (256, 640)))
     whole = OWN.read(images, {})
-    in_tiles = read_in_tiles(images, 256, lambda part: OWN.read(part, {}))
+    in_tiles = read_in_tiles(images, 256, 8, lambda part: OWN.read(part, {}))
     assert in_tiles.shape == whole.shape == (1, 252, 32, 80)
     apart = (in_tiles - whole).abs().mean((0, 1, 2))
     assert float(apart.max()) < 0.05  # near the seams the coarsest filters see the tile's edge

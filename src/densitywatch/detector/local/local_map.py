@@ -2,8 +2,7 @@
 
     projection    features standardised and on their leading principal components, from some training images
     density       place: a Gaussian for each place. anywhere: one mixture. From all training images, in one pass
-    standard      mean and spread of the map at each place, from validation images. above_median: of the map less its
-                  median over the image, where the source wants that
+    above_median  mean and spread at each place of the map less its median over the image, from validation images
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
 With detector.tiles all of it is there twice: of the picture at detector.size, and of the picture at its own resolution,
@@ -16,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
 
@@ -29,7 +28,7 @@ from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.reading import Images, at_size, images_at_once, images_within
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local import densities
-from densitywatch.detector.local.sources import STRIDE, Source
+from densitywatch.detector.local.sources import Source
 from densitywatch.detector.local.tiles import read_in_tiles
 from densitywatch.detector.member import FittingData, with_prefix, without_prefix
 from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
@@ -42,6 +41,8 @@ STRENGTH_IMAGES = 64
 """Validation images that choose the shrinkage."""
 CELLS = 32
 """Most places a side that have a Gaussian of their own; on a finer grid neighbours share one."""
+PLACE = 8
+"""Pixels a side of a place of the maps that are shown; features that lie farther apart are interpolated."""
 NEIGHBOURS = 5
 """Side of the square of places over which mean and spread of the map are averaged."""
 TOP = 0.01
@@ -75,7 +76,7 @@ def _fit_view(data: FittingData, source: Source, density: Density, fitted: Array
         found |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
     raw = _raw_maps(data.validation, source, fitted | found)
     standard = fit_standard(raw)
-    found |= with_prefix(_standard_of(source), standard)
+    found |= with_prefix("above_median", standard)
     top, mean_of_top = statistics(standardised(raw, standard))
     return found | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
 
@@ -90,10 +91,10 @@ def _views(fitted: Arrays) -> list[Arrays]:
 def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
     """Spreads by which each place is less probable than it is in normal images, (B, h, w), of one view.
 
-    A place is STRIDE pixels a side, of detector.size or, in tiles, of the picture.
+    A place is `source.stride` pixels a side, of detector.size or, in tiles, of the picture.
     """
     read_by = _read_by(source, fitted)
-    return standardised(_raw_maps(features, read_by, fitted), without_prefix(_standard_of(read_by), fitted))
+    return standardised(_raw_maps(features, read_by, fitted), without_prefix("above_median", fitted))
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -115,11 +116,22 @@ def local_surprise(features: FeatureCache, source: Source, fitted: Arrays) -> Fl
     So maps of several members are on one scale, and their maximum over members is one map. With tiles the map has the
     places of the picture at its own resolution.
     """
-    maps = [
-        tail_surprise(local_map(features, source, view), without_prefix("maximum", view)) for view in _views(fitted)
-    ]
+    maps = []
+    for view in _views(fitted):
+        surprise = tail_surprise(local_map(features, source, view), without_prefix("maximum", view))
+        maps.append(interpolated(surprise, _read_by(source, view).stride / PLACE))
     finest = np.max([each.shape[1:] for each in maps], axis=0)
     return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))
+
+
+def interpolated(maps: Floats, times: float) -> Floats:
+    """Maps (B, h, w) on a grid that is so many times as fine, by straight lines between the middles of places.
+
+    Between two places of 16 pixels lies what is seen of both: the peak is then nearer to the defect.
+    """
+    if times == 1:
+        return maps
+    return np.asarray(F.interpolate(torch.from_numpy(maps)[:, None], scale_factor=times, mode="bilinear")[:, 0])
 
 
 def enlarged(maps: Floats, shape: Sequence[int]) -> Floats:
@@ -166,11 +178,6 @@ def _read_by(source: Source, fitted: Arrays) -> Source:
     return source.in_tiles or source if TILE in fitted else source
 
 
-def _standard_of(source: Source) -> str:
-    """What the standard is stored under: one name for each way to make it, so that none is read as the other."""
-    return "above_median" if source.above_median else "standard"
-
-
 def less_median(maps: Tensor) -> Tensor:
     """Maps (B, h, w) less the median of each.
 
@@ -184,36 +191,65 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
     """The map before it is standardised, (B, h, w); computed once for these images and this density."""
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
-    def read(images: Tensor) -> Tensor:
-        projected = _project(_grid(images, source, fitted), fitted)
+    def surprise(grid: Tensor) -> Tensor:
+        projected = _project(grid, fitted)
         b, h, w, d = projected.shape
         if mixture:
             maps = densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
         else:
             maps = from_cells(densities.place_distance(to_cells(projected), gaussians), (b, h, w))
-        return less_median(maps) if source.above_median else maps
+        return less_median(maps)
 
-    # two fits on other images may have the same projection, which is made of the first of them
-    arrays = (fitted["projection.mean"], *(part[name] for part in (gaussians, mixture) for name in sorted(part)))
-    key = (source.name, hashlib.sha256(b"".join(np.ascontiguousarray(array).tobytes() for array in arrays)).hexdigest())
-    return features.by_batch(("local map", TILE in fitted, *key), read, _size(features, fitted))
+    def read(images: Tensor) -> Tensor:
+        return surprise(_grid(images, source, fitted))
+
+    key = ("local map", TILE in fitted, source.name, _identity(fitted))
+    if source.kept and TILE not in fitted:
+        kept = kept_features(features, source, without_prefix("weights", fitted))
+        return features.once(key, lambda: _in_parts(kept, lambda part: surprise(_above_mean(part))))
+    return features.by_batch(key, read, _size(features, fitted))
+
+
+def _identity(fitted: Arrays) -> str:
+    """What tells one fit from another: their projections may be equal, as few images make them, their means are not."""
+    names = ("projection.mean", "place.mean", "place.strength", "anywhere.mean")
+    arrays = (np.ascontiguousarray(fitted[name]) for name in names if name in fitted)
+    return hashlib.sha256(b"".join(array.tobytes() for array in arrays)).hexdigest()
+
+
+def kept_features(features: FeatureCache, source: Source, weights: Arrays) -> Floats:
+    """Features of the images at `features.size`, (B, D, h, w), held in memory for all members that read them."""
+    return features.by_batch(("local features", source.name), lambda images: _read_few(images, source, weights))
+
+
+def _in_parts(kept: Floats, read: Callable[[Tensor], Tensor]) -> Floats:
+    """`read` of a few of the features (B, D, h, w) at a time, joined."""
+    with torch.inference_mode():
+        return np.concatenate([read(part).numpy() for part in torch.split(torch.from_numpy(kept), BATCH)])
+
+
+def _read_few(images: Tensor, source: Source, weights: Arrays) -> Tensor:
+    """`source.read`, a few images at a time: that is fastest, as their maps stay in a core's cache."""
+    return torch.cat([source.read(part, weights) for part in torch.split(images, AT_ONCE)])
+
+
+def _above_mean(maps: Tensor) -> Tensor:
+    """Features (B, D, h, w) less their mean over the image, (B, h, w, D).
+
+    Images differ in light and texture as a whole, which would hide what is different at one place; `own_whole` and
+    `lite0_whole` look at the mean.
+    """
+    return (maps - maps.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
 
 
 def _grid(images: Tensor, source: Source, fitted: Arrays) -> Tensor:
-    """Local features less their mean over the image, (B, h, w, D).
-
-    Images differ in light and texture as a whole, which would hide what is different at one place; `own_whole` looks at
-    the mean. A few images at a time are read fastest: their maps stay in a core's cache.
-    """
+    """Local features less their mean over the image, (B, h, w, D)."""
     weights = without_prefix("weights", fitted)
-
-    def read(part: Tensor) -> Tensor:
-        return source.read(part, weights)
-
-    if TILE in fitted:
-        read = partial(read_in_tiles, side=int(fitted[TILE][0]), read=read)
-    maps = torch.cat([read(part) for part in torch.split(images, AT_ONCE)])
-    return (maps - maps.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
+    if TILE not in fitted:
+        return _above_mean(_read_few(images, source, weights))
+    side = int(fitted[TILE][0])
+    read = partial(read_in_tiles, side=side, stride=source.stride, read=lambda part: source.read(part, weights))
+    return _above_mean(torch.cat([read(part) for part in torch.split(images, AT_ONCE)]))
 
 
 def _batches(images: Images, most: int | None = None) -> Iterator[Tensor]:
@@ -254,6 +290,8 @@ def to_cells(features: Tensor) -> Tensor:
     """
     b, h, w, d = features.shape
     q = sharing(h, w)
+    if q == 1:
+        return features.reshape(b, h * w, d)
     n, m = -(-h // q), -(-w // q)
     rows, columns = torch.arange(n * q).clamp(max=h - 1), torch.arange(m * q).clamp(max=w - 1)
     x = features[:, rows][:, :, columns].reshape(b, n, q, m, q, d)
@@ -303,7 +341,7 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
             moments.add(x)
     assert moments is not None
     validation = at_size(data.validation.source, _size(data.validation, fitted))
-    places = math.prod(validation.shape[2:]) // STRIDE**2
+    places = math.prod(validation.shape[2:]) // source.stride**2
     few = images_within(STRENGTH_IMAGES, 4 * places * source.dimensions)
     strength, gaussians = densities.choose_strength(moments, [cells(x) for x in _batches(validation, few)])
     return {**gaussians, "strength": np.array([strength])}

@@ -14,8 +14,6 @@ from densitywatch.detector.local.filters import filter_maps
 from densitywatch.detector.local.lite0 import INSTALL, lite0_maps, read_weights, weights_file
 from densitywatch.errors import ModelError
 
-STRIDE = 8
-"""Pixels from one local feature to the next."""
 SMALLEST = 64
 """Pixels a side below which an image has too few places for local features."""
 
@@ -28,13 +26,15 @@ class Source:
     weights: Callable[[], Arrays]
     """What it knows beside the image; kept with the detector, so that a machine that scores needs no package."""
     read: Callable[[Tensor, Arrays], Tensor]
-    """uint8 images (B, C, H, W) and the weights -> features (B, D, H / STRIDE, W / STRIDE)."""
+    """uint8 images (B, C, H, W) and the weights -> features (B, D, H / stride, W / stride)."""
+    stride: int
+    """Pixels from one local feature to the next."""
     dimensions: int
     """Principal components of the features that a density is fitted on."""
     missing: Callable[[], str | None]
     """Why this machine cannot fit it, in one line; None where it can."""
-    above_median: bool
-    """Whether a place is compared with the median of its own image before it is compared with other images."""
+    kept: bool = False
+    """Whether the features of a batch are held in memory: several members read them, and they are dear."""
     in_tiles: Source | None = None
     """What is read of tiles at the picture's own resolution instead; None: the same."""
 
@@ -63,12 +63,10 @@ def _lite0_weights() -> Arrays:
 
 
 def _lite0(images: Tensor, weights: Arrays) -> Tensor:
-    """Features of three depths on the grid of the middle one: finer ones averaged, coarser ones interpolated."""
+    """Features of three depths on the grid of the deepest one: the finer ones are averaged."""
     fine, middle, coarse = lite0_maps(images, weights)
-    size = (middle.shape[2], middle.shape[3])
-    fine = F.adaptive_avg_pool2d(fine, size)
-    coarse = F.interpolate(coarse, size=size, mode="bilinear")
-    return torch.cat([fine, middle, coarse], 1)
+    size = (coarse.shape[2], coarse.shape[3])
+    return torch.cat([F.adaptive_avg_pool2d(fine, size), F.adaptive_avg_pool2d(middle, size), coarse], 1)
 
 
 def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
@@ -80,6 +78,6 @@ def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
     return filter_maps(images)
 
 
-OWN_ALONE = Source("own alone", _nothing, _own_alone, 36, lambda: None, above_median=True)
-OWN = Source("own", _nothing, _own, 45, lambda: None, above_median=True, in_tiles=OWN_ALONE)
-LITE0 = Source("lite0", _lite0_weights, _lite0, 176, _no_lite0, above_median=False)
+OWN_ALONE = Source("own alone", _nothing, _own_alone, 8, 36, lambda: None)
+OWN = Source("own", _nothing, _own, 8, 45, lambda: None, in_tiles=OWN_ALONE)
+LITE0 = Source("lite0", _lite0_weights, _lite0, 16, 176, _no_lite0, kept=True)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from densitywatch.detector.local.sources import STRIDE
-
 OVERLAP = 0.25
 """The share of a tile's side that its neighbour covers as well, at least."""
 
@@ -44,21 +42,21 @@ def owned(length: int, tile: int) -> list[tuple[int, int, int]]:
     return [(start, *ends) for start, ends in zip(first, pairwise(borders), strict=True)]
 
 
-def read_in_tiles(images: Tensor, side: int, read: Callable[[Tensor], Tensor]) -> Tensor:
-    """Features (B, D, ceil(H / STRIDE), ceil(W / STRIDE)) of uint8 images (B, C, H, W), from tiles of `side` pixels.
+def read_in_tiles(images: Tensor, side: int, stride: int, read: Callable[[Tensor], Tensor]) -> Tensor:
+    """Features (B, D, ceil(H / stride), ceil(W / stride)) of uint8 images (B, C, H, W), from tiles of `side` pixels.
 
-    `read` gives features (B, D, h / STRIDE, w / STRIDE) of images whose sides are multiples of STRIDE. Sides that are
+    `read` gives features (B, D, h / stride, w / stride) of images whose sides are multiples of `stride`. Sides that are
     none are filled up with the last row or column.
     """
     height, width = images.shape[2:]
-    filled = F.pad(images.float(), (0, -width % STRIDE, 0, -height % STRIDE), mode="replicate").to(images.dtype)
-    rows, columns = (length // STRIDE for length in filled.shape[2:])
-    tile = max(1, side // STRIDE)
+    filled = F.pad(images.float(), (0, -width % stride, 0, -height % stride), mode="replicate").to(images.dtype)
+    rows, columns = (length // stride for length in filled.shape[2:])
+    tile = max(1, side // stride)
     down = []
     for top, first, last in owned(rows, tile):
         across = []
         for left, begin, end in owned(columns, tile):
-            part = filled[..., top * STRIDE : (top + tile) * STRIDE, left * STRIDE : (left + tile) * STRIDE]
+            part = filled[..., top * stride : (top + tile) * stride, left * stride : (left + tile) * stride]
             across.append(read(part)[:, :, first - top : last - top, begin - left : end - left])
         down.append(torch.cat(across, 3))
     return torch.cat(down, 2)

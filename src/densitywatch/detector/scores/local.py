@@ -12,9 +12,9 @@ from torch import Tensor
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local.filters import filter_maps
-from densitywatch.detector.local.local_map import Density, fit_local, local_score, local_surprise
+from densitywatch.detector.local.local_map import Density, fit_local, kept_features, local_score, local_surprise
 from densitywatch.detector.local.sources import LITE0, OWN, SMALLEST, Source
-from densitywatch.detector.member import FittingData, Member, Score, member
+from densitywatch.detector.member import FittingData, Member, Score, member, with_prefix, without_prefix
 
 
 def _local(says: str, source: Source, density: Density) -> Callable[[Score], Member]:
@@ -54,7 +54,7 @@ def lite0_anywhere(features: FeatureCache, fitted: Arrays) -> Floats:
     return local_score(features, LITE0, fitted)
 
 
-def _whole(features: FeatureCache) -> Floats:
+def _filters_of_whole(features: FeatureCache) -> Floats:
     """Mean and spread over the image of every filter feature, at half the size, (B, 2 D)."""
 
     def read(images: Tensor) -> Tensor:
@@ -64,8 +64,13 @@ def _whole(features: FeatureCache) -> Floats:
     return features.by_batch("filters of the whole image", read, max(SMALLEST, features.size // 2))
 
 
-def _fit_whole(data: FittingData) -> Arrays:
-    rows = np.concatenate([_whole(data.train), _whole(data.sample)]).astype(np.float64)
+def _fit_own_whole(data: FittingData) -> Arrays:
+    return _fit_whole(np.concatenate([_filters_of_whole(cache) for cache in (data.train, data.sample)]))
+
+
+def _fit_whole(rows: Floats) -> Arrays:
+    """One Gaussian with a shrunk covariance (Ledoit & Wolf 2004) of statistics of whole images (N, D)."""
+    rows = rows.astype(np.float64)
     mean, spread = rows.mean(0), rows.std(0) + 1e-6
     covariance = LedoitWolf(assume_centered=True).fit((rows - mean) / spread).covariance_
     # features that never change, as of black images, have no covariance that could be inverted
@@ -75,12 +80,42 @@ def _fit_whole(data: FittingData) -> Arrays:
 
 @member(
     "as a whole it is lighter, darker, sharper or rougher than normal images",
-    fit=_fit_whole,
+    fit=_fit_own_whole,
     reads=(),
     smallest=SMALLEST,
 )
 def own_whole(features: FeatureCache, fitted: Arrays) -> Floats:
     """Means and spreads of the filters over the whole image, under one Gaussian with a shrunk covariance (Ledoit & Wolf
     2004): what is everywhere a little different, which no single place shows."""
-    z = (_whole(features) - fitted["mean"]) / fitted["spread"]
+    return _whole_distance(_filters_of_whole(features), fitted)
+
+
+def _fit_lite0_whole(data: FittingData) -> Arrays:
+    weights = LITE0.weights()
+
+    def read(images: Tensor) -> Tensor:
+        return LITE0.read(images, weights).mean((2, 3))
+
+    # training images may be many: their means are kept, and not their features
+    rows = [cache.by_batch("means of local features", read) for cache in (data.train, data.sample)]
+    return _fit_whole(np.concatenate(rows)) | with_prefix("weights", weights)
+
+
+@member(
+    "as a whole it looks unlike normal images",
+    fit=_fit_lite0_whole,
+    reads=(),
+    smallest=SMALLEST,
+    missing=LITE0.missing,
+)
+def lite0_whole(features: FeatureCache, fitted: Arrays) -> Floats:
+    """Means of EfficientNet-Lite0's features over the image, under one Gaussian with a shrunk covariance (Ledoit & Wolf
+    2004): what `lite0_place` takes away before it looks at places."""
+    maps = kept_features(features, LITE0, without_prefix("weights", fitted))
+    return _whole_distance(maps.mean((2, 3)), fitted)
+
+
+def _whole_distance(rows: Floats, fitted: Arrays) -> Floats:
+    """Squared Mahalanobis distance of statistics of whole images (B, D) from those of normal ones, (B,)."""
+    z = (rows - fitted["mean"]) / fitted["spread"]
     return np.asarray(((z @ fitted["precision"]) * z).sum(1))
