@@ -117,20 +117,28 @@ def decide(
     flags = np.zeros(len(values), dtype=bool)
     flagged, charged, start, first = past.flagged, past.charged, 0, Gates(0, (), (), (), ())
     blocks = _blocks(len(values), calibration_size, q, past, alike, strict)
-    for size in blocks:
+    # of each rank, how many images of each block are above it: counted for all blocks at once, which may be hundreds
+    starts = np.cumsum([0, *blocks[:-1]])
+    limits = {rank: _p(rank, calibration_size) * (1 + 1e-12) for rank in ranks(calibration_size)}
+    above = {
+        rank: np.add.reduceat(values <= limit, starts, dtype=np.int64).tolist() if blocks else []
+        for rank, limit in limits.items()
+    }
+    for block, size in enumerate(blocks):
         budget = q * max(1, flagged) - charged
         gates = gates_of(size, calibration_size, q, budget, _risk(past, len(blocks)), alike=alike, strict=strict)
         first = gates if start == 0 else first
-        part = slice(start, start + size)
-        limits = [_p(rank, calibration_size) * (1 + 1e-12) for rank in gates.ranks]
-        counts = [int(np.count_nonzero(values[part] <= limit)) for limit in limits]
-        charge = 0.0
-        for j, (limit, bound) in enumerate(zip(limits, gates.bounds, strict=True)):
+        counts = [above[rank][block] for rank in gates.ranks]
+        charge, opened = 0.0, None
+        for j, bound in enumerate(gates.bounds):
             if _opens(gates, counts, j, 0, alike):
-                flags[part] = values[part] <= limit
+                opened = j
             if _opens(gates, counts, j, alike, alike):
                 charge = size * bound
-        flagged += int(flags[part].sum())
+        if opened is not None:
+            part = slice(start, start + size)
+            flags[part] = values[part] <= limits[gates.ranks[opened]]
+            flagged += counts[opened]
         charged += charge
         start += size
     return Decision(flags, charged - past.charged, first)
@@ -154,6 +162,7 @@ def _opens(gates: Gates, counts: list[int], j: int, slack: int, alike: int) -> b
     return counts[j - 1] + slack >= gates.before[j] and _opens(gates, counts, j - 1, slack - alike, alike)
 
 
+@lru_cache(maxsize=4096)  # blocks that flag nothing and cost nothing leave the budget as it was
 def gates_of(
     images: int, calibration_size: int, q: float, budget: float, risk: float, *, alike: int = 1, strict: bool = False
 ) -> Gates:
@@ -220,7 +229,8 @@ def _blocks(images: int, calibration_size: int, q: float, past: Past, alike: int
     if cost <= budget or alike > 1 or 2 * cost > BLOCKS * budget:
         return [images]
     number = min(images, math.ceil(2 * cost / budget))
-    return [len(part) for part in np.array_split(np.empty(images, dtype=np.int8), number)]
+    size, larger = divmod(images, number)
+    return [size + 1] * larger + [size] * (number - larger)
 
 
 def _risk(past: Past, blocks: int) -> float:
