@@ -29,14 +29,15 @@ run: .venv/ready
 	$(if $(PROFILE),$(BIN)/densitywatch profile $(PROFILE))
 	@$(BIN)/python -m pipelines retrain $(PLACEMENT)
 
-# in as many processes as WORKERS says, a file of tests to one of them: make test WORKERS=1 for one after the other
+# in as many processes as WORKERS says, a file of tests to one of them, the longest first (tests/conftest.py): make test
+# WORKERS=1 for one after the other
 WORKERS := 2
 test: .venv/ready-dev
-	$(BIN)/python -m pytest -m "not faults" --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not faults" --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # the markers are those of pyproject.toml; what has become slow shows at the end
 test-fast: .venv/ready-dev
-	$(BIN)/python -m pytest -m "not server and not browser and not slow and not faults" --durations=5 --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest -m "not server and not browser and not slow and not faults" --durations=5 --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # one after the other: a fault that is timed needs the machine. Needs root or sudo (for mount), and postgresql. The table of
 # what was tried, survived and lost goes to var/faults.md: docs/reliability.md

@@ -11,16 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from densitywatch import environment
-from tests.marks import marks, pytest_collection_modifyitems, pytest_configure, pytest_runtest_protocol  # noqa: F401
+from tests.marks import marks, pytest_configure, pytest_runtest_protocol  # noqa: F401
+from tests.marks import pytest_collection_modifyitems as add_markers
 from tests.postgres import database, database_server  # noqa: F401 fixtures
 
 environment.settle(os.environ)  # before any test file imports prefect, mlflow or great_expectations
 # networks of tests are small: two threads wait for each other most of the time, for minutes where other programs run
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# every run tries the same examples; make faults is for finding new ones
+settings.register_profile("the same examples", derandomize=True)
+settings.load_profile("the same examples")
+
 ROOT = Path(__file__).resolve().parent.parent
+LONGEST = (
+    "pipelines/test_whole_chain.py",
+    "pipelines/test_gpu_workers.py",
+    "data/decoding/test_large_images.py",
+    "training/test_second_device.py",
+    "pipelines/test_loop.py",
+    "pipelines/test_stoppable_runs.py",
+    "pipelines/test_services.py",
+    "pipelines/test_team.py",
+    "pipelines/test_detect_outliers.py",
+    "outlier_benchmark/test_benchmark.py",
+    "training/test_loop.py",
+    "pipelines/test_reads.py",
+    "pipelines/test_stage_tasks.py",
+    "batches/test_ray_cluster.py",
+)
+"""Files of tests that take minutes, the longest first. They come first: one that began last would leave the other
+process of `make test` without work."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses among the items
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    add_markers(items)
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 @pytest.fixture(autouse=True)
