@@ -33,7 +33,7 @@ from densitywatch.sizes import for_json
 TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
 """Limits on the training images for densities without a network, and on the other ones that the models read. With
 them, time and memory do not grow with the dataset."""
-CALIBRATION_AT_ONCE = 500  # a multiple of what the feature cache reads at once: then nothing depends on it
+CALIBRATION_AT_ONCE = 500  # what members read of more would fill the memory; scores depend on it by rounding alone
 FEW = 20
 """With fewer images to fit on a line says so."""
 WEIGHT_COPIES = Path("models/.read")
