@@ -125,9 +125,9 @@ def local_surprise(features: FeatureCache, source: Source, fitted: Arrays) -> Fl
 
 
 def interpolated(maps: Floats, times: float) -> Floats:
-    """Maps (B, h, w) on a grid that is so many times as fine, by straight lines between the middles of places.
+    """Maps (B, h, w) on a grid `times` as fine, interpolated linearly (bilinear).
 
-    Between two places of 16 pixels lies what is seen of both: the peak is then nearer to the defect.
+    With places of 16 pixels the highest value then lies nearer to the defect.
     """
     if times == 1:
         return maps
