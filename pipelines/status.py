@@ -7,7 +7,6 @@ so one that cannot be had does not hide the others.
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import sys
@@ -28,7 +27,7 @@ from densitywatch.files import read_json
 from densitywatch.params import Params, load_params
 from densitywatch.text import as_text, one_line, visible
 from densitywatch.tracking.store import is_own, plain, sqlite_path, tracking_uri
-from pipelines import dvc_commands, listening, prefect_home, reports, run_processes, service_processes
+from pipelines import dvc_commands, listening, prefect_home, reports, run_lock, run_processes, service_processes
 from pipelines.worker import WORKERS
 
 SHOWN = 5
@@ -113,8 +112,8 @@ def _runs(root: Path, servers: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The flow runs that go on or wait for their turn, and what a run without the server is at."""
     address = next((server["address"] for server in servers if server["name"] == "Prefect"), None)
     found = _runs_of_server(root, address) if address is not None else []
-    stages, pid = _stages(root), _lock_holder(root)
-    if pid is not None and not any(run["state"] == "Running" for run in found):
+    stages, pid = _stages(root), run_lock.holder(root)
+    if pid and not any(run["state"] == "Running" for run in found):
         found.append({"name": f"process {pid}", "state": "Running", "started": _started(pid), "tasks": stages})
     elif stages and not any(run["tasks"] for run in found):
         found.append({"name": "a run", "state": "Running", "started": None, "tasks": stages})
@@ -170,20 +169,6 @@ def _stages(root: Path) -> list[str]:
             if stage is not None:
                 found.add(stage)
     return sorted(found)
-
-
-def _lock_holder(root: Path) -> int | None:
-    """The process that holds the checkout's run lock; None where no run changes what DVC tracks."""
-    try:
-        with (root / "var" / "run.lock").open("r") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                said = file.read().strip()
-                return int(said) if said.isdecimal() else None
-    except FileNotFoundError:
-        pass
-    return None
 
 
 def _started(pid: int) -> float | None:

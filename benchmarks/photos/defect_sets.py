@@ -3,7 +3,8 @@
     python benchmarks/photos/defect_sets.py FOLDER...            each with train/good, test/good and test/KIND
     python benchmarks/photos/defect_sets.py FOLDER... cells      and the package elpv-dataset, where it is installed
     python benchmarks/photos/defect_sets.py FOLDER --detectors own_place own_place,lite0_place
-    python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good
+    python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good,
+                                                                 which is all that FOLDER needs
 
 Every set is treated alike. `train/good` is split at random into train, validation and calibration images; the detector
 is fitted on the first two as `calibrate` does it and ranks among the third. Test images are scored once, at the end:
@@ -26,7 +27,7 @@ from synthetic_defects import synthetic_defects
 
 from densitywatch.arrays import Arrays, Floats, Pixels
 from densitywatch.data.decoding.images import fit_image
-from densitywatch.detector.calibrate import fit_members
+from densitywatch.detector.calibrate import fit_members, present
 from densitywatch.detector.conformal import images_for, p_values
 from densitywatch.detector.detector import Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
@@ -38,6 +39,7 @@ from densitywatch.outlier_benchmark.auroc import auroc
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp"}
 LEVELS = (0.01, 0.05, 0.1)
 CHUNK = 50
+DETECTORS = ["own_place", "lite0_place", "lite0_place,lite0_whole", "own_place,lite0_place,lite0_whole"]
 
 
 def main() -> None:
@@ -46,8 +48,9 @@ def main() -> None:
     parser.add_argument(
         "--detectors",
         nargs="+",
-        default=["own_place", "own_place,own_whole", "lite0_place", "own_place,own_whole,lite0_place"],
-        help="members with commas between them; each detector has a row",
+        default=DETECTORS,
+        help="members with commas between them; each detector has a row. Without the weights of EfficientNet-Lite0 on"
+        " this machine, rows that need them are left out",
     )
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--write", type=Path, help="a folder for the images as the detector sees them, for peers.py")
@@ -55,17 +58,24 @@ def main() -> None:
     parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
     asked = parser.parse_args()
     for name in asked.sets:
-        kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size)
+        kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size, test=not asked.synthetic)
         if asked.synthetic:
             kinds = made_of_training_images(kinds["train"], asked.seed)
         if asked.write:
             asked.write.mkdir(parents=True, exist_ok=True)
             np.savez(asked.write / f"{Path(name).name}.npz", allow_pickle=False, **kinds)
-        measure(Path(name).name, kinds, asked.detectors, asked.seed)
+        measure(Path(name).name, kinds, possible(asked.detectors), asked.seed)
 
 
-def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
-    """Images by `train` and, of the test part, by kind; RGB where the first image is."""
+def possible(detectors: list[str]) -> list[str]:
+    """Those whose members this machine can fit; a line about each other member."""
+    names = dict.fromkeys(name for row in detectors for name in row.split(","))
+    kept = {member.name for member in present([find_member(name) for name in names])}
+    return [row for row in detectors if kept.issuperset(row.split(","))]
+
+
+def folder_set(folder: Path, size: int, *, test: bool = True) -> dict[str, Pixels]:
+    """Images by `train` and, of the test part where it is asked for, by kind; RGB where the first image is."""
 
     def read(part: Path) -> Pixels:
         files = sorted(file for file in part.iterdir() if file.suffix.lower() in IMAGE_FILES)
@@ -73,7 +83,7 @@ def folder_set(folder: Path, size: int) -> dict[str, Pixels]:
 
     first = next(file for file in sorted((folder / "train/good").iterdir()) if file.suffix.lower() in IMAGE_FILES)
     channels = 1 if Image.open(first).mode in ("L", "I", "I;16") else 3
-    kinds = sorted(part for part in (folder / "test").iterdir() if part.is_dir())
+    kinds = sorted(part for part in (folder / "test").iterdir() if part.is_dir()) if test else []
     return {"train": read(folder / "train/good"), **{part.name: read(part) for part in kinds}}
 
 

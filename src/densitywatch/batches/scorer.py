@@ -76,7 +76,7 @@ class Scorer(Protocol):
         """`BatchScores` of images (N, C, H, W). `explain` of the same scorer takes them back."""
 
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
-        """(N, H, W) nats of every pixel. Raises ModelError where the scorer has no exact density."""
+        """(N, h, w): how unusual each place or pixel is, nats. Raises ModelError where the scorer has no such map."""
 
     def explain(self, scores: Any, i: int) -> str:
         """Why image i has its score, in words."""

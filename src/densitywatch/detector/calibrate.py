@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.dataset import DatasetInfo, open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, Rows, at_size, reading_size
+from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, Rows, at_size, images_within, reading_size
 from densitywatch.detector import conformal, explain
 from densitywatch.detector.detector import ARRAYS, DECLARED_MEMBER, FACTS, FORMAT, Detector
 from densitywatch.detector.feature_cache import FeatureCache, Models
@@ -31,8 +31,10 @@ from densitywatch.progress import say
 from densitywatch.sizes import for_json
 
 TRAIN_IMAGES, SAMPLE_IMAGES = 40000, 8000
-"""Limits on the training images for densities without a network, and on the other ones that the models read. With
-them, time and memory do not grow with the dataset."""
+"""Limits on the training images that are read once, and on the other ones and the validation images, of which all that
+members read is kept. With them, time and memory do not grow with the dataset."""
+BYTES_A_PIXEL = 3
+"""What local features of a validation image take, at stride 16 (local_map.kept_features)."""
 CALIBRATION_AT_ONCE = 500  # what members read of more would fill the memory; scores depend on it by rounding alone
 FEW = 20
 """With fewer images to fit on a line says so."""
@@ -181,11 +183,13 @@ def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:
     order = np.random.default_rng(params.seed).permutation(len(images))
     samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
     sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
+    held_out = open_split(prepared, "validation").images
+    most = images_within(SAMPLE_IMAGES, BYTES_A_PIXEL * size**2)  # the first ones of a split are a fair sample of it
     data = FittingData(
         train=FeatureCache(Rows(images, train), models, size=size),
         sample=FeatureCache(Rows(images, sample), models, size=size),
         all_train=at_size(images, min(size, LARGEST_BY_DEFAULT)),
-        validation=FeatureCache(open_split(prepared, "validation").images, models, size=size),
+        validation=FeatureCache(Rows(held_out, np.arange(min(most, len(held_out)))), models, size=size),
         seed=params.seed,
         declared=params.detector.declared,
         small_network_steps=params.detector.small_network_steps,

@@ -9,6 +9,7 @@ on. On disk:
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,17 +127,28 @@ class Detector:
         """Whether a member says where in an image it is unusual."""
         self.place_maxima: Floats | None = arrays.get("calibration.place_maximum")
         """The most surprising place of each calibration image, ascending; None where no member has a map of places."""
+        self._last: tuple[bytes, FeatureCache] | None = None
         for tail in self._tails.values():
             tail_surprise(np.zeros(1), tail)  # fails here rather than at the first batch
 
     def features(self, images: Pixels) -> FeatureCache:
-        """The feature cache of images (B, C, H, W). Raises ModelError when they are not what the detector takes."""
+        """The feature cache of images (B, C, H, W). Raises ModelError when they are not what the detector takes.
+
+        That of the last images stays until others come: who scores images often asks for their map next.
+        """
         shape = (self.channels, *height_width(self.size))
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
             raise ModelError(
                 f"the detector takes uint8 images (B, {', '.join(map(str, shape))}), not {images.dtype} {images.shape}"
             )
-        return FeatureCache(images, self.models, size=self.reading_size)
+        digest = hashlib.sha256(np.ascontiguousarray(images).data).digest()  # an array may have other pixels by now
+        last = self._last
+        if last is not None and last[0] == digest and last[1].source is images:
+            return last[1]
+        self._last = last = None  # frees what is not needed any more before as much is read again
+        features = FeatureCache(images, self.models, size=self.reading_size)
+        self._last = (digest, features)
+        return features
 
     def fitted(self, name: str) -> Arrays:
         """What was fitted for the member `name`."""
@@ -196,14 +208,15 @@ class Detector:
     def _unusual_places(self, features: FeatureCache) -> Floats | None:
         """The share of what is unexpected in each half of the image, (B, 4); None without a map to take it from."""
         if self.has_places:
-            return explain.share_in_halves(self.place_surprise(features))
+            return explain.share_in_halves(np.maximum(self.place_surprise(features), 0.0))
         return None if self.density is None else explain.unusual_places(features, self.density)
 
     def surprise_map(self, images: Pixels) -> NDArray[np.float32]:
         """Where the surprise is, (B, H, W), nats: of the local members where there are some, or else of every pixel
         given those before it, at the density model's size.
 
-        Raises ModelError for a detector with neither.
+        Of local members it is negative at usual places, where only the order means something. Raises ModelError for a
+        detector with neither.
         """
         if self.has_places:
             return np.asarray(self.place_surprise(self.features(images)), dtype=np.float32)
@@ -212,12 +225,14 @@ class Detector:
         return np.asarray(self.features(images).surprise(self.density), dtype=np.float32)
 
     def place_surprise(self, features: FeatureCache) -> Floats:
-        """At each place the largest of what the members with a map say, nats, (B, h, w).
+        """At each place the largest of what the members with a map say, nats, (B, h, w): see `local_surprise`.
 
         Raises ModelError where no member has one.
         """
         if not self.has_places:
             raise ModelError("this detector has no local member, so it has no map of p-values; name one, as own_place")
+        if len(features) == 0:  # as large as those of any other image
+            return self.place_surprise(self.features(np.zeros((1, *features.source.shape[1:]), np.uint8)))[:0]
         maps = [m.places(features, self._fitted[m.name]) for m in self.members if m.places is not None]
         finest = np.max([each.shape[1:] for each in maps], axis=0)
         return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))

@@ -23,7 +23,7 @@ class FittingData:
     """What a fit function sees. Calibration and test images are not in it."""
 
     train: FeatureCache
-    """Training images for densities that need many; reading them with a network would take long."""
+    """Training images for densities that need many: read once, and not kept."""
     sample: FeatureCache
     """Other training images, few enough to be read by every model; none of them is in `train`."""
     all_train: Images

@@ -11,9 +11,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from scipy import ndimage
 
 from densitywatch.data.decoding import sandbox
-from densitywatch.data.decoding.images import MAX_BYTES, decode_image, decode_images, decode_picture, fit_image
+from densitywatch.data.decoding.images import (
+    MAX_BYTES,
+    decode_image,
+    decode_images,
+    decode_marks,
+    decode_picture,
+    fit_image,
+)
 from densitywatch.errors import DataError
 
 Pixels = npt.NDArray[np.uint8]
@@ -254,6 +262,45 @@ def test_crop_keeps_the_middle_pad_keeps_all_and_stretch_fills() -> None:
     assert padded[10, 1] < 15
     assert fitted("stretch")[:, 10].min() > 240
     assert fitted("stretch")[:, 1].max() < 15
+
+
+def regions(mask: bytes, resize: str = "stretch", size: int | list[int] = 64) -> int:
+    """Number of connected regions that are left of a mask."""
+    marked = decode_marks(mask, size=size, resize=resize).pixels  # type: ignore[arg-type]
+    assert set(np.unique(marked)) <= {0, 255}
+    return int(ndimage.label(marked[0], np.ones((3, 3)))[1])
+
+
+def test_no_region_of_a_mask_is_lost_however_thin_or_small_beside_a_large_one() -> None:
+    mask = np.zeros((1024, 1024), np.uint8)
+    mask[100:300, 100:300] = 255
+    mask[600:900, 700] = 255  # a line of one pixel
+    mask[700, 200] = 255
+    for resize in ("crop", "pad", "stretch"):
+        assert regions(saved(Image.fromarray(mask)), resize) == 3
+    assert regions(saved(Image.fromarray(mask // 255))) == 3  # 0 and 1
+    assert regions(saved(Image.fromarray(mask).convert("1"))) == 3
+    numbered = mask // 255
+    numbered[600:900, 700], numbered[700, 200] = 2, 7  # a number for each region
+    assert regions(saved(Image.fromarray(numbered))) == 3
+    assert regions(saved(Image.fromarray(numbered.astype(np.uint16)))) == 3
+    line = decode_marks(saved(Image.fromarray(mask)), size=64, resize="stretch").pixels[0, :, 700 // 16]
+    assert np.flatnonzero(line).tolist() == list(range(600 // 16, 900 // 16 + 1))
+
+
+def test_a_mask_is_turned_and_placed_as_its_picture_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture = np.zeros((60, 120), np.uint8)
+    picture[10:20, 30:50] = 255
+    for kind, options in (("PNG", {}), ("JPEG", {"quality": 60})):  # a JPEG has faint marks beside its edges
+        data = saved(Image.fromarray(picture), kind, exif=exif, **options)
+        for resize, size in (("crop", 40), ("pad", 40), ("stretch", [120, 60])):
+            marks = decode_marks(data, size=size, resize=resize).pixels[0] > 0  # type: ignore[arg-type]
+            seen = decode_picture(data, size=size, channels=1, resize=resize).pixels[0] > 127  # type: ignore[arg-type]
+            assert marks.any()
+            assert not (seen & ~marks).any()
+            assert not (marks & ~ndimage.binary_dilation(seen, np.ones((3, 3)))).any()
 
 
 def test_one_process_serves_one_request_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:

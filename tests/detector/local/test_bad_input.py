@@ -58,15 +58,20 @@ def test_black_images_make_a_detector_that_finds_a_spot_on_one(name: str, projec
     assert found.p_value.tolist() == [1.0, 0.1]
 
 
+@pytest.mark.parametrize("name", LOCAL)
 def test_five_images_make_a_detector_whose_limits_are_said(
-    project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = {split: noisy(1, i) for i, split in enumerate(("train", "validation", "calibration", "gate", "test"))}
-    detector = calibrated(tmp_path, project_root, splits, ("own_place",))
+    detector = calibrated(tmp_path, project_root, splits, (name,))
     said = capsys.readouterr().err
     assert "fitted on 1 training and 1 validation images, which are few" in said
     assert "a false-alarm rate of 0.1 takes 9 calibration images and there are 1, so no p-value is as small" in said
     assert (detector.score(noisy(3, 9)).p_value >= 0.5).all()
+    assert len(detector.score(noisy(0, 9))) == 0
+    if not detector.has_places:
+        return
+    assert detector.place_p_values(noisy(0, 9)).shape == (0, 8, 8)
     with pytest.raises(ModelError, match=r"rate of 0\.1 takes at least 9 calibration images and there are 1; ask for"):
         detector.outlined(noisy(1, 9), 0.1)
 

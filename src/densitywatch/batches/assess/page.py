@@ -28,7 +28,7 @@ PICTURES = 480
 LARGEST = 320
 """Pixels a side of a picture, at most."""
 BRIGHTEST = 10.0
-"""Nats at which a map of places is brightest: one normal image of 22,000 has a place as unusual."""
+"""Nats at which a map of places is brightest; beyond the largest value of nearly every normal image."""
 LISTED = 1000
 """Files that a list on the page names, at most; assessment.json names all."""
 

@@ -18,7 +18,7 @@ from densitywatch.arrays import Floats, Pixels
 from densitywatch.batches.assess.measures import floor_values
 from densitywatch.batches.chunks import Loaded, files_in_chunk, in_chunks, load_ahead
 from densitywatch.batches.scorer import Scorer
-from densitywatch.data.decoding.images import decode_picture
+from densitywatch.data.decoding.images import decode_marks
 from densitywatch.data.inputs.sorted_folder import MasksOfKind
 from densitywatch.data.inputs.source import entries
 from densitywatch.errors import DataError, ModelError
@@ -30,7 +30,7 @@ SHOWN = 6
 SAME_SHAPE = 0.03
 """A mask's width / height may differ from its image's by this share."""
 LARGEST_VALUE = 1e6
-"""What an infinite value of a map becomes."""
+"""What an infinite value of a map becomes; one that is no number becomes the least."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,8 @@ def _add(kind: Kind, items: list[Loaded], masks: MasksOfKind, detector: Scorer, 
         kind.trivial.append(floors[i])
         kind.masks.append(mask)
         if drawn is not None:
-            kind.maps.append(np.nan_to_num(drawn[i], nan=0.0, posinf=LARGEST_VALUE, neginf=0.0))
+            usual = -LARGEST_VALUE
+            kind.maps.append(np.nan_to_num(drawn[i], nan=usual, posinf=LARGEST_VALUE, neginf=usual))
         shown = Shown(item.path, score, p_value, image, mask)
         for best, worst in ((kind.lowest, -1), (kind.highest, 0)):
             bisect.insort(best, shown, key=lambda one: one.score)
@@ -181,7 +182,7 @@ def _mask(kind: Kind, item: Loaded, masks: MasksOfKind, detector: Scorer) -> Mas
         return None
     resize = cast(Literal["crop", "pad", "stretch"], detector.resize)
     try:
-        seen = decode_picture(entry.read(), size=detector.size, channels=1, resize=resize)
+        seen = decode_marks(entry.read(), size=detector.size, resize=resize)
     except DataError as error:
         kind.masks_refused.append((entry.path, f"the mask cannot be read: {error}"))
         return None
@@ -190,8 +191,7 @@ def _mask(kind: Kind, item: Loaded, masks: MasksOfKind, detector: Scorer) -> Mas
         why = f"the mask has {seen.width} x {seen.height} pixels and another shape than its image, {width} x {height}"
         kind.masks_refused.append((entry.path, why))
         return None
-    # masks of 0 and 1 and of 0 and 255 alike; a defect that scaling makes faint is kept
-    marked = seen.pixels[0] > seen.pixels.max() / 2
+    marked = seen.pixels[0] > 0
     if not marked.any():
         kind.masks_empty += 1
     return Mask(np.packbits(marked), height_width(detector.size))

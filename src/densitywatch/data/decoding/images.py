@@ -18,21 +18,23 @@ import contextlib
 import io
 import os
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 from densitywatch.data.decoding.bit_depth import GAP, eight_bits
-from densitywatch.data.decoding.file_headers import prepared, what_it_is
+from densitywatch.data.decoding.file_headers import Prepared, prepared, what_it_is
 from densitywatch.data.decoding.sandbox import MEMORY, SECONDS, Answer, ReaderDied, Request, allow, answers
 from densitywatch.errors import DataError
 from densitywatch.sizes import Size, height_width, read_size
 from densitywatch.text import one_line
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF")
+EXACT = ("PNG", "BMP", "GIF", "TIFF", "PPM")
+"""Those that keep every pixel."""
 MAX_PIXELS = 150_000_000
 MAX_BYTES = 64 << 20
 """Files with more bytes than this are not read."""
@@ -71,6 +73,21 @@ def decode_picture(data: bytes, *, size: Size, channels: int, resize: Resize, ma
     return found
 
 
+def decode_marks(data: bytes, *, size: Size, resize: Resize) -> Picture:
+    """A mask: `pixels` (1, height, width) are 255 where any marked pixel of the file lies, and 0 elsewhere.
+
+    It is cut and scaled as a picture of its shape is. Marked is what is not black, and of a file whose compression
+    loses something, such as a JPEG, what is brighter than half of its brightest pixel. Raises DataError with the reason
+    where the file is no picture.
+    """
+    found = _decoded([data], {"size": size, "channels": 1, "resize": resize, "max_pixels": MAX_PIXELS, "marks": True})[
+        0
+    ]
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
 _turns = threading.BoundedSemaphore(min(4, os.cpu_count() or 1))
 
 
@@ -78,7 +95,12 @@ def decode_images(
     files: Sequence[bytes], *, size: Size, channels: int, resize: Resize, max_pixels: int = MAX_PIXELS
 ) -> list[Picture | DataError]:
     """For each of `files` a picture or the reason for none; many at once are much faster than one by one."""
-    facts = {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels}
+    return _decoded(files, {"size": size, "channels": channels, "resize": resize, "max_pixels": max_pixels})
+
+
+def _decoded(files: Sequence[bytes], facts: dict[str, Any]) -> list[Picture | DataError]:
+    """What the child makes of `files` under the facts of a request."""
+    shape = (facts["channels"], *height_width(facts["size"]))
     found: list[Picture | DataError] = []
     one_by_one_until = 0
     while len(found) < len(files):
@@ -91,7 +113,7 @@ def decode_images(
                 read = answers("densitywatch.data.decoding.images:decode_each", facts, blobs=batch, together=count > 1)
                 # `read` comes first in the zip, so it is asked to its end, which keeps its child for the next request
                 for answer, data in zip(read, files[start:], strict=False):
-                    found.append(_picture(answer, data, (channels, *height_width(size))))
+                    found.append(_picture(answer, data, shape))
         except ReaderDied as error:
             if count > 1:  # one of several files is at fault: the rest one by one, until it is found
                 one_by_one_until = start + count
@@ -132,7 +154,7 @@ def decode_each(request: Request) -> Iterator[Answer]:
         pi_heif.register_heif_opener()
     for data in request.blobs:
         try:
-            seen = _read(data, read_size(facts["size"]), facts["channels"], facts["resize"], facts["max_pixels"])
+            seen = _read(data, facts)
         except DataError as error:
             yield Answer({"reason": str(error)})
         except MemoryError:
@@ -144,11 +166,18 @@ def decode_each(request: Request) -> Iterator[Answer]:
             yield Answer(told, seen.pixels.tobytes())
 
 
-def _read(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: int) -> Picture:
+def _read(data: bytes, facts: Mapping[str, Any]) -> Picture:
     if not data:
         raise DataError("the file is empty")
     try:
-        return _decode(data, size, channels, resize, max_pixels)
+        return _decode(
+            data,
+            read_size(facts["size"]),
+            facts["channels"],
+            facts["resize"],
+            facts["max_pixels"],
+            marks=facts.get("marks", False),
+        )
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
@@ -157,7 +186,7 @@ def _read(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: in
         raise DataError(f"broken or cut short: {one_line(error)[:120]}") from None
 
 
-def _decode(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: int) -> Picture:
+def _decode(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: int, *, marks: bool = False) -> Picture:
     told = prepared(data)
     longest = max(height_width(size))  # the picture may be on its side yet
     known = tuple(name for name in FORMATS if name != "HEIF" or name in Image.OPEN)
@@ -170,9 +199,8 @@ def _decode(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: 
         mode = image.mode
         if width * height > PIXELS_A_SECOND // 10:
             allow(SECONDS + width * height / PIXELS_A_SECOND, MEMORY + BYTES_A_PIXEL * width * height)
-        image.draft(
-            None, (GAP * longest, GAP * longest)
-        )  # decodes a JPEG at a fraction of its size, where that is enough
+        if not marks:  # decodes a JPEG at a fraction of its size, where that is enough
+            image.draft(None, (GAP * longest, GAP * longest))
         image.load()
         if image.format in ("JPEG", "MPO") and _cut_and_closed(data, image, longest):
             raise DataError("broken or cut short: the JPEG ends before its picture does")
@@ -180,10 +208,14 @@ def _decode(data: bytes, size: Size, channels: int, resize: Resize, max_pixels: 
         turned = exif.get(0x0112, 1)
         if turned in (5, 6, 7, 8):
             width, height = height, width
-        small = eight_bits(image, "L" if channels == 1 else "RGB", told, size=longest)
+        small = (
+            _marked(image, told) if marks else eight_bits(image, "L" if channels == 1 else "RGB", told, size=longest)
+        )
         if turned in _TURNS:
             small = small.transpose(_TURNS[turned])
-        fitted = fit_image(small, size=size, channels=channels, resize=resize)
+        fitted = (
+            _fit_marks(small, size, resize) if marks else fit_image(small, size=size, channels=channels, resize=resize)
+        )
         return Picture(fitted, width, height, mode, _taken(exif))
 
 
@@ -236,6 +268,17 @@ def fit_image(image: Image.Image, *, size: Size, channels: int, resize: Resize) 
     values.
     """
     image = eight_bits(image, "L" if channels == 1 else "RGB")
+    array = np.asarray(_placed(image, size, resize, _scaled), dtype=np.uint8)
+    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+Box = tuple[float, float, float, float]
+
+
+def _placed(
+    image: Image.Image, size: Size, resize: Resize, scaled: Callable[[Image.Image, int, int, Box], Image.Image]
+) -> Image.Image:
+    """`image` cut, padded or stretched to a size; `scaled` brings a part of an image to a width and a height."""
     width, height = image.size
     rows, columns = height_width(size)
     if (width, height) != (columns, rows):
@@ -243,17 +286,36 @@ def fit_image(image: Image.Image, *, size: Size, channels: int, resize: Resize) 
             # the largest part of the wanted shape, in the middle
             wide, high = min(width, height * columns / rows), min(height, width * rows / columns)
             left, top = (width - wide) / 2, (height - high) / 2
-            image = _scaled(image, columns, rows, (left, top, left + wide, top + high))
+            image = scaled(image, columns, rows, (left, top, left + wide, top + high))
         elif resize == "stretch":
-            image = _scaled(image, columns, rows, (0, 0, width, height))
+            image = scaled(image, columns, rows, (0, 0, width, height))
         else:
             scale = min(columns / width, rows / height)
-            inner = _scaled(image, max(1, round(width * scale)), max(1, round(height * scale)), (0, 0, width, height))
+            inner = scaled(image, max(1, round(width * scale)), max(1, round(height * scale)), (0, 0, width, height))
             image = Image.new(image.mode, (columns, rows))
             image.paste(inner, ((columns - inner.width) // 2, (rows - inner.height) // 2))
-    array = np.asarray(image, dtype=np.uint8)
-    return np.ascontiguousarray(array[None] if channels == 1 else array.transpose(2, 0, 1))
+    return image
 
 
-def _scaled(image: Image.Image, width: int, height: int, box: tuple[float, float, float, float]) -> Image.Image:
+def _scaled(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+
+
+def _marked(image: Image.Image, told: Prepared) -> Image.Image:
+    """The marked pixels of a mask as floats, 1 or 0."""
+    # of 16 bits, 1 is marked as well, and 8 bits have no place for it
+    values = np.asarray(image if image.mode.startswith(("I", "F")) else eight_bits(image, "L", told))
+    # what a JPEG leaves beside its edges is not marked
+    least = 0 if image.format in EXACT else values.max() / 2
+    return Image.fromarray((values > least).astype(np.float32))
+
+
+def _fit_marks(image: Image.Image, size: Size, resize: Resize) -> npt.NDArray[np.uint8]:
+    """Where a pixel of a size, (1, height, width), takes in any marked one: 255 or 0. A thin line stays."""
+    placed = np.asarray(_placed(image, size, resize, _averaged))
+    return np.where(placed > 0, np.uint8(255), np.uint8(0))[None]
+
+
+def _averaged(image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
+    """Plain means of the pixels that a pixel takes in, as floats: none is lost by rounding."""
+    return image.resize((width, height), Image.Resampling.BOX, box=box)

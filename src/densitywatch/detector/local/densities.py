@@ -87,7 +87,7 @@ def choose_strength(moments: PlaceMoments, held_out: Sequence[Tensor]) -> tuple[
     """The one of STRENGTHS under which held-out normal images are most probable, and its Gaussians.
 
     `held_out` are features (B, P, D) that the moments have not seen. Too little shrinkage and too much both make them
-    less probable, so the search starts in the middle and goes on while it gets better: three or four of the seven are
+    less probable, so the search starts in the middle and goes on while it gets better: three to five of the seven are
     tried.
     """
 

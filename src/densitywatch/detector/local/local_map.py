@@ -1,7 +1,8 @@
 """A map of what is unexpected: local features, a density over them, and what normal images show at each place.
 
     projection    features standardised and on their leading principal components, from some training images
-    density       place: a Gaussian for each place. anywhere: one mixture. From all training images, in one pass
+    density       place: a Gaussian for each place, from all training images in one pass. anywhere: one mixture, from
+                  what the projection is from
     above_median  mean and spread at each place of the map less its median over the image, from validation images
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
@@ -32,7 +33,7 @@ from densitywatch.detector.local.sources import Source
 from densitywatch.detector.local.tiles import read_in_tiles
 from densitywatch.detector.member import FittingData, with_prefix, without_prefix
 from densitywatch.detector.tail_combination import combined, fit_tail, tail_surprise
-from densitywatch.sizes import Size, as_size
+from densitywatch.sizes import Size, as_size, height_width
 
 Density = Literal["place", "anywhere"]
 PROJECTION_IMAGES, PROJECTION_ROWS = 100, 60_000
@@ -45,6 +46,8 @@ PLACE = 8
 """Pixels a side of a place of the maps that are shown; features that lie farther apart are interpolated."""
 NEIGHBOURS = 5
 """Side of the square of places over which mean and spread of the map are averaged."""
+LEAST_SPREAD = 1e-2
+"""Spread of a feature that hardly changes, as a share of the median one, where features are standardised."""
 TOP = 0.01
 """The share of places that the mean of the largest is over."""
 FINE, TILE = "fine", "tile"
@@ -93,8 +96,9 @@ def local_map(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
 
     A place is `source.stride` pixels a side, of detector.size or, in tiles, of the picture.
     """
-    read_by = _read_by(source, fitted)
-    return standardised(_raw_maps(features, read_by, fitted), without_prefix("above_median", fitted))
+    # looked up before anything is computed: a detector of another version lacks it, and that is how it is told
+    standard = {name: fitted[f"above_median.{name}"] for name in ("mean", "spread")}
+    return standardised(_raw_maps(features, _read_by(source, fitted), fitted), standard)
 
 
 def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
@@ -111,15 +115,21 @@ def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Float
 
 
 def local_surprise(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """-log P(the largest value of a normal image's map is as high) at each place, nats, (B, h, w).
+    """-log P(the largest value of a normal image's map is as high) at each place of PLACE pixels, nats, (B, h, w).
 
-    So maps of several members are on one scale, and their maximum over members is one map. With tiles the map has the
-    places of the picture at its own resolution.
+    So maps of several members are on one scale, and their maximum over members is one map. Most places are below the
+    largest value of every normal image, where that is 0. There the result is negative: how far below, in spreads of the
+    tail. Only the order of such values means something. With tiles the map has the places of the picture at its own
+    resolution.
     """
     maps = []
     for view in _views(fitted):
-        surprise = tail_surprise(local_map(features, source, view), without_prefix("maximum", view))
-        maps.append(interpolated(surprise, _read_by(source, view).stride / PLACE))
+        values, tail = local_map(features, source, view), without_prefix("maximum", view)
+        below = np.minimum(values - tail["knots"][0], 0.0) / tail["tail"][1]
+        times = _read_by(source, view).stride / PLACE
+        surprise, below = (interpolated(part, times) for part in (tail_surprise(values, tail), below))
+        down, across = (-(-side // PLACE) for side in height_width(_size(features, view)))
+        maps.append(np.where(surprise > 0, surprise, below)[:, :down, :across])
     finest = np.max([each.shape[1:] for each in maps], axis=0)
     return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))
 
@@ -181,8 +191,8 @@ def _read_by(source: Source, fitted: Arrays) -> Source:
 def less_median(maps: Tensor) -> Tensor:
     """Maps (B, h, w) less the median of each.
 
-    The features' mean over the image is taken away before (`_grid`), their spread is not. So a rougher image is farther
-    from the mean everywhere. What counts is how much farther one place is than the image as a whole.
+    The features' mean over the image is taken away before (`_above_mean`), their spread is not. So a rougher image is
+    farther from the mean everywhere. What counts is how much farther one place is than the image as a whole.
     """
     return maps - maps.flatten(1).median(1).values[:, None, None]
 
@@ -201,7 +211,7 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
         return less_median(maps)
 
     def read(images: Tensor) -> Tensor:
-        return surprise(_grid(images, source, fitted))
+        return surprise(_above_mean(_maps(images, source, fitted)))
 
     key = ("local map", TILE in fitted, source.name, _identity(fitted))
     if source.kept and TILE not in fitted:
@@ -242,14 +252,28 @@ def _above_mean(maps: Tensor) -> Tensor:
     return (maps - maps.mean((2, 3), keepdim=True)).permute(0, 2, 3, 1)
 
 
-def _grid(images: Tensor, source: Source, fitted: Arrays) -> Tensor:
-    """Local features less their mean over the image, (B, h, w, D)."""
+def _maps(images: Tensor, source: Source, fitted: Arrays) -> Tensor:
+    """Local features of images as a view reads them, (B, D, h, w)."""
     weights = without_prefix("weights", fitted)
     if TILE not in fitted:
-        return _above_mean(_read_few(images, source, weights))
+        return _read_few(images, source, weights)
     side = int(fitted[TILE][0])
     read = partial(read_in_tiles, side=side, stride=source.stride, read=lambda part: source.read(part, weights))
-    return _above_mean(torch.cat([read(part) for part in torch.split(images, AT_ONCE)]))
+    return torch.cat([read(part) for part in torch.split(images, AT_ONCE)])
+
+
+def image_means(features: FeatureCache, source: Source, weights: Arrays) -> Floats:
+    """Mean over the image of each feature, (B, D), held in memory where the features of so many images would not be."""
+
+    def compute() -> Floats:
+        images = at_size(features.source, features.size)
+        return np.concatenate([_read_few(batch, source, weights).mean((2, 3)).numpy() for batch in _batches(images)])
+
+    return features.once(_means_key(source), compute)
+
+
+def _means_key(source: Source) -> tuple[str, str]:
+    return ("means of local features", source.name)
 
 
 def _batches(images: Images, most: int | None = None) -> Iterator[Tensor]:
@@ -268,7 +292,7 @@ def _some_rows(training: list[Images], source: Source, fitted: Arrays, seed: int
     share = PROJECTION_ROWS // min(left, sum(len(images) for images in training))
     for images in training:
         for batch in _batches(images, left):
-            for image in _grid(batch, source, fitted).flatten(1, 2).numpy():
+            for image in _above_mean(_maps(batch, source, fitted)).flatten(1, 2).numpy():
                 kept.append(image[generator.permutation(len(image))[:share]])
         left = PROJECTION_IMAGES - len(kept)
     return np.concatenate(kept)
@@ -312,7 +336,8 @@ def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
     Where all components are kept, turning the features changes no density, so `axes` (D,) only standardises.
     """
     mean, spread = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
-    spread = np.maximum(spread, 1e-6)
+    # a feature that hardly changes, as the colours of grey pictures, would be all that a density sees once it does
+    spread = np.maximum(spread, LEAST_SPREAD * np.median(spread) + 1e-6)
     axes = 1.0 / spread
     if dimensions < rows.shape[1]:
         standard = (rows - mean) / spread
@@ -330,18 +355,30 @@ def _project(features: Tensor, fitted: Arrays) -> Tensor:
 def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> Arrays:
     """A Gaussian for each place from one pass over the training images, shrunk as validation images want it."""
 
-    def cells(batch: Tensor) -> Tensor:
-        return to_cells(_project(_grid(batch, source, fitted), fitted))
+    def cells(maps: Tensor) -> Tensor:
+        return to_cells(_project(_above_mean(maps), fitted))
 
+    kept = source.kept and TILE not in fitted
     moments: densities.PlaceMoments | None = None
-    for images in training:
+    for cache, images in zip((data.train, data.sample), training, strict=True):
+        means = []
         for batch in _batches(images):
-            x = cells(batch)
+            maps = _maps(batch, source, fitted)
+            if kept:
+                means.append(maps.mean((2, 3)).numpy())
+            x = cells(maps)
             moments = moments or densities.PlaceMoments(*x.shape[1:])
             moments.add(x)
+        if means:  # for a member of the means: the images are read once for both
+            cache.once(_means_key(source), partial(np.concatenate, means))
     assert moments is not None
     validation = at_size(data.validation.source, _size(data.validation, fitted))
     places = math.prod(validation.shape[2:]) // source.stride**2
     few = images_within(STRENGTH_IMAGES, 4 * places * source.dimensions)
-    strength, gaussians = densities.choose_strength(moments, [cells(x) for x in _batches(validation, few)])
+    if kept:
+        features = kept_features(data.validation, source, without_prefix("weights", fitted))[:few]
+        held_out = [cells(part) for part in torch.split(torch.from_numpy(features), BATCH)]
+    else:
+        held_out = [cells(_maps(batch, source, fitted)) for batch in _batches(validation, few)]
+    strength, gaussians = densities.choose_strength(moments, held_out)
     return {**gaussians, "strength": np.array([strength])}

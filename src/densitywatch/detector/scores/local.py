@@ -12,7 +12,14 @@ from torch import Tensor
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local.filters import filter_maps
-from densitywatch.detector.local.local_map import Density, fit_local, kept_features, local_score, local_surprise
+from densitywatch.detector.local.local_map import (
+    Density,
+    fit_local,
+    image_means,
+    kept_features,
+    local_score,
+    local_surprise,
+)
 from densitywatch.detector.local.sources import LITE0, OWN, SMALLEST, Source
 from densitywatch.detector.member import FittingData, Member, Score, member, with_prefix, without_prefix
 
@@ -65,14 +72,18 @@ def _filters_of_whole(features: FeatureCache) -> Floats:
 
 
 def _fit_own_whole(data: FittingData) -> Arrays:
-    return _fit_whole(np.concatenate([_filters_of_whole(cache) for cache in (data.train, data.sample)]))
+    return _fit_whole(np.concatenate([_filters_of_whole(cache) for cache in (data.train, data.sample) if len(cache)]))
 
 
 def _fit_whole(rows: Floats) -> Arrays:
     """One Gaussian with a shrunk covariance (Ledoit & Wolf 2004) of statistics of whole images (N, D)."""
     rows = rows.astype(np.float64)
     mean, spread = rows.mean(0), rows.std(0) + 1e-6
-    covariance = LedoitWolf(assume_centered=True).fit((rows - mean) / spread).covariance_
+    # of one image there is none
+    whole = len(rows) > 1
+    covariance = (
+        LedoitWolf(assume_centered=True).fit((rows - mean) / spread).covariance_ if whole else np.eye(len(mean))
+    )
     # features that never change, as of black images, have no covariance that could be inverted
     precision = np.linalg.inv(covariance + 1e-6 * np.eye(len(covariance)))
     return {"mean": mean, "spread": spread, "precision": precision}
@@ -92,12 +103,7 @@ def own_whole(features: FeatureCache, fitted: Arrays) -> Floats:
 
 def _fit_lite0_whole(data: FittingData) -> Arrays:
     weights = LITE0.weights()
-
-    def read(images: Tensor) -> Tensor:
-        return LITE0.read(images, weights).mean((2, 3))
-
-    # training images may be many: their means are kept, and not their features
-    rows = [cache.by_batch("means of local features", read) for cache in (data.train, data.sample)]
+    rows = [image_means(cache, LITE0, weights) for cache in (data.train, data.sample) if len(cache)]
     return _fit_whole(np.concatenate(rows)) | with_prefix("weights", weights)
 
 
