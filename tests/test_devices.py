@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning_fabric
 import pytest
@@ -54,3 +55,37 @@ def test_a_batch_of_another_size_takes_the_plain_form(monkeypatch: pytest.Monkey
     doubled = devices.compiled_for_batches(lambda x: x * 2, size=3)
     assert doubled(torch.ones(3)).tolist() == [102, 102, 102]
     assert doubled(torch.ones(2)).tolist() == [2, 2]
+
+
+ROWS_OF_250 = """
+import sys, torch
+from densitywatch import devices
+compiled = devices.compiled(lambda x: x.exp().sum(1).log())  # 250 columns fill vectors of 8 and of 16 in different ways
+x = torch.randn(3, 20, 250, generator=torch.Generator().manual_seed(0))
+print([float((compiled(x) - x.exp().sum(1).log()).abs().max()) for _ in range(20)][-1] < 1e-5)
+"""
+
+
+@pytest.mark.slow
+def test_kernels_of_another_processor_in_the_same_folder_are_not_used(tmp_path: Path) -> None:
+    """As on a machine that has become a newer one: the same folder, first with the vectors of AVX2."""
+    settings = {**os.environ, devices.KERNELS: str(tmp_path)}
+    for other in ({"ATEN_CPU_CAPABILITY": "avx2"}, {}):
+        command = [sys.executable, "-c", ROWS_OF_250]
+        done = subprocess.run(command, env=settings | other, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, "True"), done.stderr[-2000:]
+    assert any(folder.name.startswith("AVX2") for folder in tmp_path.iterdir())
+
+
+def test_every_kind_of_processor_has_a_folder_of_kernels_and_processes_of_a_run_share_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(devices.KERNELS, str(tmp_path))
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for _ in range(2):  # the second time as in a process that was started by this one
+        devices.keep_kernels_by_processor()
+        assert os.environ[devices.KERNELS] == str(tmp_path / "AVX2")
+    monkeypatch.delenv(devices.KERNELS)
+    devices.keep_kernels_by_processor()
+    assert Path(os.environ[devices.KERNELS]).name == "AVX2"

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from densitywatch.progress import say
 
 SAID = "DENSITYWATCH_EAGER_SAID"
 """Set in the environment once `say_if_eager` has printed its line; the processes of a run inherit it."""
+KERNELS = "TORCHINDUCTOR_CACHE_DIR"
+"""Where torch.compile keeps what it has generated; unset, a folder of torch's choice below the temporary one."""
 
 
 def start_fabric(device: DeviceParams, precision: Precision | None = None) -> Any:
@@ -116,9 +119,25 @@ def compiler_problem() -> str | None:
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function`, compiled for the shapes of its first call; uncompiled where the compiler fails."""
+    keep_kernels_by_processor()
     torch._dynamo.config.suppress_errors = True
     fast: Callable[..., Any] = torch.compile(function, dynamic=False)
     return fast
+
+
+def keep_kernels_by_processor() -> None:
+    """Give torch.compile's cache a folder for each kind of processor.
+
+    torch 2.14 finds generated code by what it computes, whatever the width of the vectors that it was written for. Code
+    written under AVX2 is then built under AVX-512, on a machine that has become another or where several share a
+    folder, and writes beyond the end of its arrays: wrong numbers or "double free or corruption".
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    kind = torch.backends.cpu.get_cpu_capability() + ("_AMX" if torch.cpu._is_amx_tile_supported() else "")
+    folder = Path(os.environ.get(KERNELS) or default_cache_dir())
+    if folder.name != kind:
+        os.environ[KERNELS] = str(folder / kind)
 
 
 def compiled_for_batches(function: Callable[..., Tensor], size: int) -> Callable[..., Tensor]:
