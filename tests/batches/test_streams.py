@@ -78,6 +78,35 @@ def test_files_that_come_back_are_judged_as_before_and_count_alone(tmp_path: Pat
     assert judged(tmp_path, "tomorrow", 0)[1]["stream_flagged_before"] == 5
 
 
+@pytest.mark.parametrize(("first", "then"), [((0, 40), (60, 100)), ((60, 100), (0, 40)), ((5, 60), (6, 60))])
+def test_the_same_files_with_other_p_values_are_charged_for_the_flags_they_have_now(
+    tmp_path: Path, first: tuple[int, int], then: tuple[int, int]
+) -> None:
+    # an image that could not be decoded at first, or scores that were rounded in another way
+    before = judged(tmp_path, "today", first[0], images=first[1])
+    now, said = judged(tmp_path, "today", then[0], images=then[1])
+    old, new = places(tmp_path)
+    assert (now, said["stream_batch"], said["level"]) == (then[0], 2, RULE.rate)
+    assert (old["stands"], new["stands"], new["images"], new["flagged"]) == (False, True, then[1], now)
+    later = judged(tmp_path, "tomorrow", 0)[1]
+    assert later["level"] == max(0.0, RULE.rate * max(1, now) - float(str(new["charged"])))
+    assert judged(tmp_path, "today", then[0], images=then[1]) == (now, said)
+    assert judged(tmp_path, "today", first[0], images=first[1]) == before, "the place of these p-values stands again"
+    assert [place["stands"] for place in places(tmp_path)] == [True, False, True]
+
+
+def test_a_place_without_a_digest_is_known_by_the_flags_and_the_charge_that_it_has(tmp_path: Path) -> None:
+    first = judged(tmp_path, "today", 5)
+    file = file_of(tmp_path)
+    written = json.loads(file.read_text())
+    del written["batches"][0]["p_values"]  # as it was written before
+    file.write_text(json.dumps(written))
+    assert judged(tmp_path, "today", 5) == first
+    assert len(places(tmp_path)) == 1
+    assert judged(tmp_path, "today", 6)[0] == 6
+    assert standing(tmp_path) == [("c", 5, False), ("c", 6, True)]
+
+
 def test_a_folder_that_grows_while_it_is_scored_keeps_its_flags(tmp_path: Path) -> None:
     for outliers in range(6):
         found, _ = judged(tmp_path, "today", outliers, content=str(outliers), images=10 + 10 * outliers)

@@ -10,6 +10,19 @@ the new files are judged as if the name were new. Where the earlier files come b
 counts is one judgement of each name, whose flags are those in the results folder. The promise is of these flags, as
 long as files change for another reason than what was flagged.
 
+The same files may have other p-values: an image could not be decoded then and can be now, or a score was rounded in
+another way. They would have other flags than those that were charged. So they are files that have changed, too.
+
+Why a later place keeps the promise. The proof in detector/stream.py asks two things of a batch: it is charged for the
+flags that it has, and what it is judged with says nothing about its own images. A later place is made with today's
+p-values, so its charge belongs to its flags. The earlier place of the same images is left out of what is known, so it
+says nothing about them. Where no other batch was judged between the two places, this is all.
+
+Where some were, less is proved. They were judged with what the withdrawn place had left, so they may have spent what
+its flags had earned. Then the budget is below zero, by at most the rate times the withdrawn flags, and no image is
+flagged while it is. The share holds of the flags that count and the withdrawn ones together. And what these batches
+have flagged says a little about the images that are judged again, which the proof does not cover.
+
 A charge that stayed without its flags could never be paid back, and a folder that grows while it is scored would end
 the stream: of five outliers that come one by one with 10 images each, the last look would flag none.
 """
@@ -60,6 +73,8 @@ class Place(BaseModel):
     """Its source."""
     content: str
     """The digest of its files."""
+    p_values: str | None = None
+    """The digest of its p-values. None in a place that was written before there was one."""
     images: Count
     flagged_before: Count
     charged_before: Charge
@@ -93,13 +108,16 @@ def judge(
 ) -> tuple[Decision, Past, int]:
     """Flag the images of a batch in its stream; returns the decision, what was known before, and its number from 1.
 
-    `p`: plain p-values of its scored images. `batch`, `content`: its source and the digest of its files. The place is
-    on the disk when this returns. Processes take turns. Raises DataError when the stream's file is damaged.
+    `p`: plain p-values of its scored images. `batch`, `content`: its source and the digest of its files. A place is
+    known by these three. It is on the disk when this returns. Processes take turns. Raises DataError when the stream's
+    file is damaged.
     """
     file = stream_file(results, calibration, rule)
     with _turn(file):
         places = _read(file)
-        at = next((i for i, old in enumerate(places) if (old["batch"], old["content"]) == (batch, content)), None)
+        digest = hashlib.sha256(np.ascontiguousarray(p, dtype="<f8").tobytes()).hexdigest()
+        same = (i for i, old in enumerate(places) if (old["batch"], old["content"]) == (batch, content))
+        at = next((i for i in same if _has_these(places[i], p, digest, len(calibration), rule)), None)
         stood = [_stands(old) for old in places]
         for number, old in enumerate(places):
             if old["batch"] == batch:
@@ -111,6 +129,7 @@ def judge(
             place = Place(
                 batch=batch,
                 content=content,
+                p_values=digest,
                 images=len(p),
                 flagged_before=past.flagged,
                 charged_before=past.charged,
@@ -123,6 +142,17 @@ def judge(
             lines = ",\n".join(json.dumps(line) for line in places)
             write_whole(file, f'{{"rule": {json.dumps(_rule(calibration, rule))}, "batches": [\n{lines}\n]}}\n')
         return decision, past, at + 1
+
+
+def _has_these(place: dict[str, Any], p: Floats, digest: str, calibration_size: int, rule: Rule) -> bool:
+    """Whether the place of a batch was made with these p-values."""
+    if (kept := place.get("p_values")) is not None:
+        return bool(kept == digest)
+    # A place that was written before has no digest. It is taken for the same where today's p-values give as many flags
+    # and the same charge, which is all that a place adds to the budget: the flags in the results are paid for.
+    again = decide(p, calibration_size, rule.rate, _known(place), alike=rule.alike, strict=rule.strict)
+    now = (len(p), int(again.flags.sum()), again.charged)
+    return now == (place["images"], place["flagged"], place["charged"])
 
 
 def _stands(place: dict[str, Any]) -> bool:
