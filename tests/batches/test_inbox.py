@@ -8,7 +8,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from densitywatch.batches.inbox import Batch, find_batches
+from densitywatch.batches.inbox import Batch, find_batches, is_remote_batch
 from densitywatch.batches.results_folder import note_run
 from densitywatch.batches.score_batch import score_source
 from densitywatch.errors import DataError
@@ -107,11 +107,34 @@ def test_an_inbox_may_be_any_address(params: Params, tmp_path: Path) -> None:
         summary = score_source(one.source, there, tmp_path, None, Brightness())
         note_run(Path(summary["folder"]), listing=one.listing)
         assert summary["files"] == 2
+        assert summary["drift_batches"] == 1, "the drift test knows that it comes from the inbox"
         assert {batch.state for batch in find_batches(there, tmp_path, now=0.0)} == {"done", "stray"}
     finally:
         memory.rm("/box", recursive=True)
     with pytest.raises(DataError, match="no such inbox"):
         find_batches(there, tmp_path, now=0.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "inbox", "inside"),
+    [
+        ("memory:///box/one", "memory://box/", True),
+        ("memory:///box/one.zip", "simplecache::memory://box", True),
+        ("memory://one", "memory://", True),
+        ("s3://bucket/in/one/", "s3a://bucket/in", True),
+        ("s3://bucket/in/deep/one", "s3a://bucket/in", False),
+        ("memory:///bucket/in/one", "s3://bucket/in", False),
+        ("https://host/in/one", "https://host/in/", True),
+        ("https://other/in/one", "https://host/in/", False),
+        ("ftp://other/in/one", "ftp://host/in", False),
+        ("ftp://host/in/one", "ftp://user:word@host/in", True),
+        ("nothing-known://in/one", "nothing-known://in/", True),
+    ],
+)
+def test_a_batch_is_known_to_be_in_the_inbox_however_its_address_is_spelled(
+    source: str, inbox: str, inside: bool
+) -> None:
+    assert is_remote_batch(source, inbox) == inside
 
 
 def test_a_batch_that_goes_away_while_it_is_listed_is_no_trouble(

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from densitywatch.arrays import Floats
+from densitywatch.batches.inbox import is_remote_batch
 from densitywatch.data.inputs.source import is_local, local_path
 from densitywatch.detector.stream_drift import HIGH, LOW, MEASURES, Look, follow, look
 from densitywatch.errors import DataError
@@ -127,7 +128,7 @@ def _is_in_inbox(source: str, inbox: str, root: Path) -> bool:
     if is_local(source) != is_local(inbox):
         return False
     if not is_local(source):
-        return source.rstrip("/").rpartition("/")[0] == inbox.rstrip("/")
+        return is_remote_batch(source, inbox)
     return (root / local_path(source)).parent.resolve() == (root / local_path(inbox)).resolve()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import suppress
@@ -176,6 +177,34 @@ def _remote(address: str) -> Iterator[tuple[str, str, list[_Listed] | None]]:
         raise
     except Exception as error:  # every file system behind fsspec has its own exceptions
         raise DataError(f"{without_secrets(address)}: the inbox cannot be reached ({one_line(error)})") from None
+
+
+def is_remote_batch(source: str, inbox: str) -> bool:
+    """Whether the address `source` lies directly in the address `inbox`.
+
+    One place has many addresses: az:// and abfs://, memory://box and memory:///box. What `_remote` gives is in the file
+    system's own spelling, and inbox.address is in the user's.
+    """
+    (store, path, host), (inbox_store, top, inbox_host) = _place(source), _place(inbox)
+    # many file systems leave the host out of the addresses that they give
+    same_host = host is None or inbox_host is None or host == inbox_host
+    return store == inbox_store and path.rpartition("/")[0] == top and same_host
+
+
+def _place(address: str) -> tuple[object, str, str | None]:
+    """An address's kind of file system, the path there and the host, if it names one. Nothing is connected to."""
+    import fsspec
+
+    # read through a cache it is the same place
+    address = re.sub(r"^(simplecache|filecache|blockcache|cached)::", "", address)
+    protocol, path = fsspec.core.split_protocol(address)
+    try:
+        # the class alone: some file systems connect when they are made
+        kind = fsspec.get_filesystem_class(protocol)
+        host = kind._get_kwargs_from_urls(address).get("host")
+        return kind, str(kind._strip_protocol(address)).rstrip("/"), host
+    except (ImportError, ValueError):  # not installed, or no file system of fsspec
+        return protocol, path.rstrip("/"), None
 
 
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "modified", "created")
