@@ -163,6 +163,32 @@ def test_a_batch_flags_from_the_number_that_is_said_and_not_before() -> None:
             assert decide(p, N, Q, Past()).flags.any() == any_flagged
 
 
+@pytest.mark.parametrize(("count", "rank", "flagged"), [(0, 0, 0), (1, 1, 0), (2, 8, 2), (3, 8, 3)])
+def test_a_batch_is_charged_its_images_times_the_bound_of_the_largest_rank_that_one_image_more_would_open(
+    count: int, rank: int, flagged: int
+) -> None:
+    # of 30 images, rank 1 opens with 2, rank 8 with 3, and rank 64 with 6, which the budget does not cover
+    gates = gates_of(30, N, Q, Q, stream._risk(Past(), 1))
+    assert (gates.ranks, gates.fewest, gates.before) == ((1, 8, 64), (2, 3, 6), (0, 0, 6))
+    p = np.ones(30)
+    p[:count] = 1 / (N + 1)
+    found = decide(p, N, Q, Past())
+    assert found.flags.sum() == flagged
+    assert found.charged == pytest.approx(30 * tail_factor(N) * rank / (N + 1))
+
+
+def test_the_blocks_of_a_batch_are_charged_one_by_one() -> None:
+    p = np.ones(5000)
+    p[[0, 200, 201, 400]] = 1 / (N + 1)  # blocks of 200 images, where rank 1 opens with 4
+    found = decide(p, N, Q, Past())
+    assert found.gates.images == 200
+    assert found.gates.takes == [(1, 4)]
+    assert found.charged == 0
+    p[202] = 1 / (N + 1)
+    p[[401, 402]] = 1 / (N + 1)
+    assert decide(p, N, Q, Past()).charged == pytest.approx(2 * 200 * tail_factor(N) / (N + 1))
+
+
 def test_the_longer_a_stream_is_quiet_the_more_it_takes_and_a_flag_resets_that() -> None:
     takes = [fewest_to_flag(gates_of(60, N, Q, Q, stream._risk(Past(quiet=q), 1))) for q in (0, 1_000, 100_000)]
     assert takes == sorted(takes)  # type: ignore[type-var]

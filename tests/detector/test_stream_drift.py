@@ -97,12 +97,35 @@ def test_scores_equal_to_calibration_scores_are_not_beyond_them() -> None:
 @pytest.mark.parametrize("alike", [1, 20])
 def test_normal_streams_have_an_alarm_as_rarely_as_promised_whatever_their_scenes(alike: int) -> None:
     rng = np.random.default_rng(2)
-    streams, promised, alarms = 60, 0.2, 0
+    streams, promised, alarms, evidence = 60, 0.2, 0, []
     for _ in range(streams):
         calibration = np.sort(rng.normal(size=300))
         looks = [batch(scenes(rng, 60, alike), calibration, rng) for _ in range(100)]
-        alarms += follow(looks, len(calibration), promised).alarm is not None
+        found = follow(looks, len(calibration), promised)
+        alarms += found.alarm is not None
+        evidence.append(found.evidence)
     assert stats.binomtest(alarms, streams).proportion_ci(0.99).low <= promised
+    # few alarms show little: evidence is one on average, or less, and that sees a factor that is too large
+    assert np.mean(evidence) + 3 * np.std(evidence) / np.sqrt(streams) <= 1
+
+
+def test_evidence_is_what_the_parts_of_the_capital_have_won_by_the_test_that_won_most() -> None:
+    rng = np.random.default_rng(6)
+    calibration = np.sort(rng.normal(size=CALIBRATION))
+    looks = [batch(scenes(rng, 60, 2, shift=0.3), calibration, rng) for _ in range(40)]
+    a = 1e-9
+    # question 1 has half of the promise, and half of that is for its bounds; five measures share the other half
+    tests = [(0.25, 0.25, stream_drift._calibration_bets(looks, CALIBRATION, 0.25 * a))]
+    tests += [(0.1, 0.0, stream_drift._rank_bets(looks, measure)) for measure in range(len(MEASURES))]
+    won = []
+    for share, first, bets in tests:
+        part = (1 - first) / 2 / stream_drift.HORIZON  # of the capital, with each batch after the first
+        begun = first * bets.prod(axis=0) + sum(part * bets[start:].prod(axis=0) for start in range(1, len(looks)))
+        waiting = 1 - first - part * (len(looks) - 1)
+        won.append(share * (begun + waiting).mean())
+    found = follow(looks, CALIBRATION, a)
+    assert found.alarm is None
+    assert found.evidence == pytest.approx(max(won))
 
 
 @pytest.mark.parametrize(("foreign", "shift"), [(0.05, 0.0), (0.0, 0.5), (0.0, -0.5)])
