@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -18,6 +19,9 @@ from densitywatch.progress import say
 from densitywatch.text import as_text, one_line
 
 BATCHES = 20
+LOOKED_AT = 100
+"""Batches whose summary is opened at most. Under an alarm, or after a new detector, hardly any can be compared with,
+and without an end every batch would open the summaries of all before it."""
 IMAGES = 2000
 """Images that count of a past batch, at most, taken evenly."""
 
@@ -27,20 +31,19 @@ def drift_from_past(folder: Path, detector: str) -> dict[str, Any]:
 
     Returns `past_batches`, the number of them, and `drift_from_past_p_value`, None when there is nothing to compare. It
     is twice the median of the p-values against each past batch (two-sample Kolmogorov-Smirnov), at most 1: a p-value
-    whatever the dependence between them (Rueschendorf 1982), which a few drifted batches among the past ones do not
-    move. Batches under a drift alarm are no past. It takes images for independent, and depends on what else has been
-    scored, so it is information and not one of the batch's results.
+    whatever the dependence between them (Rueger 1978), which a few drifted batches among the past ones do not move.
+    Batches under a drift alarm are no past, and no more than the latest LOOKED_AT are looked at. It takes images for
+    independent, and depends on what else has been scored, so it is information and not one of the batch's results.
     """
     past = []
-    for other in _latest_first(folder.parent):
-        if other == folder:
-            continue
+    others = [other for other in _latest_first(folder.parent) if other != folder]
+    for other in others[:LOOKED_AT]:
         summary = read_summary(other)
         if summary is None or summary["identity"]["detector"] != detector or summary.get("drift_alarm"):
             continue
         values = _p_values(other)
         if len(values):
-            past.append(values[:: max(1, len(values) // IMAGES)])
+            past.append(values[:: math.ceil(len(values) / IMAGES)])
         if len(past) == BATCHES:
             break
     ours = _p_values(folder) if past else np.empty(0)
