@@ -1,9 +1,10 @@
 """The server of the results: reports and the page over time, to read and nothing else.
 
 `python -m pipelines.reports PORT RESULTS REPORTS` serves the folder of all results at / and that of the trained models'
-report at /training/. `make up` starts it. Only files that this project writes are served, by their names; folders are
-not listed, hidden files and what lies behind a link that leads outside are not there. A page may run its own script
-and load nothing (docs/decisions/0039-pages-made-of-a-table-of-batches.md).
+report at /training/. A batch may be called `training` too: its files have other names than those of that report.
+`make up` starts it. Only files that this project writes are served, by their names; folders are not listed, hidden
+files and what lies behind a link that leads outside are not there. A page may run its own script and load nothing
+(docs/decisions/0039-pages-made-of-a-table-of-batches.md).
 """
 
 from __future__ import annotations
@@ -102,6 +103,11 @@ def app(results: Path, reports: Path) -> Starlette:
     async def training(_: Request) -> Response:
         return RedirectResponse(f"/{TRAINING}/")
 
+    batches = Known(results, of_training=False)
+
+    async def batch_called_training(request: Request) -> Response:
+        return await batches.get_response(request.scope["path"].lstrip("/"), request.scope)  # type: ignore[arg-type]
+
     async def missing(request: Request, _: Exception) -> Response:
         if request.url.path == "/":
             return _nothing("no batch has been scored yet")
@@ -111,8 +117,9 @@ def app(results: Path, reports: Path) -> Starlette:
         routes=[
             Route("/health", health),
             Route(f"/{TRAINING}", training),
+            *[Route(f"/{TRAINING}/{file}", batch_called_training) for file in sorted(FILES)],
             Mount(f"/{TRAINING}", Known(reports, of_training=True)),
-            Mount("/", Known(results, of_training=False)),
+            Mount("/", batches),
         ],
         exception_handlers={404: missing},
     )

@@ -114,6 +114,18 @@ def test_what_people_read_is_there(folders: tuple[Path, Path], path: str) -> Non
     assert ask(folders, path, "HEAD")[::2] == (200, b"")
 
 
+def test_a_batch_called_training_has_its_report_next_to_that_of_the_trained_models(folders: tuple[Path, Path]) -> None:
+    assert ask(folders, "/training/report.html")[0] == 404
+    for file in ("report.html", "index.html", "notes.html"):
+        (folders[0] / "training").mkdir(exist_ok=True)
+        (folders[0] / "training" / file).write_text("of the batch")
+    assert ask(folders, "/training/report.html")[::2] == (200, b"of the batch")
+    assert ask(folders, "/training/report.html", "HEAD")[::2] == (200, b"")
+    assert ask(folders, "/training/report.html", "POST")[0] == 405
+    assert ask(folders, "/training/")[::2] == ask(folders, "/training/index.html")[::2] == (200, PAGE.encode())
+    assert ask(folders, "/training/notes.html")[0] == ask(folders, "/training/summary.json")[0] == 404
+
+
 @pytest.mark.parametrize(
     "path",
     [
