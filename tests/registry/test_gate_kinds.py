@@ -101,3 +101,27 @@ def test_a_figure_that_is_missing_or_no_number_is_refused(params: Params) -> Non
         decision = compared(candidate, champion, params)
         assert not decision.passed
         assert said in decision.reason
+
+
+def test_few_images_of_a_kind_give_its_interval_few_degrees_of_freedom(params: Params) -> None:
+    rng = np.random.default_rng(5)
+    few = np.arange(FEWEST * len(DEFECTS))
+    good, bad = (by_kind(HARD, HARD[few] + shift, few) for shift in (1.5, rng.normal(size=len(few))))
+    assert {one.independent for one in good.values()} == {FEWEST}
+    in_pairs = by_kind(HARD, HARD[few] + 1.5, few, np.arange(IMAGES) // (2 * len(DEFECTS)))
+    assert {one.independent for one in in_pairs.values()} == {FEWEST // 2}, "images of one group count once"
+    missed = detector(rng, 1.5).missed
+    candidate, champion = (
+        Measurement("error on defects", 0.3, "detector", None, None, missed, kinds) for kinds in (bad, good)
+    )
+    rules = params.gate.model_copy(update={"confidence": 0.99})
+    reach = stats.t.ppf(1 - 0.01 / len(DEFECTS), FEWEST - 1)
+    named = judge(candidate, champion, rules, None, COUNTS, IMAGES).reason
+    for kind in DEFECTS:
+        of_draws = bad[kind].figures, good[kind].figures
+        assert of_draws[0] is not None
+        assert of_draws[1] is not None
+        margin = rules.margin.detector + rules.tolerance * good[kind].value
+        spread = (of_draws[0](COUNTS) - (1 + rules.tolerance) * of_draws[1](COUNTS)).std(ddof=1)
+        worse = bool(bad[kind].value - good[kind].value - reach * spread > margin)
+        assert (f"of the kind {kind} " in named) == worse

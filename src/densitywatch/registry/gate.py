@@ -194,7 +194,8 @@ def judge(
         )
         return Decision(False, reason, candidate, champion, told)
     enough, found, figures = compare_found(candidate.missed, champion.missed, rules, counts, independent)
-    of_each = dict.fromkeys(candidate.kinds, independent)
+    # a kind has fewer images than there are; with few of them, chance reaches further
+    of_each = {kind: one.independent or independent for kind, one in candidate.kinds.items()}
     whole, worse, of_kinds = compare_kinds(candidate.kinds, champion.kinds, rules, counts, of_each)
     kept, lost, of_known = compare_known(candidate, champion, rules)
     parts = [(passed, compared), (enough, found), (whole, worse), (kept, lost)]
@@ -217,9 +218,10 @@ def compare_kinds(
 ) -> tuple[bool, str, dict[str, float | str]]:
     """Whether no kind of defect has gone worse; the kinds that have, in words; and the figures of each kind.
 
-    `defects`: what the words call them. `before`: what the names of the figures begin with. One is `confidence` sure
-    that a kind named here is worse by more than the margin, and so of all kinds together: each gets its share of what
-    is left (Bonferroni). A kind of which the images show too little does not count against it.
+    `independent`: of each kind, how many groups of images show it. `defects`: what the words call them. `before`: what
+    the names of the figures begin with. One is `confidence` sure that a kind named here is worse by more than the
+    margin, and so of all kinds together: each gets its share of what is left (Bonferroni). A kind of which the images
+    show too little does not count against it.
     """
     confidence = 1 - (1 - rules.confidence) / max(1, len(candidate))
     worse: list[str] = []

@@ -109,7 +109,7 @@ def measure_detector(
         missed = missed_by_rule(loaded.calibration, normal, outlying, rows, params)
     else:
         missed = _missed_of_judged(loaded, judged, params, must_hold=must_hold)
-    return Measurement(NAME, value, "detector", figures, floor, missed, by_kind(normal, outlying, rows))
+    return Measurement(NAME, value, "detector", figures, floor, missed, by_kind(normal, outlying, rows, groups))
 
 
 def _missed_of_judged(loaded: detector.Detector, judged: Judged, params: Params, *, must_hold: bool) -> Missed:
@@ -132,17 +132,22 @@ def _missed_of_judged(loaded: detector.Detector, judged: Judged, params: Params,
     return replace(missed, judged=counts, independent=len(np.unique(judged.groups)))
 
 
-def by_kind(normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64]) -> dict[str, Measurement]:
+def by_kind(
+    normal: Floats, outlying: Floats, rows: npt.NDArray[np.int64], groups: npt.NDArray[np.int64] | None = None
+) -> dict[str, Measurement]:
     """The measure on the images whose first defect is of a kind, for each kind of which there are FEWEST images.
 
-    normal: (N,) scores of images as they are. outlying: scores of those that `rows` names, with_many_defects.
+    normal: (N,) scores of images as they are. outlying: scores of those that `rows` names, with_many_defects. groups:
+    (N,) the group of each image; each by itself where there is none.
     """
     found = {}
+    groups = np.arange(len(normal)) if groups is None else groups
     for number, kind in enumerate(DEFECTS):
         of_kind = rows % len(DEFECTS) == number
         if of_kind.sum() >= FEWEST:
             figures = wrong_pairs(normal, outlying[of_kind], rows[of_kind])
-            found[kind] = Measurement(f"{NAME}: {kind}", one_figure(figures, len(normal)), "detector", figures)
+            value, independent = one_figure(figures, len(normal)), len(np.unique(groups[rows[of_kind]]))
+            found[kind] = Measurement(f"{NAME}: {kind}", value, "detector", figures, independent=independent)
     return found
 
 

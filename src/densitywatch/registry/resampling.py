@@ -36,6 +36,8 @@ class Measurement:
     """Of a detector: what the rule in force does not find."""
     kinds: dict[str, Measurement] = field(default_factory=dict, compare=False, repr=False)
     """Of a detector: the same figure for each kind of defect by itself."""
+    independent: int | None = field(default=None, compare=False, repr=False)
+    """Number of groups of the images with a kind of defect. None of a figure of all images."""
     known: Known | None = field(default=None, compare=False, repr=False)
     """Of a detector: what it makes of the defects that a person has sorted."""
 
