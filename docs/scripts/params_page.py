@@ -30,7 +30,7 @@ KEYS = {
     "training.steps": "Optimiser steps.",
     "training.batch_size": "Images a step, over all processes together.",
     "training.learning_rate": "The highest one: it rises during warm-up and falls along a cosine.",
-    "training.betas": "Adam's two decay rates.",
+    "training.betas": "Adam's two decay rates, each at least 0 and below 1.",
     "training.weight_decay": "Share by which weights shrink at a learning rate of 1 (AdamW).",
     "training.warmup_steps": "Steps in which the learning rate rises from 0.",
     "training.gradient_clip": "Longest gradient; a longer one is scaled down to it. `null` for no limit.",

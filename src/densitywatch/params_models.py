@@ -59,6 +59,9 @@ class DeviceParams(Block):
         return self.threads or max(1, self.threads_of_a_stage // several)
 
 
+DecayRate = Annotated[float, Field(ge=0, lt=1)]
+
+
 class TrainingParams(Block):
     """The training of one model."""
 
@@ -71,7 +74,7 @@ class TrainingParams(Block):
     """Of Muon's weights."""
     discriminator_learning_rate: float | None = Field(default=None, gt=0, lt=10)
     """Only for adversarial models: the second time scale; null takes learning_rate."""
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[DecayRate, DecayRate] = (0.9, 0.99)
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=100, ge=0)
     final_learning_rate: float = Field(default=0.0, ge=0, le=1)
@@ -141,17 +144,19 @@ class LatentParams(Block):
 class ProbeParams(Block):
     """The linear probe on a model's features."""
 
-    labels: tuple[int, ...] = (100, 1000, 10000)
-    """Numbers of labels of the curve; the last point has all labels."""
-    regularisation: tuple[float, ...] = Field(default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1)
-    """L2 weights (a share of the mean loss) to choose from on the validation images."""
+    labels: tuple[Annotated[int, Field(ge=1)], ...] = (100, 1000, 10000)
+    """Numbers of labels of the curve, each at least 1; the last point has all labels."""
+    regularisation: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] = Field(
+        default=(1e-4, 1e-3, 1e-2, 1e-1), min_length=1
+    )
+    """L2 weights (a share of the mean loss), each above 0, to choose from on the validation images."""
     slow_images: int = Field(default=10000, ge=10)
     """Most training images for autoregressive models, which are slow."""
 
 
 class EvaluateParams(Block):
-    test_images: int | None = Field(default=None, ge=1)
-    """At most this many test images; null takes all."""
+    test_images: int | None = Field(default=None, ge=2)
+    """At most this many test images; null takes all. Figures of sample quality need a spread, so at least two."""
     batch_size: int = Field(ge=1)
     importance_samples: int = Field(ge=1)
     importance_images: int | None = Field(default=None, ge=1)
