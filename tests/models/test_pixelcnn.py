@@ -111,10 +111,21 @@ def test_without_a_weight_the_loss_is_the_likelihood_alone() -> None:
 
 
 def test_labels_in_parts_are_the_labels_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(PixelCNN, "IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr(PixelCNN, "ROWS_AT_ONCE", 6)  # 2 images under 3 labels
     x = torch.randint(0, 256, (5, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     model = conditional()
+    assert model.IMAGES_AT_ONCE == 2
     assert torch.allclose(model.log_prob_by_label(x), model.every_label(x), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("classes", "size", "images"),
+    [(0, 32, 25), (10, 28, 25), (100, 32, 2), (300, 32, 1), (10, 64, 6), (100, 256, 1), (0, 64, 6)],
+)
+def test_images_under_all_labels_are_at_most_250_rows_of_32_pixels_a_side(classes: int, size: int, images: int) -> None:
+    settings = Settings(channels=2, dilations=(1,), context_channels=2, conditional=True)
+    at_once = PixelCNN(settings, channels=1, size=size, classes=classes).IMAGES_AT_ONCE
+    assert at_once == images
 
 
 @pytest.mark.parametrize(

@@ -154,8 +154,11 @@ class PixelCNN(PixelDensity):
     OUTER_LAYERS = ("first_vertical", "first_horizontal", "context.first", "head.colours", "head.out")
     """What Muon leaves to AdamW: the layers that read pixels or write distribution parameters."""
 
+    ROWS_AT_ONCE = 250
+    """Rows of a chunk when every label is computed at once: 25 images under 10 labels. Fewer of large images."""
+
     IMAGES_AT_ONCE = 25
-    """Images per chunk when every label is computed at once (25 images x 10 labels = 250 rows); fewer of large ones."""
+    """Images of such a chunk; a model that knows its number of labels has its own."""
 
     def __init__(self, settings: Settings, *, channels: int, size: int, classes: int) -> None:
         super().__init__()
@@ -165,6 +168,8 @@ class PixelCNN(PixelDensity):
         self.first_vertical = nn.Conv2d(channels + 1, width, (2, 3))
         self.first_horizontal = nn.Conv2d(channels + 1, width, (1, 2))
         self.position = positions(width, size)
+        if classes:
+            self.IMAGES_AT_ONCE = max(1, self.ROWS_AT_ONCE // classes)
         if size > FULL_MAP:
             self.IMAGES_AT_ONCE = max(1, self.IMAGES_AT_ONCE * FULL_MAP**2 // size**2)
         self.layers = nn.ModuleList(GatedLayer(width, d) for d in settings.dilations)
