@@ -13,6 +13,7 @@ import torch
 
 from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.coding.image_code import (
+    HEADER,
     Code,
     decode_images,
     encode_images,
@@ -32,7 +33,7 @@ def make_model(
 ) -> Path:
     torch.manual_seed(4)
     block = ModelBlock(kind=kind, settings=settings, training=TRAINING)
-    names = tuple("abcdefghij"[:classes])
+    names = tuple(f"class {number}" for number in range(classes))
     model = build_model(block, channels=channels, size=size, classes=len(names))
     for parameter in model.parameters():
         parameter.data.add_(torch.randn_like(parameter) * 0.05)
@@ -157,3 +158,26 @@ def test_labels_travel_in_the_file(tmp_path: Path) -> None:
     read = read_code(tmp_path / "file")
     assert json.dumps(np.asarray(read.labels).tolist()) == "[3, 0, 9]"
     assert np.array_equal(decode_images(folder, read), images)
+
+
+def test_labels_above_255_travel_in_the_file_and_files_without_them_stay_as_they_were(tmp_path: Path) -> None:
+    settings = {"channels": 4, "dilations": [1], "conditional": True}
+    folder = make_model(tmp_path / "model", "pixelcnn", settings, classes=301)
+    images = random_images(3)
+    for labels, magic in ([300, 44, 256], b"dwcode2\n"), ([255, 44, 0], b"dwcode1\n"):
+        (tmp_path / "file").write_bytes(encode_images(folder, images, np.array(labels)).to_bytes())
+        assert (tmp_path / "file").read_bytes().startswith(magic)
+        read = read_code(tmp_path / "file")
+        assert np.asarray(read.labels).tolist() == labels
+        assert np.array_equal(decode_images(folder, read), images)
+
+
+def test_labels_of_one_byte_are_not_read_as_wide_ones(tmp_path: Path) -> None:
+    labels = np.array([3, 0, 9, 1])
+    code = Code(bytes(16), bytes(16), (4, 1, 8), labels, np.zeros(1, np.uint32)).to_bytes()
+    header, rest = code[: HEADER.size], code[HEADER.size :]
+    assert header.startswith(b"dwcode1\n")
+    assert rest == bytes([3, 0, 9, 1]) + bytes(4)
+    (tmp_path / "file").write_bytes(b"dwcode2\n" + code[8:])
+    with pytest.raises(DataError, match="was changed or cut short"):
+        read_code(tmp_path / "file")

@@ -6,7 +6,9 @@ the same walk over the values with the same number of images at a time, in float
 whole multiples of 2^-22. Another process or another machine may differ by about 1e-15, and the rounding removes that.
 
     file: magic (8 bytes), model.safetensors' digest (16), payload's digest (16), images' digest (16),
-          images, channels, size, bytes of labels (uint32 each), labels (one byte per image), payload (uint32 words)
+          images, channels, size, bytes of labels (uint32 each), labels, payload (uint32 words)
+
+A label takes one byte. Where one of them is above 255, each takes a uint32 and the magic is another one.
 
 `python -m densitywatch.evaluation.coding.image_code FILE MODEL_FOLDER OUT.npy` decodes.
 """
@@ -33,6 +35,8 @@ from densitywatch.models.offers import PixelSteps, Posterior, ValueWalk
 from densitywatch.models.storage import WEIGHTS, load_model_folder
 
 MAGIC = b"dwcode1\n"
+MAGIC_OF_WIDE_LABELS = b"dwcode2\n"
+LABEL_TYPES = {MAGIC: "u1", MAGIC_OF_WIDE_LABELS: "<u4"}
 HEADER = struct.Struct("<8s16s16s16sIIII")
 
 
@@ -47,16 +51,17 @@ class Code:
     shape: tuple[int, int, int]
     """Number of images, channels, size."""
     labels: np.ndarray | None
-    """One byte per image, for conditional models."""
+    """One whole number per image, for conditional models."""
     words: np.ndarray
     """The payload, uint32."""
 
     def to_bytes(self) -> bytes:
         """The file as bytes."""
         payload = self.words.astype("<u4").tobytes()
-        labels = b"" if self.labels is None else self.labels.astype(np.uint8).tobytes()
+        magic = MAGIC if self.labels is None or self.labels.max() <= 255 else MAGIC_OF_WIDE_LABELS
+        labels = b"" if self.labels is None else self.labels.astype(LABEL_TYPES[magic]).tobytes()
         n, channels, size = self.shape
-        header = HEADER.pack(MAGIC, self.model, digest(labels + payload), self.images, n, channels, size, len(labels))
+        header = HEADER.pack(magic, self.model, digest(labels + payload), self.images, n, channels, size, len(labels))
         return header + labels + payload
 
 
@@ -66,17 +71,18 @@ def read_code(path: Path) -> Code:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); give the path of a coded file") from None
-    if len(data) < HEADER.size or not data.startswith(MAGIC):
+    if len(data) < HEADER.size or data[: len(MAGIC)] not in LABEL_TYPES:
         raise DataError(f"{path}: is not a file of coded images; give one that `densitywatch verify-likelihood` wrote")
-    _, model, content, images, n, channels, size, labels = HEADER.unpack_from(data)
-    rest = data[HEADER.size :]
-    if digest(rest) != content or labels > len(rest) or (len(rest) - labels) % 4:
+    magic, model, content, images, n, channels, size, labels = HEADER.unpack_from(data)
+    rest, label_type = data[HEADER.size :], np.dtype(LABEL_TYPES[magic])
+    fits = labels <= len(rest) and (len(rest) - labels) % 4 == 0 and labels in (0, n * label_type.itemsize)
+    if digest(rest) != content or not fits:
         raise DataError(f"{path}: was changed or cut short, so nothing is decoded; code the images again")
     return Code(
         model,
         images,
         (n, channels, size),
-        np.frombuffer(rest[:labels], np.uint8) if labels else None,
+        np.frombuffer(rest[:labels], label_type) if labels else None,
         np.frombuffer(rest[labels:], "<u4").astype(np.uint32),
     )
 
