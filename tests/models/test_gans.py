@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from densitywatch.errors import ParamsError
+from densitywatch.params import ModelBlock
+from densitywatch.training.sharing import check_share
+from densitywatch.training.train import train_model
 from tests.models.small_gans import SMALL, images, small
+from tests.small_project import make_project
 
 
 @pytest.mark.parametrize("module", SMALL)
@@ -64,3 +71,22 @@ def test_each_players_loss_reaches_its_own_weights(module: Any) -> None:
     model.generator_loss(4, labels)[0].backward()
     # a label that is not in the batch has no gradient of its own, but its row is there
     assert all(p.grad is not None for p in model.generator.parameters())
+
+
+@pytest.mark.parametrize("kind", ["gan", "dcgan", "conditional_gan"])
+def test_a_game_of_single_images_is_refused_before_it_begins(kind: str, project_root: Path, tmp_path: Path) -> None:
+    params = make_project(tmp_path, project_root / "params.yaml")
+    block = ModelBlock.model_validate({"kind": kind, "training": {"steps": 1, "batch_size": 1, "learning_rate": 1e-3}})
+    device = params.device.model_copy(update={"accelerator": "cpu", "threads": 1})
+    params = params.model_copy(update={"models": {"one": block}, "device": device})
+    with pytest.raises(ParamsError, match=r"models\.one\.training\.batch_size: a game .* not 1; take 2 or more"):
+        train_model("one", params, tmp_path)
+    assert not (tmp_path / "models" / "one").exists()
+
+
+def test_a_game_has_at_least_two_images_for_each_device() -> None:
+    fabric = SimpleNamespace(world_size=3)
+    check_share("models.gan", 6, fabric, game=True)
+    check_share("models.vae", 3, fabric)
+    with pytest.raises(ParamsError, match="at least 2 images for each device, not 1; take 6 or more"):
+        check_share("models.gan", 3, fabric, game=True)

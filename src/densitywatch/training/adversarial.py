@@ -65,7 +65,7 @@ def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
 
     history: the rows of history.json; `train_discriminator_accuracy` and `train_spread_ratio` are read.
     """
-    rows = [row for row in history if "train_discriminator_accuracy" in row]
+    rows = [row for row in history if "train_spread_ratio" in row]  # a single image has no spread
     last = rows[-max(1, len(rows) // 3) :]
     if not last:
         return []

@@ -16,12 +16,20 @@ from torch import Tensor, nn
 from densitywatch.errors import ParamsError
 
 
-def check_share(name: str, batch_size: int, fabric: Any) -> None:
-    """Raise ParamsError where a batch cannot be shared evenly: the mean of unequal shares' means would be wrong."""
+def check_share(name: str, batch_size: int, fabric: Any, *, game: bool = False) -> None:
+    """Raise ParamsError where a batch cannot be shared evenly: the mean of unequal shares' means would be wrong.
+
+    A game needs two images a process: its generators normalise by the spread of the batch.
+    """
     if batch_size % fabric.world_size:
         raise ParamsError(
             f"{name}.training.batch_size: {batch_size} images cannot be shared evenly by {fabric.world_size} devices;"
             f" take a multiple of {fabric.world_size}, or other device.devices"
+        )
+    if game and batch_size < 2 * fabric.world_size:
+        raise ParamsError(
+            f"{name}.training.batch_size: a game of two networks needs at least 2 images for each device, not"
+            f" {batch_size // fabric.world_size}; take {2 * fabric.world_size} or more"
         )
 
 

@@ -18,7 +18,7 @@ from densitywatch.data.reading import reading_size
 from densitywatch.devices import say_if_eager, should_compile, start_fabric, usable_precision
 from densitywatch.errors import ParamsError
 from densitywatch.files import whole_folder
-from densitywatch.models.offers import takes_labels
+from densitywatch.models.offers import is_game, takes_labels
 from densitywatch.models.storage import WEIGHTS, build_model, save_model
 from densitywatch.params import ModelBlock, Params
 from densitywatch.progress import say
@@ -48,12 +48,12 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     images, validation = open_split(prepared, "train", size), open_split(prepared, "validation", size)
 
     fabric = start_fabric(params.device, block.training.precision)
-    check_share(f"models.{name}", block.training.batch_size, fabric)
     torch.manual_seed(params.seed)
     try:
         model: Any = build_model(block, channels=info.channels, size=size, classes=len(info.class_names))
     except ValueError as error:
         raise ParamsError(f"models.{name}.settings: {error}") from None
+    check_share(f"models.{name}", block.training.batch_size, fabric, game=is_game(model))
     model.data_size = info.size
     if params.device.channels_last:
         model = model.to(memory_format=torch.channels_last)

@@ -38,6 +38,11 @@ def test_the_logs_count_right_answers_and_see_samples_that_are_all_alike() -> No
     assert float(game_logs(x, x, torch.ones(1), torch.ones(1))["spread_ratio"]) == pytest.approx(1.0)
 
 
+def test_one_image_has_no_spread_to_log() -> None:
+    logs = game_logs(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 4), torch.ones(1), torch.ones(1))
+    assert list(logs) == ["discriminator_accuracy"]
+
+
 def test_the_hinge_losses_are_those_of_the_paper() -> None:
     real, fake = torch.tensor([2.0, 0.5, -1.0]), torch.tensor([-3.0, 0.0, 1.0])
     assert float(discriminator_hinge_loss(real, fake)) == pytest.approx((0.0 + 0.5 + 2.0) / 3 + (0.0 + 1.0 + 2.0) / 3)

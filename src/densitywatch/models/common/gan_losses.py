@@ -52,9 +52,9 @@ def game_logs(x: Tensor, generated: Tensor, real: Tensor, fake: Tensor) -> dict[
 
     `discriminator_accuracy`: the share of images that the discriminator takes for what they are (logit 0 is undecided).
     `spread_ratio`: the spread of the generated images over that of the real ones, as the mean standard deviation of a
-    pixel. Near 0 all generated images look alike.
+    pixel. Near 0 all generated images look alike. One image has no spread, so then the figure is left out.
     """
-    return {
-        "discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean()),
-        "spread_ratio": generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6),
-    }
+    logs = {"discriminator_accuracy": 0.5 * ((real > 0).float().mean() + (fake <= 0).float().mean())}
+    if len(x) > 1:
+        logs["spread_ratio"] = generated.float().std(0).mean() / x.float().std(0).mean().clamp(min=1e-6)
+    return logs
