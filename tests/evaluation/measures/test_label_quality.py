@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +31,12 @@ def test_samples_of_the_label_asked_for_pass_gan_test_and_samples_of_another_do_
     assert float(wrong.metrics["gan_test_accuracy"]) < 0.2
     assert 0 <= float(right.metrics["gan_train_accuracy"]) <= 1
     assert label_quality(context_of(torch.nn.Identity(), params=params, classifier=folder)) is None
+
+
+def test_only_a_dataset_without_labels_is_said_to_have_none(context_of: Callable[..., Context]) -> None:
+    pyramid = Shows(np.zeros((4, 1, 8, 8), np.uint8))  # no settings say whether it takes labels: it takes none
+    context = context_of(pyramid)
+    assert label_quality(context) is None
+    unlabelled = label_quality(dataclasses.replace(context, info=dataclasses.replace(context.info, class_names=())))
+    assert unlabelled is not None
+    assert unlabelled.notes[0].startswith("the dataset has no labels")

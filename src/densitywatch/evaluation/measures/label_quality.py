@@ -37,7 +37,7 @@ def label_quality(context: Context) -> Result | None:
     Model: `sample(n, labels, generator)` with settings.conditional or `conditional`.
     """
     asked_for = getattr(getattr(context.model, "settings", None), "conditional", True)
-    if asked_for and getattr(context.model, "conditional", None) is False:
+    if asked_for and getattr(context.model, "conditional", None) is False and not context.info.class_names:
         return Result(
             {},
             notes=["the dataset has no labels, so this model was trained without them; figures of labels are left out"],
