@@ -20,7 +20,8 @@ class Shows(torch.nn.Module):
     def sample(self, n: int, labels: torch.Tensor | None = None, generator: Any = None) -> torch.Tensor:
         if labels is not None:
             assert self.labels is not None
-            return torch.stack([self.images[np.flatnonzero(self.labels == label)[0]] for label in labels.tolist()])
+            of_label = [np.flatnonzero(self.labels == label) for label in labels.tolist()]
+            return torch.stack([self.images[rows[i % len(rows)]] for i, rows in enumerate(of_label)])
         chosen = torch.arange(self.position, self.position + n) % len(self.images)
         self.position += n
         return self.images[chosen]

@@ -21,7 +21,7 @@ def test_samples_of_the_label_asked_for_pass_gan_test_and_samples_of_another_do_
     params, folder = with_classifier
     prepared = folder.parents[1] / "data" / "prepared"
     images, labels = np.load(prepared / "train.npy"), np.load(prepared / "train_labels.npy")
-    quality = params.evaluate.quality.model_copy(update={"images": 60, "label_training_steps": 3})
+    quality = params.evaluate.quality.model_copy(update={"images": 60, "label_training_steps": 60})
     params = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
     right = label_quality(context_of(Shows(images, labels), params=params, classifier=folder))
     wrong = label_quality(context_of(Shows(images, (labels + 1) % 10), params=params, classifier=folder))
@@ -29,7 +29,9 @@ def test_samples_of_the_label_asked_for_pass_gan_test_and_samples_of_another_do_
     assert wrong is not None
     assert float(right.metrics["gan_test_accuracy"]) > 0.8
     assert float(wrong.metrics["gan_test_accuracy"]) < 0.2
-    assert 0 <= float(right.metrics["gan_train_accuracy"]) <= 1
+    # a student of samples under wrong labels learns those
+    assert float(right.metrics["gan_train_accuracy"]) > 0.7
+    assert float(wrong.metrics["gan_train_accuracy"]) < 0.2
     assert label_quality(context_of(torch.nn.Identity(), params=params, classifier=folder)) is None
 
 
