@@ -237,6 +237,61 @@ def test_every_model_of_the_default_profile_has_a_page_with_its_figures() -> Non
         assert f"{size} x {size}" in shown, name
 
 
+IN_THE_TEXT = [
+    (
+        "conditional_pixelcnn",
+        "{conditional_pixelcnn[bits_per_dim]:.3f} bits/dim as the mixture of all labels,"
+        " {conditional_pixelcnn[bits_per_dim_given_label]:.3f} given the right one,"
+        " {pixelcnn[bits_per_dim]:.3f} of PixelCNN",
+    ),
+    ("conditional_pixelcnn", "the standard error of one of them ({conditional_pixelcnn[bits_per_dim_stderr]:.3f})"),
+    ("conditional_pixelcnn", "is better ({classifier[accuracy]:.3f} here)"),
+    ("pixelrnn", "({pixelrnn[bits_per_dim]:.3f} against {pixelcnn[bits_per_dim]:.3f} bits/dim)"),
+    (
+        "conditional_gan",
+        "reaches {conditional_gan[gan_train_accuracy]:.2f}; from real images it reaches {classifier[accuracy]:.2f}",
+    ),
+    ("autoencoder", "with all labels ({classifier[raw_pixel_probe_48000]:.3f})"),
+]
+"""By page of a model: what it says in words, with the keys of metrics/ in place of figures."""
+
+
+@pytest.mark.parametrize(("page", "words"), IN_THE_TEXT)
+def test_a_figure_in_the_text_of_a_models_page_is_the_one_that_metrics_holds(page: str, words: str) -> None:
+    """The metrics of the last commit count as well: a run of one's own changes the files before it is committed."""
+    text = " ".join((DOCS / "models" / f"{page}.md").read_text(encoding="utf-8").split())
+    assert any(filled(words, metrics) in text for metrics in (metrics_now(), metrics_committed())), words
+
+
+def test_no_figure_in_the_text_of_a_models_page_goes_unchecked() -> None:
+    for page in figures.models():
+        text = (DOCS / "models" / f"{page}.md").read_text(encoding="utf-8").split("## What it does badly")[1]
+        checked = sum(words.count("[") for name, words in IN_THE_TEXT if name == page)
+        assert len(re.findall(r"\d\.\d\d", text)) == checked, page
+
+
+def filled(words: str, metrics: dict[str, Any]) -> str:
+    try:
+        return words.format(**metrics)
+    except KeyError:  # a run of other params has other figures
+        return words
+
+
+@cache
+def metrics_now() -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in (ROOT / "metrics").glob("*.json")}
+
+
+@cache
+def metrics_committed() -> dict[str, Any]:
+    held = {}
+    for name in metrics_now():
+        command = ["git", "show", f"HEAD:metrics/{name}.json"]
+        shown = subprocess.run(command, cwd=ROOT, capture_output=True, check=False).stdout
+        held[name] = json.loads(shown or "{}")
+    return held
+
+
 @cache
 def pages() -> dict[str, str]:
     """The pages that are made from the code."""
