@@ -10,7 +10,9 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from densitywatch.data import reading
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.evaluation.measures import feature_network, likelihood
 from densitywatch.evaluation.measures.context import Context
 from densitywatch.evaluation.measures.feature_network import pixel_curve
 from densitywatch.evaluation.measures.likelihood import exact_likelihood
@@ -67,6 +69,43 @@ def test_a_density_reads_the_test_images_once_for_its_likelihood_and_its_probe(
     assert len(context.shared["test_codes"]) == 48
     np.testing.assert_allclose(shared, alone, atol=1e-6)
     np.testing.assert_array_equal(same, labels)
+
+
+def few_within(count: int) -> Callable[[int, int], int]:
+    """`images_within` with memory for `count` images of 64 float32 numbers."""
+    return lambda most, bytes_an_image: reading.images_within(most, bytes_an_image, count * 64 * 4)
+
+
+def test_pixels_that_do_not_fit_into_memory_are_left_out(
+    params: Params, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feature_network, "images_within", few_within(100))
+    prepared = project / "data" / "prepared"
+    splits = (open_split(prepared, split) for split in ("train", "validation", "test"))
+    assert list(pixel_curve(*splits, params=small_probe(params))) == [50, 100]
+
+
+def test_codes_that_do_not_fit_into_memory_are_left_out_and_a_probe_reads_the_others(
+    context_of: Callable[..., Context], params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likelihood, "images_within", few_within(25))
+    model = PixelCNN(Settings(channels=4, dilations=(1,)), channels=1, size=8, classes=0)  # 16 x 4 features
+    context = context_of(model, params=params)
+    with torch.no_grad():
+        assert exact_likelihood(context) is not None
+        features, labels = encoded(context, model, "test", None)
+    assert len(context.shared["test_log_prob"]) == 48
+    assert features.shape == (40, 64)  # two batches of 20
+    np.testing.assert_array_equal(labels, context.split("test").labels[:40])
+
+
+def test_without_labels_no_codes_are_kept(context_of: Callable[..., Context], project: Path) -> None:
+    write_info(project, class_names=[])
+    model = PixelCNN(Settings(channels=4, dilations=(1,)), channels=1, size=8, classes=0)
+    context = context_of(model, info=read_info(project / "data" / "prepared"))
+    with torch.no_grad():
+        assert exact_likelihood(context) is not None
+    assert "test_codes" not in context.shared
 
 
 def test_the_curve_of_raw_pixels_is_drawn_next_to_the_models(

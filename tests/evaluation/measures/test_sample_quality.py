@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import torch
 from densitywatch.evaluation.measures.context import Context
 from densitywatch.evaluation.measures.feature_network import load_classifier, train_classifier
 from densitywatch.evaluation.measures.label_quality import label_quality
-from densitywatch.evaluation.measures.sample_quality import draw, sample_quality
+from densitywatch.evaluation.measures.sample_quality import draw, drawn, sample_quality
 from densitywatch.params import Params
 from tests.evaluation.conftest import write_info
 from tests.evaluation.standins import Shows
@@ -50,13 +52,13 @@ def test_models_that_draw_many_and_few_samples_are_compared_on_the_same_number(
     params, folder = with_classifier
     real = np.load(folder.parents[1] / "data" / "prepared" / "train.npy")
     found = {}
-    for drawn in (30, 100):
-        quality = params.evaluate.quality.model_copy(update={"images": drawn, "slow_images": 30})
+    for count in (30, 100):
+        quality = params.evaluate.quality.model_copy(update={"images": count, "slow_images": 30})
         changed = params.model_copy(update={"evaluate": params.evaluate.model_copy(update={"quality": quality})})
         result = sample_quality(context_of(Shows(real), params=changed, classifier=folder))
         assert result is not None
         # the median distance to training images does not depend on how many samples there are
-        found[drawn] = {key: value for key, value in result.metrics.items() if key != "neighbour_ratio"}
+        found[count] = {key: value for key, value in result.metrics.items() if key != "neighbour_ratio"}
     few, many = found[30], found[100]
     assert many.pop("more_images") == 100
     # the samples are training images: they have the floor's figures at either number, and more of them a lower FID
@@ -99,6 +101,26 @@ def test_without_a_feature_network_the_figures_are_left_out_and_it_is_said(
     assert result.metrics == {}
     assert "left out" in result.notes[0]
     assert sample_quality(context_of(torch.nn.Identity())) is None
+
+
+class Grey(torch.nn.Module):
+    """Samples whose memory is numpy's, which tracemalloc sees."""
+
+    def sample(self, n: int, labels: torch.Tensor | None = None, generator: Any = None) -> torch.Tensor:
+        return torch.from_numpy(np.full((n, 1, 8, 8), 127, np.uint8))
+
+
+def test_samples_are_in_memory_once(context_of: Callable[..., Context]) -> None:
+    context = context_of(Grey())
+    tracemalloc.start()
+    try:
+        images = drawn(context, Grey(), 10_010, None)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert images.shape == (10_010, 1, 8, 8)
+    assert (images == 127).all()
+    assert most < 1.5 * images.nbytes
 
 
 def test_samples_are_drawn_a_batch_at_a_time_with_their_own_labels() -> None:

@@ -69,8 +69,8 @@ class Context:
     """What one evaluator computed and a later one may use.
 
     `history`: the rows of history.json, from the start. `test_log_prob`: (N,) nats of the test images.
-    `test_log_prob_by_label`: (N, classes) nats, for a conditional density. `test_codes`: (N, D) features of the test
-    images. `generated`: (samples, labels or None). `classifier`: the loaded feature network. Arrays are numpy's, in the
+    `test_log_prob_by_label`: (N, classes) nats, for a conditional density. `test_codes`: (n, D) features of the first
+    test images, as many as fit into memory. `generated`: (samples, labels or None). `classifier`: the loaded feature network. Arrays are numpy's, in the
     order of `batches("test")`.
     """
 

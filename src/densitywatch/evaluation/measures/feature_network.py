@@ -8,6 +8,7 @@ dataset with fewer than two labels it learns to tell the four right-angled rotat
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from itertools import pairwise
@@ -20,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from densitywatch.data.dataset import DatasetInfo, Split, open_split, read_info
-from densitywatch.data.reading import LARGEST_BY_DEFAULT, Images, images_at_once, reading_size, resized, size_of
+from densitywatch.data.reading import (
+    LARGEST_BY_DEFAULT,
+    Images,
+    images_at_once,
+    images_within,
+    reading_size,
+    resized,
+    size_of,
+)
 from densitywatch.devices import start_fabric, usable_precision
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.logistic_regression import RAW_PIXELS, LabelledFeatures, probe_curve
@@ -165,11 +174,15 @@ def _write_classifier(
 
 
 def pixel_curve(train: Split, validation: Split, test: Split, params: Params) -> dict[int, float]:
-    """The linear probe on raw pixels, at most 32 a side. Probes on models' features are compared with it."""
+    """The linear probe on raw pixels, at most 32 a side. Probes on models' features are compared with it.
+
+    Of each split as many of the first labelled images as fit into memory, which are float32 numbers here.
+    """
 
     def flat(split: Split, limit: int | None = None) -> LabelledFeatures:
         split = split.at(min(split.images.shape[-1], LARGEST_BY_DEFAULT))
         known = np.flatnonzero(split.labels[:limit] >= 0)
+        known = known[: images_within(len(known), 4 * math.prod(split.images.shape[1:]))]
         return split.images[known].reshape(len(known), -1).astype(np.float32), split.labels[known]
 
     return probe_curve(flat(train), flat(validation), flat(test, params.evaluate.test_images), params.evaluate.probe)

@@ -14,7 +14,7 @@ from densitywatch.data.reading import Images, images_within
 from densitywatch.devices import start_fabric
 from densitywatch.evaluation.measures.context import Context, Result
 from densitywatch.evaluation.measures.feature_network import FeatureNetwork, classes_of
-from densitywatch.evaluation.measures.sample_quality import draw, feature_network, generated, training_labels
+from densitywatch.evaluation.measures.sample_quality import drawn, feature_network, generated, training_labels
 from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.params import TrainingParams
 from densitywatch.training.loop import Run, train
@@ -53,8 +53,7 @@ def label_quality(context: Context) -> Result | None:
     steps = context.params.evaluate.quality.label_training_steps
     if not isinstance(context.model, PixelwiseDensity):  # fast enough for as many samples as training images
         labels = training_labels(context, images_within(context.info.counts["train"], context.dimensions))
-        parts = draw(context.model, len(labels), labels, context.generator(), context.batch_size, context.device)
-        images = np.concatenate(list(parts))
+        images = drawn(context, context.model, len(labels), labels)
     student = train_on(images, labels, len(context.info.class_names), steps, context)
     real, known = context.pick("test", context.params.evaluate.test_images)
     metrics["gan_train_accuracy"] = share_right(student, real, known)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from densitywatch.data.reading import images_within
 from densitywatch.errors import ModelError
 from densitywatch.evaluation.measures.context import Context, Figure, Metric, Result
 from densitywatch.files import write_whole
@@ -138,15 +139,20 @@ def standard_error(values: np.ndarray) -> float:
 def _score(context: Context, *, by_label: bool) -> tuple[np.ndarray, np.ndarray, float]:
     """Nats (N,) or (N, classes) in float64, labels (N,), and the seconds that the model took."""
     model: Any = context.model
+    probed = len(context.info.class_names) > 1
     nats, labels, codes, seconds = [], [], [], 0.0
+    kept = 0
     for x, y in context.test_batches():
         started = time.perf_counter()
         if by_label:
             nats.append(_numpy(model.log_prob_by_label(x)))
-        elif isinstance(model, DensityAndCode):  # the linear probe needs the features of the same images
+        elif isinstance(model, DensityAndCode):
             log_prob, code = model.log_prob_and_code(x)
             nats.append(_numpy(log_prob))
-            codes.append(code.float().cpu().numpy())
+            # the linear probe needs the features of the same images, as many as fit into memory
+            if probed and kept < images_within(context.test_count(), 4 * code[0].numel()):
+                codes.append(code.float().cpu().numpy())
+                kept += len(code)
         else:
             nats.append(_numpy(model.log_prob(x)))
         seconds += time.perf_counter() - started

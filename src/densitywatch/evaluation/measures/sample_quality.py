@@ -32,6 +32,7 @@ from densitywatch.evaluation.measures.feature_network import FeatureNetwork, fea
 from densitywatch.files import write_whole
 from densitywatch.models.offers import PixelwiseDensity, Sampler, takes_labels
 from densitywatch.pages import pictures
+from densitywatch.sizes import height_width
 
 SHOWN, NEIGHBOURS_SHOWN = 8, 3
 MANY_TRAINING_IMAGES = 60_000
@@ -117,8 +118,7 @@ def generated(context: Context, model: Sampler) -> tuple[np.ndarray, np.ndarray 
         n = settings.slow_images if isinstance(model, PixelwiseDensity) else settings.images
         n = images_within(n, context.dimensions)
         labels = training_labels(context, n) if takes_labels(model) else None
-        parts = draw(model, n, labels, context.generator(), context.batch_size, context.device)
-        context.shared["generated"] = (np.concatenate(list(parts)), labels)
+        context.shared["generated"] = (drawn(context, model, n, labels), labels)
     images, labels = context.shared["generated"]
     return images, labels
 
@@ -128,6 +128,16 @@ def training_labels(context: Context, n: int) -> np.ndarray:
     _, known = context.pick("train")
     order = np.random.default_rng(context.params.seed).integers(0, len(known), n)
     return np.asarray(known[order])
+
+
+def drawn(context: Context, model: Sampler, n: int, labels: np.ndarray | None) -> np.ndarray:
+    """n samples (n, C, H, W), uint8. They go into one array at once: joined batches would be in memory twice."""
+    images = np.empty((n, context.info.channels, *height_width(context.info.size)), np.uint8)
+    done = 0
+    for part in draw(model, n, labels, context.generator(), context.batch_size, context.device):
+        images[done : done + len(part)] = part
+        done += len(part)
+    return images
 
 
 def draw(
