@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from densitywatch.data import reading
 from densitywatch.evaluation.measures.context import Context, spread
 from densitywatch.params import Params
 from tests.evaluation.conftest import COUNTS
@@ -31,6 +33,22 @@ def test_the_test_images_are_as_many_as_params_and_the_caller_allow(
     read = [images for images, _ in context.test_batches()]
     assert [len(images) for images in read] == [20, 10]
     assert (np.concatenate(read) == context.test_images(range(30))).all()
+
+
+def test_resized_images_are_resized_once_for_all_evaluators(
+    context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = context_of(object())
+    context = dataclasses.replace(usual, info=dataclasses.replace(usual.info, size=4), shared={})
+    read = [np.concatenate([images for images, _ in context.test_batches()])]
+
+    def no_more(*_: object) -> None:
+        raise AssertionError("these images were resized before")
+
+    monkeypatch.setattr(reading, "resized", no_more)
+    read.append(context.test_images(range(COUNTS["test"])))
+    assert read[0].shape == (COUNTS["test"], 1, 4, 4)
+    np.testing.assert_array_equal(*read)
 
 
 @pytest.mark.parametrize(

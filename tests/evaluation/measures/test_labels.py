@@ -75,7 +75,10 @@ def test_a_header_with_something_else_than_counts_is_refused(counts: Any) -> Non
         label_prior(model, "training")
 
 
-def test_a_conditional_density_gets_accuracy_and_its_curve(project: Path, context_of: Callable[..., Context]) -> None:
+def test_a_conditional_density_gets_accuracy_and_its_curve_without_reading_an_image(
+    project: Path, context_of: Callable[..., Context], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(Context, "batches")
     model: Any = load_model_folder(project / "models" / "by_label")
     random = np.random.default_rng(1)
     labels = np.load(project / "data" / "prepared" / "test_labels.npy")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from densitywatch.errors import ModelError
+from densitywatch.evaluation.measures import likelihood
 from densitywatch.evaluation.measures.context import Context
 from densitywatch.evaluation.measures.likelihood import bounds, exact_likelihood
 from tests.evaluation.conftest import COUNTS
@@ -57,6 +58,25 @@ def test_a_uniform_model_needs_eight_bits_for_each_number(context_of: Make) -> N
     assert result.metrics["bits_per_dim_stderr"] == pytest.approx(0, abs=1e-9)
     assert [figure.file for figure in result.figures] == ["bits_per_dim.svg"]
     assert context.shared["test_log_prob"].shape == (COUNTS["test"],)
+
+
+def test_the_speed_is_that_after_the_first_batch_in_which_a_model_is_compiled(
+    context_of: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [0.0]
+
+    class Compiles(Uniform):
+        left = 60.0
+
+        def log_prob(self, x: Tensor) -> Tensor:
+            seconds[0] += self.left + 0.5
+            self.left = 0.0
+            return super().log_prob(x)
+
+    monkeypatch.setattr(likelihood.time, "perf_counter", lambda: seconds[0])
+    result = exact_likelihood(context_of(Compiles()))
+    assert result is not None
+    assert result.metrics["score_images_per_second"] == pytest.approx((20 + 8) / 1.0)  # 20, 20 and 8 images
 
 
 def test_the_standard_error_is_that_of_the_mean(context_of: Make) -> None:

@@ -70,8 +70,8 @@ class Context:
 
     `history`: the rows of history.json, from the start. `test_log_prob`: (N,) nats of the test images.
     `test_log_prob_by_label`: (N, classes) nats, for a conditional density. `test_codes`: (n, D) features of the first
-    test images, as many as fit into memory. `generated`: (samples, labels or None). `classifier`: the loaded feature network. Arrays are numpy's, in the
-    order of `batches("test")`.
+    test images, as many as fit into memory. `generated`: (samples, labels or None). `classifier`: the loaded feature
+    network. `split_<name>`: an open split. Arrays are numpy's, in the order of `batches("test")`.
     """
 
     @property
@@ -94,8 +94,11 @@ class Context:
         return images_at_once(self.params.evaluate.batch_size, self.info.size)
 
     def split(self, split: SplitName) -> Split:
-        """A split at the model's size."""
-        return open_split(self.data, split, self.info.size)
+        """A split at the model's size, opened once: resized images are kept for all evaluators."""
+        if (key := f"split_{split}") not in self.shared:
+            self.shared[key] = open_split(self.data, split, self.info.size)
+        opened: Split = self.shared[key]
+        return opened
 
     def pick(self, split: SplitName, limit: int | None = None) -> tuple[Images, np.ndarray]:
         """Images (n, C, H, W) uint8, read when indexed, and labels (n,): a split's first `limit`, or all of it.

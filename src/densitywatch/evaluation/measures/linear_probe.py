@@ -68,7 +68,7 @@ def encoded(context: Context, model: Encoder, split: SplitName, limit: int | Non
     read = 0
     known = context.shared.get("test_codes") if split == "test" else None  # exact_likelihood ran before
     if known is not None:
-        labels = np.concatenate([y.cpu().numpy() for _, y in context.batches(split, limit=len(known))])
+        labels = context.split(split).labels[: len(known)]
         return known[labels >= 0], labels[labels >= 0]
     for x, y in context.batches(split, limit=limit):
         pairs.append((model.encode(x).float().cpu().numpy(), y.cpu().numpy()))
