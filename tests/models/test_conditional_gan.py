@@ -12,7 +12,7 @@ from densitywatch.models.conditional_gan import ConditionalBatchNorm, Conditiona
 from tests.models.small_gans import images, small
 
 
-def test_no_layer_of_the_conditional_discriminator_stretches_by_more_than_one_after_some_iterations() -> None:
+def test_each_weight_of_the_conditional_discriminator_as_a_matrix_has_norm_one_after_some_iterations() -> None:
     model = small(conditional_gan, size=8)
     with torch.no_grad():  # far from norm 1 to begin with
         for name, parameter in model.discriminator.named_parameters():

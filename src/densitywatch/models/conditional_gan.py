@@ -110,8 +110,8 @@ class Discriminator(nn.Module):
     """Images in [-1, 1] and labels to logits (B,): psi(phi(x)) + <embedding of the label, phi(x)>.
 
     phi: the features of an image. psi: how real they are whatever the label. The inner product: how well they fit the
-    label. Spectral normalisation divides each weight by its largest singular value, as one step of power iteration
-    a forward pass estimates it; so no layer stretches a difference, and the logit changes smoothly with the image.
+    label. Spectral normalisation divides each weight, as a matrix (out, rest), by its largest singular value, which
+    bounds how far a layer stretches a difference. One step of power iteration a forward pass estimates that value.
     """
 
     def __init__(self, settings: Settings, channels: int, size: int, labels: int) -> None:
