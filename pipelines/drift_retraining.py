@@ -41,9 +41,10 @@ def accept_drifted(params: Params, root: Path, drift: str, asked_by: str) -> lis
 
 def refreshed(params: Params, root: Path) -> list[Step]:
     """Bring the images that were accepted under earlier alarms up to date; returns the step, none without any."""
+    from densitywatch.batches.accepting import CHANGED
     from densitywatch.data.accepted import accepted_files
 
-    return [refresh_images(params, root)] if accepted_files(root) else []
+    return [refresh_images(params, root)] if accepted_files(root) or (root / CHANGED).exists() else []
 
 
 @task(name="refresh accepted images", cache_policy=NO_CACHE)
@@ -56,18 +57,23 @@ def refresh_images(params: Params, root: Path) -> Step:
 
 
 def bring_up_to_date(batches: list[str], alarm: str, params: Params, root: Path) -> Accepted:
-    """Accept what is to be accepted, name what cannot be, and note the version in DVC where it is another one."""
-    from densitywatch.batches.accepting import accept
+    """Accept what is to be accepted, name what cannot be, and note the version in DVC where it is another one.
+
+    A change that an earlier run was stopped before noting is noted now.
+    """
+    from densitywatch.batches.accepting import CHANGED, accept
     from densitywatch.data.accepted import accepted_files
 
     done = accept(batches, params, root, alarm=alarm)
     for problem in done.problems:
         get_run_logger().warning("nothing accepted of %s", visible(problem))
-    if done.changed:
-        if accepted_files(root):
+    kept, files = (root / ACCEPTED).with_suffix(".dvc"), accepted_files(root)
+    if (root / CHANGED).exists() or (files and not kept.exists()):
+        if files:
             dvc_commands.run_dvc(root, "add", str(ACCEPTED))
         else:
-            (root / ACCEPTED).with_suffix(".dvc").unlink(missing_ok=True)
+            kept.unlink(missing_ok=True)
+        (root / CHANGED).unlink(missing_ok=True)
     return done
 
 

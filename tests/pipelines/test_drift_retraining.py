@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from densitywatch.batches.accepting import accept
 from densitywatch.batches.batch_report import flagged
 from densitywatch.batches.review.judging import give_verdicts
 from densitywatch.batches.score_batch import score_source
 from densitywatch.data.look import ACCEPTED
 from densitywatch.params import Params, load_params
-from pipelines import drift_retraining, git_files
-from pipelines.drift_retraining import accept_images, refresh_images
+from pipelines import drift_retraining, dvc_commands, git_files
+from pipelines.drift_retraining import accept_images, refresh_images, refreshed
 from tests.detector.standin import Brightness, fill
 
 PROJECT = Path(__file__).parents[2]
@@ -78,3 +79,38 @@ def test_accepted_images_are_a_version_of_dvcs_that_counts_as_a_result_and_nothi
     give_verdicts(folder, dict.fromkeys(flagged(folder), "outlier"))
     assert accept_images.fn(["monday"], "monday", params, toy, "").outcome == "0 images"
     assert not (toy / kept).exists()
+
+
+def test_a_stop_between_accepting_and_dvc_is_made_up_for_by_the_next_run_and_a_pulled_version_is_left(
+    toy: Path, said: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift_retraining, "refresh_images", refresh_images.fn)
+    params: Params = load_params(PROJECT / "params.yaml")
+    fill(toy / "data/inbox/monday", 36, bright=4)
+    score_source("data/inbox/monday", params, toy, None, Brightness())
+    folder = toy / "data/outliers/monday"
+    kept = toy / f"{ACCEPTED}.dvc"
+
+    give_verdicts(folder, dict.fromkeys(list(flagged(folder))[:2], "fine"))
+    assert accept(["monday"], params, toy).changed  # and there the run is stopped
+    assert [step.outcome for step in refreshed(params, toy)] == ["no change"]
+    first = kept.read_text()
+
+    give_verdicts(folder, dict.fromkeys(flagged(folder), "fine"))
+    assert accept([], params, toy).changed
+    refreshed(params, toy)
+    second = kept.read_text()
+    assert second != first
+    assert kept.relative_to(toy).as_posix() not in dvc_commands.status(toy)
+
+    # git brought another version: the run pulls its files, and what lies here does not take its place
+    kept.write_text(first)
+    refreshed(params, toy)
+    assert kept.read_text() == first
+    kept.write_text(second)
+
+    give_verdicts(folder, dict.fromkeys(flagged(folder), "outlier"))
+    assert accept([], params, toy).changed
+    refreshed(params, toy)
+    assert not kept.exists()
+    assert refreshed(params, toy) == []

@@ -31,8 +31,12 @@ from densitywatch.data.inputs.source import entries, is_local, local_path
 from densitywatch.data.look import ACCEPTED
 from densitywatch.errors import DataError, ModelError
 from densitywatch.evaluation.measures.feature_network import classes_of, load_classifier
-from densitywatch.files import whole_file
+from densitywatch.files import whole_file, write_whole
 from densitywatch.params import Params
+
+CHANGED = Path("var/accepted-changed")
+"""Is there from before a change of data/accepted until DVC has its version: a stop in between leaves it for the next
+run. What differs from data/accepted.dvc without it came with git, and is to be pulled and not to be added."""
 
 
 @dataclass
@@ -59,8 +63,8 @@ def accept(batches: Sequence[str], params: Params, root: Path, *, alarm: str = "
 
     The originals are read from each batch's source and found by their content; those that are in a file already are
     kept there. An image of several batches is taken once. Where new originals are gone, or a batch's results, nothing
-    new is taken of it. Nothing is done where `data.accept` is `never`. Raises DataError when a file of data/accepted is
-    damaged.
+    new is taken of it. Nothing is done where `data.accept` is `never`. A change leaves the file CHANGED: whoever adds
+    the new version to DVC removes it. Raises DataError when a file of data/accepted is damaged.
     """
     done = Accepted()
     if params.data.accept == "never":
@@ -81,7 +85,7 @@ def accept(batches: Sequence[str], params: Params, root: Path, *, alarm: str = "
         if name in batches:
             done.images += len(rows)
             done.fair += sum(row["fair"] for row in rows)
-        done.changed |= _write(target, rows)
+        done.changed |= _write(target, rows, root / CHANGED)
     done.problems = list(dict.fromkeys(done.problems))
     return done
 
@@ -235,15 +239,18 @@ def _classified(rows: list[dict[str, Any]], params: Params, root: Path) -> list[
     return found
 
 
-def _write(target: Path, rows: list[dict[str, Any]]) -> bool:
-    """Write the file, or remove it where there is nothing to keep; returns whether that changed anything."""
-    if not rows:
-        there = target.exists()
-        target.unlink(missing_ok=True)
-        return there
+def _write(target: Path, rows: list[dict[str, Any]], note: Path) -> bool:
+    """Write the file, or remove it where there is nothing to keep; returns whether that changed anything.
+
+    `note` is there before anything changes.
+    """
     facts = [{key: row[key] for key in schema().names if key != "bytes"} for row in rows]
-    if target.exists() and accepted_rows(target) == facts:
+    if (accepted_rows(target) == facts) if target.exists() else not rows:
         return False
+    write_whole(note, "")
+    if not rows:
+        target.unlink()
+        return True
     target.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(target) as temporary:
         pq.write_table(pa.Table.from_pylist(rows, schema=schema()), temporary, row_group_size=ROWS)
