@@ -177,8 +177,8 @@ def champions(params: Params) -> list[str]:
 def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     """Score one batch under a device slot, log it in MLflow, leave a page about it in Prefect, and check it.
 
-    The batch is done when all of that is done. If a job is killed after the results are written, the next job finds
-    them and does the rest.
+    The batch is done when all of that is done. If a job is killed after the results are written, or stopped before the
+    check has ended, the next job finds them and does the rest.
 
     Raises ValidationFailed when the batch as a whole breaks an expectation; its results are kept.
     """
@@ -211,11 +211,12 @@ def score_batch(batch: Batch, params: Params, root: Path) -> dict[str, Any]:
     try:
         validate_batch(Path(summary["folder"]), summary["files"], params)
     except DensitywatchError as error:  # the summary is not handed on, and a camera that breaks often does both
+        if isinstance(error, ValidationFailed):  # a batch that breaks an expectation is done too
+            note_run(Path(summary["folder"]), listing=batch.listing)
         if (alarm := alarm_in_words(summary)) is None:
             raise
         raise type(error)(f"{error}; {alarm}") from error
-    finally:  # a batch that breaks an expectation is done too
-        note_run(Path(summary["folder"]), listing=batch.listing)
+    note_run(Path(summary["folder"]), listing=batch.listing)
     return summary
 
 

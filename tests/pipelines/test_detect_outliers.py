@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import time
 from contextlib import nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import torch
 from prefect.client.orchestration import get_client
 
+from densitywatch.batches import checks
 from densitywatch.batches.inbox import find_batches
 from densitywatch.data.decoding.images import decode_picture
 from densitywatch.detector import conformal
@@ -25,6 +27,7 @@ from densitywatch.models.storage import save_model
 from densitywatch.params import load_params
 from densitywatch.registry.read_history import read_history
 from densitywatch.registry.version_files import content_digest
+from densitywatch.stopping import Stopped
 from densitywatch.tracking import runs as tracking
 from pipelines import detect_outliers as job
 from pipelines import drift_loop
@@ -134,6 +137,23 @@ def test_a_job_killed_after_the_results_stood_is_taken_up_and_mlflow_hears_of_th
     assert logged(root) == 2
     assert (results / "scores.parquet").stat().st_mtime_ns == before, "the results stood and were not made again"
     assert job.detect_outliers(root) == []
+
+
+@pytest.mark.parametrize("what", [Stopped(signal.SIGTERM), MemoryError()])
+def test_a_batch_whose_check_was_stopped_or_failed_is_not_done_and_is_checked_by_the_next_job(
+    root: Path, monkeypatch: pytest.MonkeyPatch, what: BaseException
+) -> None:
+    def end(*_: Any) -> None:
+        raise what
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checks, "validate_batch", end)
+        with pytest.raises((Stopped, DataError)):
+            job.detect_outliers(root)
+    assert states(root) == {"a": "ready", "b": "ready"}
+    job.detect_outliers(root)
+    assert states(root) == {"a": "done", "b": "done"}
+    assert all((root / "data" / "outliers" / name / "validation.html").is_file() for name in ("a", "b"))
 
 
 def test_the_champion_that_the_inbox_names_labels_every_image_and_moves_no_verdict(root: Path) -> None:
