@@ -15,6 +15,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from densitywatch.batches.results_folder import BatchName
 from densitywatch.errors import DataError
 from densitywatch.files import read_back, write_whole
 from densitywatch.params import Params
@@ -33,7 +34,7 @@ class Alarm(BaseModel):
     """The batch that the change most likely began with."""
     moved: str
     evidence: float
-    batches: list[str]
+    batches: list[BatchName]
     """Those under the alarm so far, from `since` on."""
     seen: str | None
     """inbox.drift_seen when it was raised: another value says that a person has seen it."""

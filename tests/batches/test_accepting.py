@@ -197,6 +197,21 @@ def test_a_batch_whose_source_is_gone_is_named_and_the_others_are_accepted(
     assert done.images == 38
 
 
+@pytest.mark.parametrize("name", ["../prepared/manifest", "/etc/passwd", "..", ".", "", "monday\n", ".monday"])
+def test_a_name_that_leads_out_of_the_folder_is_refused_and_the_others_are_accepted(
+    params: Params, tmp_path: Path, folder: Path, name: str
+) -> None:
+    manifest = tmp_path / "data/prepared/manifest.parquet"
+    manifest.parent.mkdir(parents=True)
+    shutil.copy(folder / "scores.parquet", manifest)
+    give_verdicts(folder, dict.fromkeys(flagged(folder), "fine"))
+    done = accept([name, "monday"], with_accept(params, "reviewed"), tmp_path)
+    assert done.problems == [f"{name}: is not the name of a batch"]
+    assert done.images == 4
+    assert manifest.is_file()
+    assert [file.name for file in accepted_files(tmp_path)] == ["monday.parquet"]
+
+
 def test_in_a_dataset_with_classes_an_image_gets_that_of_its_folder_or_what_the_feature_network_says(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

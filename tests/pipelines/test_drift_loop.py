@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from densitywatch.batches.batch_report import flagged
+from densitywatch.batches.drift_state import batches_since
+from densitywatch.batches.results_folder import read_summary
 from densitywatch.batches.review.judging import give_verdicts
 from densitywatch.batches.score_batch import score_source
+from densitywatch.errors import DataError
 from densitywatch.params import Params, load_params
 from pipelines import drift_loop, run_lock
 from pipelines.drift_loop import ALARM, EVENT, HOUR, event_of
@@ -275,10 +278,26 @@ def test_a_damaged_file_is_put_aside_and_starts_no_storm(
     assert file.with_suffix(".damaged").read_text() == "{"
 
 
+def test_a_name_that_leads_to_another_folder_is_damage_in_every_file_that_names_batches(
+    params: Params, tmp_path: Path, moved: list[dict[str, Any]], emitted: list[tuple[str, str]]
+) -> None:
+    follow_alarm(moved, params, tmp_path, now=0)
+    results, folder = tmp_path / params.inbox.results, Path(moved[-1]["folder"])
+    (state,) = results.glob("drift-*.json")
+    for file in (results / FILE, state, folder / "summary.json"):
+        assert '"day0"' in file.read_text()
+        file.write_text(file.read_text().replace('"day0"', '"../prepared/manifest"'))
+    assert standing_alarm(params, tmp_path) is None
+    assert (results / FILE).with_suffix(".damaged").is_file()
+    assert read_summary(folder) is None
+    with pytest.raises(DataError, match="damaged, or not written by densitywatch"):
+        batches_since(results, moved[-1]["drift_stream"], "day1")
+
+
 def test_the_event_says_which_batches_and_why_in_words_without_markup(params: Params) -> None:
     evil = "<img src=x> {{ 7 * 7 }} [a](b) `x`"
     alarm = Alarm(
-        stream="abc", batch=evil, since=evil, moved="brightness up", evidence=123.4, batches=["a", evil], seen=None
+        stream="abc", batch=evil, since=evil, moved="brightness up", evidence=123.4, batches=["a", "b"], seen=None
     )
     event = event_of(EVENT, alarm, params)
     assert event["event"] == "densitywatch.drift"

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 import torch
 
 from densitywatch.batches.damage import damage_as_error
-from densitywatch.batches.results_folder import SCORES, VERDICTS_FILE, read_summary
+from densitywatch.batches.results_folder import SCORES, VERDICTS_FILE, is_batch_name, read_summary
 from densitywatch.batches.review.random_draw import fair_sample
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.accepted import LATER, ROWS, accepted_files, accepted_rows, schema
@@ -69,6 +69,8 @@ def accept(batches: Sequence[str], params: Params, root: Path, *, alarm: str = "
     done = Accepted()
     if params.data.accept == "never":
         return done
+    done.problems += [f"{name}: is not the name of a batch" for name in batches if not is_batch_name(name)]
+    batches = [name for name in batches if is_batch_name(name)]
     files = {file.stem: accepted_rows(file) for file in accepted_files(root)}
     drift = {name: {key: rows[0][key] for key in LATER} for name, rows in files.items() if rows}
     number = _number_of(alarm, drift.values())

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from densitywatch.arrays import Floats
 from densitywatch.batches.inbox import is_remote_batch
+from densitywatch.batches.results_folder import BatchName
 from densitywatch.data.inputs.source import is_local, local_path
 from densitywatch.detector.stream_drift import HIGH, LOW, MEASURES, Look, follow, look
 from densitywatch.errors import DataError
@@ -50,7 +51,7 @@ class Kept(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    name: Name
+    name: BatchName
     content: Name
     images: Annotated[int, Field(ge=1, le=2**53)]
     beyond: Annotated[list[Number], Field(min_length=len(HIGH) + len(LOW), max_length=len(HIGH) + len(LOW))]

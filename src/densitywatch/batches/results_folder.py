@@ -47,6 +47,9 @@ OVER_TIME = "index.html"
 NOT_BATCHES = (".html", ".json", ".damaged")
 """Endings of the files that are kept next to the results folders."""
 
+BATCH_NAME = r"^[A-Za-z0-9-][A-Za-z0-9._-]*$"
+"""The shape of every name that `batch_name` gives. A name that is read back makes paths, so it is checked."""
+BatchName = Annotated[str, Field(pattern=BATCH_NAME, max_length=1000)]
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 
@@ -102,8 +105,8 @@ class Summary(BaseModel):
     drift_alarm: bool | None = None
     drift_evidence: Annotated[FiniteFloat, Field(ge=0)] | None = None
     drift_batches: Count | None = None
-    drift_alarm_batch: str | None = None
-    drift_since: str | None = None
+    drift_alarm_batch: BatchName | None = None
+    drift_since: BatchName | None = None
     drift_moved: str | None = None
     drift_looked: bool | None = None
     promise: str
@@ -147,6 +150,11 @@ def batch_name(source: str) -> str:
         return safe
     whole = source.encode("utf-8", "surrogatepass")  # the name of a local folder may be no UTF-8
     return f"{safe or 'batch'}-{hashlib.sha256(whole).hexdigest()[:8]}"
+
+
+def is_batch_name(name: str) -> bool:
+    """Whether a name is shaped like one of `batch_name`: it leads to no other folder."""
+    return re.fullmatch(BATCH_NAME, name) is not None
 
 
 def shown_source(source: str, root: Path) -> str:
