@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 from densitywatch.files import file_digest, write_whole
 from pipelines.dvc_commands import StageFailed
 
+DIGEST = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _one_thread = threading.Lock()
 
 
@@ -36,6 +38,19 @@ def digest(path: Path) -> str:
     listed = [{"md5": md5_of(file), "relpath": file.relative_to(path).as_posix()} for file in files]
     listed.sort(key=lambda entry: entry["relpath"])
     return hashlib.md5(json.dumps(listed, sort_keys=True).encode(), usedforsecurity=False).hexdigest() + ".dir"
+
+
+def check_outs(told: Mapping[str, str], outs: Iterable[str]) -> None:
+    """Compare the paths that a worker tells of with the stage's own, and look at the shape of their digests.
+
+    Both come from the server, and `check_digests` removes what does not fit. Raises StageFailed for any other path.
+    """
+    other = sorted(set(told) ^ set(outs))
+    if other:
+        raise StageFailed(f"{other[0]!r} is not in both the worker's result and the stage's outputs in dvc.yaml")
+    for path, expected in told.items():
+        if DIGEST.fullmatch(expected) is None:
+            raise StageFailed(f"{path}: the worker's result has {expected[:40]!r} and not a digest for it")
 
 
 def check_digests(wanted: Mapping[str, str], root: Path) -> None:
@@ -68,6 +83,7 @@ def _remove_damaged(path: Path, expected: str, root: Path) -> list[str]:
         if expected.endswith(".dir"):
             with suppress(OSError, ValueError, TypeError, KeyError):
                 listed = json.loads(Path(cache.oid_to_path(expected)).read_bytes())
+                listed = [entry for entry in listed if DIGEST.fullmatch(entry["md5"])]  # the list may be damaged too
                 names = {path / entry["relpath"]: str(entry["md5"]) for entry in listed}
         damaged = [name for file, name in names.items() if not file.is_file() or md5_of(file) != name]
         if path not in names or not damaged:

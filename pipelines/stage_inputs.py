@@ -19,8 +19,10 @@ class Inputs:
     """What goes through the remote, with its digest."""
     files: list[str] = field(default_factory=list)
     """What git keeps and a stage writes (metrics): the remote does not have it."""
+    outs: list[str] = field(default_factory=list)
+    """The stage's own outputs, as dvc.yaml has them."""
     unpushed_outs: list[str] = field(default_factory=list)
-    """The same among the stage's own outputs."""
+    """Those of them that git keeps."""
 
 
 def read_inputs(name: str, root: Path) -> Inputs:
@@ -31,6 +33,7 @@ def read_inputs(name: str, root: Path) -> Inputs:
     entries = arrivals.lock_entries(root)
     with arrivals.opened(root) as repo:
         (stage,) = (one for one in repo.index.stages if isinstance(one, PipelineStage) and one.name == name)
+        found.outs = [out.def_path for out in stage.outs]
         found.unpushed_outs = [out.def_path for out in stage.outs if not out.use_cache]
         deps = [Path(dep.fs_path) for dep in stage.deps]
         for out in repo.index.outs:

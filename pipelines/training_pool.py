@@ -204,6 +204,7 @@ def _take_over(name: str, run_id: UUID, root: Path, say: Callable[[str], None]) 
     result: dict[str, Any] = (
         json.loads(data) if isinstance(data, str) else dict(data)
     )  # Prefect keeps it as JSON in a text
+    arrivals.check_outs(result["outs"], read_inputs(name, root).outs)
     for text in result["files"].values():
         arrivals.put_into_cache(text, root)
     for left in reversed(range(ARRIVAL_TRIES)):

@@ -161,6 +161,39 @@ def test_a_folder_and_a_metric_arrive_and_what_is_damaged_in_the_remote_is_named
     arrivals.check_digests(digests, caller)
 
 
+def test_a_workers_result_that_names_other_paths_than_the_stages_outputs_removes_nothing(
+    two: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caller, _ = two
+    precious = caller.parent / "precious"
+    precious.mkdir()
+    digest, told = "0" * 32, list[dict[str, str]]()
+
+    class Client:
+        def __enter__(self) -> Client:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def read_artifacts(self, **_: Any) -> list[Any]:
+            data = {"outs": told[-1], "files": {}, "trainings": {}, "outcome": "ran"}
+            return [SimpleNamespace(data=json.dumps(data))]
+
+    monkeypatch.setattr(training_pool, "get_client", lambda **_: Client())
+    monkeypatch.setattr(dvc_commands, "run_stage", lambda *_, **__: "restored")
+    for outs, why in (
+        ({"models/a": digest, "../precious": digest}, r"'\.\./precious' is not in both"),
+        ({str(precious): digest}, "is not in both"),
+        ({}, "'models/a' is not in both"),
+        ({"models/a": "../../../../../precious"}, "not a digest"),
+    ):
+        told.append(outs)
+        with pytest.raises(StageFailed, match=why):
+            training_pool._take_over("train@a", uuid4(), caller, print)
+    assert precious.is_dir()
+
+
 def test_a_clone_goes_to_a_commit_that_it_fetches_and_keeps_what_a_person_changed(project: tuple[Path, Path]) -> None:
     caller, clone = project
     (caller / "params.yaml").write_text((caller / "params.yaml").read_text().replace("steps: 1", "steps: 2"))
