@@ -189,6 +189,28 @@ def test_an_image_without_a_finite_score_is_quarantined(params: Params, source: 
     summary = score_source(str(source), params, tmp_path, tmp_path / "out", Silent())
     assert summary["quarantine_reasons"]["the detector gives it no finite score"] == 6
     assert summary["scored"] + summary["quarantined"] == summary["files"] == 46
+    again = Silent()
+    assert score_source(str(source), params, tmp_path, tmp_path / "out", again)["scored"] == summary["scored"]
+    assert again.seen == 0, "what the detector gives no score is not asked for again"
+
+
+def test_what_could_not_be_read_for_a_passing_reason_is_scored_by_the_next_job(
+    params: Params, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = (source / "normal_0003.png").read_bytes()
+
+    def died(data: bytes, **options: Any) -> Any:
+        if data == whole:
+            raise DataError("the reader died")
+        return decode_picture(data, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(chunks, "decode_picture", died)
+        before = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness())
+    assert before["quarantine_reasons"]["the reader died"] == 1
+    after = score_source(str(source), params, tmp_path, tmp_path / "out", Brightness())
+    assert "the reader died" not in after["quarantine_reasons"]
+    assert after["scored"] == before["scored"] + 1
 
 
 def test_the_same_batch_twice_is_scored_once_and_a_changed_one_only_where_it_changed(

@@ -66,6 +66,7 @@ OF_PIXELS = [
 ]
 """Columns of a chunk that are not published: kept images, as the detector sees them and for the report, and two means
 over pixels of every decoded image."""
+NO_SCORE = "the detector gives it no finite score"
 PHOTOS_OF_CHUNK = 100
 """Pictures for the report that are kept of every chunk; the report shows as many in all."""
 
@@ -170,7 +171,7 @@ def score_chunk(chunk: list[Loaded], detector: Scorer) -> pa.Table:
         scores: BatchScores = detector.score(np.stack([image for item in chunk if (image := item.image) is not None]))
         for k, i in enumerate(where):
             if not (np.isfinite(scores.score[k]) and np.isfinite(scores.p_value[k])):
-                rows[i]["reason"] = "the detector gives it no finite score"
+                rows[i]["reason"] = NO_SCORE
                 continue
             rows[i] |= {
                 "status": "scored",
@@ -193,17 +194,18 @@ def _finite(value: float) -> float | None:
 
 
 def fits(table: pa.Table, chunk: list[Loaded]) -> bool:
-    """Whether an earlier chunk is of the same files, read the same way."""
+    """Whether an earlier chunk is of the same files, read the same way.
+
+    A file that could not be read then and is an image now, as after a reader that died, does not fit.
+    """
     if table.num_rows != len(chunk):
         return False
     before = zip(*(table.column(name).to_pylist() for name in ("path", "sha256", "status", "reason")), strict=True)
     for (path, digest, status, reason), item in zip(before, chunk, strict=True):
         unscored = status == "quarantined"
-        if (path, digest) != (item.path, item.sha256) or (
-            item.image is None and (not unscored or reason != item.reason)
-        ):
+        if (path, digest) != (item.path, item.sha256) or (item.image is None and not unscored):
             return False
-        if item.image is not None and not unscored and reason != item.reason:
+        if reason != (NO_SCORE if unscored and item.image is not None else item.reason):
             return False
     return True
 
