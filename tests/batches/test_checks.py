@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from densitywatch.batches import chunks
 from densitywatch.batches.checks import validate_batch
 from densitywatch.batches.score_batch import score_source
 from densitywatch.errors import DataError, ValidationFailed
@@ -80,6 +81,16 @@ def test_a_lost_row_or_a_row_without_reason_is_noticed(params: Params, batch: Pa
     table = pd.read_parquet(tmp_path / "out" / "scores.parquet")
     table.assign(reason=None).to_parquet(tmp_path / "out" / "scores.parquet")
     with pytest.raises(ValidationFailed, match="'whole' failed"):
+        validate_batch(tmp_path / "out", summary["files"], params)
+
+
+def test_a_row_that_is_lost_on_the_way_to_the_table_is_noticed(
+    params: Params, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = chunks.write_chunk
+    monkeypatch.setattr(chunks, "write_chunk", lambda path, table: write(path, table.slice(1)))
+    summary = scored(params, tmp_path)
+    with pytest.raises(ValidationFailed, match="'rows' failed: every file has its row, but found 17"):
         validate_batch(tmp_path / "out", summary["files"], params)
 
 

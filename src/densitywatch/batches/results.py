@@ -44,14 +44,16 @@ def write_scores(
     identity: dict[str, Any],
     *,
     results: Path,
+    files: int,
     skipped: Counter[str] | None = None,
     drift_keys: Callable[[str], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """Write scores.parquet and summary.json from the chunks in `work` to `fresh`; returns the summary.
 
-    `rule`: how images are flagged. `results`: the folder that the stream is kept in. `skipped`: files of the source
-    that are no images by their names, and so have no rows. `drift_keys`: what the summary says of drift over the
-    stream, given the digest of the batch's names and contents.
+    `rule`: how images are flagged. `results`: the folder that the stream is kept in. `files`: as many were read; they
+    are not counted by their rows, so a lost row is noticed. `skipped`: files of the source that are no images by their
+    names, and so have no rows. `drift_keys`: what the summary says of drift over the stream, given the digest of the
+    batch's names and contents.
     """
     skipped = Counter() if skipped is None else skipped
     parts = sorted(work.glob("*.parquet"))
@@ -85,7 +87,7 @@ def write_scores(
     drift = conformal.drift(p, calibration_size=len(scorer.calibration))
     summary = {
         "batch": identity["source"],
-        "files": len(scored),
+        "files": files,
         "scored": int(scored.sum()),
         "quarantined": int((~scored).sum()),
         "skipped": skipped.total(),

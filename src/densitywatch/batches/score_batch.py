@@ -148,7 +148,8 @@ def score_source(
             chunks = list(track(steps, f"score: chunks of {chunk} files"))
             publishing.drop_chunks_from(new.work, len(chunks))
             drift_keys = partial(drift_of_batch, stream, results_folder(source, params, root).name, work=new.work)
-            told: Any = {"results": folder.parent, "skipped": skipped, "drift_keys": drift_keys}
+            read = sum(files for files, _ in chunks)
+            told: Any = {"results": folder.parent, "files": read, "skipped": skipped, "drift_keys": drift_keys}
             summary = write_scores(new.work, new.fresh, scorer, rule, identity, **told)
             if (line := skipped_line(skipped)) is not None:
                 say(f"score: {as_text(folder.name)}: {line}")
@@ -161,7 +162,7 @@ def score_source(
                 note_run(
                     new.fresh,
                     seconds=took,
-                    files=sum(files for files, _ in chunks),
+                    files=read,
                     scored_now=sum(scored for _, scored in chunks),
                 )
                 write_batch_report(new.fresh)
