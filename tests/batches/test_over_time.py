@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from densitywatch.batches import batch_table, over_time
 from densitywatch.batches.batch_table import Row, read_table
 from densitywatch.batches.results_folder import SUMMARY, batch_name
 from densitywatch.batches.score_batch import score_source
+from densitywatch.files import full_disk_as_error
 from densitywatch.params import Params
 from densitywatch.text import visible
 from tests.detector.standin import Brightness, fill
@@ -133,6 +135,18 @@ def test_a_page_that_cannot_be_written_costs_no_result(
     (tmp_path / "data" / "outliers" / "index.html").mkdir(parents=True)
     summary = score("monday", params, tmp_path)
     assert summary["files"] == 12
+    assert "index.html: not written" in capsys.readouterr().err
+
+
+def test_a_disk_that_is_full_at_the_page_costs_no_result(
+    params: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(target: Path, *_: Any, **__: Any) -> None:
+        with full_disk_as_error(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(over_time, "write_whole", full)
+    assert score("monday", params, tmp_path)["files"] == 12
     assert "index.html: not written" in capsys.readouterr().err
 
 

@@ -17,6 +17,7 @@ from urllib.parse import quote
 from densitywatch.batches.batch_table import Row, add_row, read_table, row_of, table_lock
 from densitywatch.batches.drift_state import in_words
 from densitywatch.batches.results_folder import OVER_TIME, REPORT
+from densitywatch.errors import DiskFull
 from densitywatch.files import write_whole
 from densitywatch.progress import say
 from densitywatch.templates import page_templates
@@ -46,7 +47,7 @@ def note_batch(
             rows = read_table(results)
             rows = add_row(results, rows, row_of(folder, summary, time=time.time(), seconds=seconds))
             _write(results, rows, drift_alarm)
-    except (OSError, ValueError) as error:
+    except (DiskFull, OSError, ValueError) as error:
         say(f"score: {as_text(str(results / OVER_TIME))}: not written ({one_line(error)}); the results are whole")
 
 
