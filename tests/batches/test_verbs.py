@@ -96,9 +96,9 @@ def test_verdicts_go_out_as_a_table_come_back_and_sort_the_originals(project: Pa
     assert set(copied) == {"outlier", "fine"}
     assert copied["fine"].read_bytes() in [(project / "batch" / f"{i}.png").read_bytes() for i in (5, 6, 7)]
     assert len(list((project / "reviewed" / "outlier").iterdir())) == 2
-    code, out, _ = typed("review", "batch", "--at-random", "5", "--to-csv", "verdicts.csv")
+    code, out, _ = typed("review", "batch", "--at-random", "5", "--to-csv", "more.csv")
     assert (code, out.splitlines()[0]) == (0, "drawn at random: 5")
-    with (project / "verdicts.csv").open(newline="") as file:
+    with (project / "more.csv").open(newline="") as file:
         assert sum("at random" in row["chosen"] for row in csv.DictReader(file)) == 5
     assert typed("review", "batch", "--at-random", "0")[0] == 1
 

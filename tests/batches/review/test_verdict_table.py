@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 from pathlib import Path
 
 import pytest
 
 from densitywatch.batches.batch_report import flagged
+from densitywatch.batches.review import verdict_table
 from densitywatch.batches.review.random_draw import draw
 from densitywatch.batches.review.verdict_table import harmless, read_csv, write_csv
 from densitywatch.batches.score_batch import score_source
@@ -140,8 +142,28 @@ def test_a_table_goes_out_and_comes_back_with_verdicts(scored: Path, tmp_path: P
         writer.writerows(rows)
     assert read_csv(scored, table) == 2
     assert sorted(read_verdicts(scored).values()) == ["fine", "outlier"]
-    write_csv(scored, table)
-    assert [row["verdict"] for row in table_rows(table)] == ["outlier", "", "fine", ""]
+    write_csv(scored, tmp_path / "again.csv")
+    assert [row["verdict"] for row in table_rows(tmp_path / "again.csv")] == ["outlier", "", "fine", ""]
+
+
+def test_a_table_that_is_there_is_not_overwritten(scored: Path, tmp_path: Path) -> None:
+    table = tmp_path / "table.csv"
+    table.write_text("a person's verdicts")
+    with pytest.raises(DataError, match=r"is there already and may hold verdicts; take them with --from-csv"):
+        write_csv(scored, table)
+    assert table.read_text() == "a person's verdicts"
+
+
+def test_a_table_that_cannot_be_written_whole_is_not_there(
+    scored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(text: str) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(verdict_table, "harmless", full)
+    with pytest.raises(DataError, match="the disk is full"):
+        write_csv(scored, tmp_path / "table.csv")
+    assert [path.name for path in tmp_path.iterdir() if "table" in path.name] == []
 
 
 def test_the_table_says_which_images_were_drawn_at_random_and_takes_their_verdicts(

@@ -22,7 +22,7 @@ from densitywatch.batches.review.judging import give_verdicts, renew_report
 from densitywatch.batches.review.random_draw import drawn, drawn_rows
 from densitywatch.batches.verdicts import VERDICTS, Key, Verdict, read_verdicts
 from densitywatch.errors import DataError
-from densitywatch.files import full_disk_as_error
+from densitywatch.files import whole_file
 from densitywatch.text import visible
 
 HEADER = ("number", "verdict", "path", "p_value", "why", "sha256", "chosen")
@@ -38,14 +38,23 @@ def write_csv(folder: Path, target: Path) -> int:
     """Write the images to judge as a table with a column `verdict` to fill in; returns their number.
 
     The flagged ones come first. The column `chosen` says of each why it is there: flagged, drawn at random, or both.
+    Raises DataError where `target` is there already: it may hold verdicts that nobody has taken yet.
     """
+    if target.is_symlink() or target.exists():
+        raise DataError(
+            f"{target}: is there already and may hold verdicts; take them with --from-csv and remove the file, or"
+            " choose another name"
+        )
     verdicts, draw = read_verdicts(folder), drawn_rows(folder)
     with damage_as_error(folder):
         rows = pq.read_table(folder / GALLERY, columns=["path", "sha256", "p_value", "why", "outlier"]).to_pylist()
     marked = [row for row in rows if row["outlier"]]
     among = {(row["path"], row["sha256"]) for row in marked}
     marked += [{**row, "why": None, "outlier": False} for key, row in draw.items() if key not in among]
-    with full_disk_as_error(target), target.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(target, new_folder=False) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow(HEADER)
         for number, row in enumerate(marked):
