@@ -26,11 +26,14 @@ def test_bfloat16_is_left_aside_where_torch_does_not_use_avx512() -> None:
 
 def test_bfloat16_is_left_aside_where_it_would_be_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = DeviceParams(accelerator="cpu")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert usable_precision("bf16-mixed", cpu) == "32-true"
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert usable_precision("bf16-mixed", cpu) == "bf16-mixed"
     assert usable_precision("32-true", cpu) == "32-true"
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert usable_precision("bf16-mixed", cpu) == "32-true"
 
 
 def test_a_compiler_that_works_is_used() -> None:

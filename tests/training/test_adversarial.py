@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from densitywatch import devices
 from densitywatch.data.dataset import Split
 from densitywatch.devices import start_fabric
 from densitywatch.models.storage import build_model
@@ -79,7 +80,7 @@ def test_a_step_moves_both_players_and_logs_how_the_game_stands(fabric: Any, kin
 def test_both_players_compute_in_the_precision_of_the_run(
     kind: str, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # emulated where it is not
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda: True)  # emulated where it does not
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1, precision="bf16-mixed"))
     model: Any = made(kind)
     trained = fabric.setup_module(model)

@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from densitywatch import devices
 from densitywatch.data.dataset import Split
 from densitywatch.devices import start_fabric
 from densitywatch.errors import TrainingDiverged
@@ -178,7 +179,7 @@ def test_mixed_precision_reaches_the_loss(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     training = TrainingParams(steps=2, batch_size=4, learning_rate=0.1, evaluate_every=2)
     split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)  # emulated where it is not
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda: True)  # emulated where it does not
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1), "bf16-mixed")
     run = loop.Run(name="linear", seed=1, folder=tmp_path, identity="one")
     loop.train(fabric, Linear(), split, split, training, run)
