@@ -61,14 +61,14 @@ class Slope(nn.Module):
 
 
 def small_run(
-    model: nn.Module, folder: Path, log: loop.Log | None = None, **changes: object
+    model: nn.Module, folder: Path, log: loop.Log | None = None, run_id: str | None = None, **changes: object
 ) -> tuple[nn.Module, checkpoint.Progress]:
     training = TrainingParams(
         **{"steps": 20, "batch_size": 4, "learning_rate": 0.1, "evaluate_every": 5, "checkpoint_every": 3, **changes}
     )
     split = Split(np.full((10, 1, 2, 2), 128, dtype=np.uint8), np.zeros(10, dtype=np.int64))
     fabric = start_fabric(DeviceParams(accelerator="cpu", threads=1))
-    run = loop.Run(name="slope", seed=1, folder=folder, identity="one", log=log)
+    run = loop.Run(name="slope", seed=1, folder=folder, identity="one", log=log, run_id=run_id)
     return loop.train(fabric, model, split, split, training, run)
 
 
@@ -121,6 +121,13 @@ def test_a_state_of_other_params_or_a_broken_one_is_not_gone_on_from(tmp_path: P
     path = tmp_path / checkpoint.STATE
     path.write_bytes(path.read_bytes()[:40])
     assert checkpoint.load_state(tmp_path, "one") is None
+
+
+def test_a_run_that_goes_on_under_another_id_keeps_that_one(tmp_path: Path) -> None:
+    """Tracking begins a new run where its store lacks the old one."""
+    small_run(Slope(), tmp_path, run_id="old")
+    _, progress = small_run(Slope(), tmp_path, run_id="new")
+    assert progress.run_id == "new"
 
 
 @pytest.mark.parametrize(

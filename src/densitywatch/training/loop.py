@@ -81,6 +81,8 @@ def train(
         for prefix, part in parts.items():
             part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
         restore_optimizers(optimizers, tensors)
+        # another than the state's where the store lacks that run: a new one was begun
+        progress.run_id = run.run_id
 
     if run.compiled and not is_game(model):
         model.loss = compile_function(model.loss)
