@@ -65,6 +65,17 @@ def test_so_are_the_threads_in_effect_and_the_seed_but_not_the_number_of_slots(p
         torch.set_num_threads(threads)
 
 
+def test_so_is_what_a_cpu_can_do_where_it_is_the_cpu_that_trains(
+    params: Params, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = {}
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        found[capability] = of(params), of(params, on="cuda")
+    assert found["AVX2"][0] != found["AVX512"][0]
+    assert found["AVX2"][1] == found["AVX512"][1]
+
+
 def test_an_edit_of_the_source_is_another_run_and_of_an_unrelated_file_is_not(
     params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,8 @@ def identity_of(
         "channels_last": params.device.channels_last,
         "threads": torch.get_num_threads(),
         "device": fabric.device.type,
+        # the vectors that torch computes with: sums of another width are rounded in another way
+        "processor": torch.backends.cpu.get_cpu_capability() if fabric.device.type == "cpu" else None,
         "devices": fabric.world_size,
         "torch": torch.__version__,
     }

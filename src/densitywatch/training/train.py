@@ -34,7 +34,8 @@ def train_model(name: str, params: Params, root: Path) -> Path:
     """Train models.<name> on data/prepared and write models/<name>/{model.safetensors, history.json, training.json}.
 
     The run is logged to MLflow; how long it took is noted by bookkeeping.py. A run that was interrupted goes on from
-    checkpoints/<name> when it is started again with the same params, data and source, and ends with the same weights.
+    checkpoints/<name> when it is started again with the same params, data and source on a processor of the same kind,
+    and ends with the same weights.
     On several devices only the first process writes and logs.
 
     Raises ParamsError for a name that is not in params.yaml, TrainingDiverged when the loss is no longer a number.
