@@ -36,7 +36,7 @@ def run(kind: str, folder: Path, kill_after: int | None = None) -> None:
     torch.manual_seed(1)
     settings = {"channels": 4, "dilations": [1, 2]} if kind == "pixelcnn" else {"channels": 4, "latent": 3}
     block = ModelBlock(kind=kind, settings=settings, training=TRAINING)
-    model = build_model(block, channels=1, size=8, classes=3)
+    model = build_model(block, channels=1, size=8, classes=3).to(memory_format=torch.channels_last)
 
     if kill_after is not None:
         step = loop.likelihood_step

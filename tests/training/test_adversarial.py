@@ -34,7 +34,7 @@ def training(**changes: Any) -> TrainingParams:
 def made(kind: str) -> torch.nn.Module:
     torch.manual_seed(0)
     block = ModelBlock(kind=kind, settings=SETTINGS[kind], training=training())
-    return build_model(block, channels=1, size=8, classes=3)
+    return build_model(block, channels=1, size=8, classes=3).to(memory_format=torch.channels_last)
 
 
 @pytest.fixture(scope="module")

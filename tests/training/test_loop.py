@@ -162,6 +162,20 @@ def test_a_run_with_a_state_of_other_tensors_starts_from_the_beginning(
     assert progress.step == 20
 
 
+def test_the_moments_of_a_kernel_come_back_in_its_memory_format() -> None:
+    kernel = nn.Conv2d(3, 4, 3).to(memory_format=torch.channels_last)
+    first, second = ({"model": torch.optim.AdamW(kernel.parameters())} for _ in range(2))
+    kernel(torch.ones(1, 3, 5, 5)).sum().backward()
+    first["model"].step()
+    tensors = {key: value.contiguous() for key, value in checkpoint.optimizer_tensors(first).items()}  # as in a file
+    checkpoint.restore_optimizers(second, tensors)
+    for parameter in kernel.parameters():
+        for key in ("exp_avg", "exp_avg_sq"):
+            restored = second["model"].state[parameter][key]
+            assert torch.equal(restored, first["model"].state[parameter][key])
+            assert restored.stride() == parameter.stride()
+
+
 def test_every_image_is_seen_once_an_epoch_and_two_devices_share_a_batch() -> None:
     split = Split(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1), np.arange(10))
 

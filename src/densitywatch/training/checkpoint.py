@@ -62,12 +62,17 @@ def optimizer_tensors(optimizers: dict[str, Optimizer]) -> dict[str, Tensor]:
 def restore_optimizers(optimizers: dict[str, Optimizer], tensors: dict[str, Tensor]) -> None:
     for name, optimizer in optimizers.items():
         whole = optimizer.state_dict()
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         prefix = f"optimizer/{name}/"
         for key, tensor in tensors.items():
             if key.startswith(prefix):
                 index, item = key.removeprefix(prefix).split("/")
-                state.setdefault(int(index), {})[item] = tensor
+                parameter = parameters[int(index)]
+                # files are contiguous; moments of a kernel lie in memory as the kernel does, else each step is slower
+                kernel = tensor.ndim == 4 and tensor.shape == parameter.shape
+                kept = torch.empty_like(parameter).copy_(tensor) if kernel else tensor
+                state.setdefault(int(index), {})[item] = kept
         optimizer.load_state_dict({"state": state, "param_groups": whole["param_groups"]})
 
 
