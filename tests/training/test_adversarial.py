@@ -155,6 +155,13 @@ def test_a_discriminator_that_wins_to_the_end_and_a_generator_of_one_image_are_n
     assert alike[0].startswith("collapsed generator")
 
 
+def test_a_warning_claims_no_steps_but_those_that_were_looked_at() -> None:
+    """A row is the mean over the steps just before it, at most LOG_EVERY, and not over all since the row before."""
+    for warning in adversarial_warnings([row(500 * i, 1.0, 0.01) for i in range(1, 10)]):
+        assert "in the steps just before each row of history.json from step 3500 to 4500" in warning
+        assert "since" not in warning
+
+
 def test_a_game_that_recovers_and_a_model_without_a_game_give_no_warning() -> None:
     assert adversarial_warnings([row(i, 1.0, 0.0) for i in range(5)] + [row(i, 0.8, 0.9) for i in range(5, 9)]) == []
     assert adversarial_warnings([{"step": 1.0, "train_loss": 3.0}]) == []

@@ -63,7 +63,8 @@ def adversarial_step(
 def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
     """What went wrong in the last third of a game, one sentence each; empty for other models and good games.
 
-    history: the rows of history.json; `train_discriminator_accuracy` and `train_spread_ratio` are read.
+    history: the rows of history.json; `train_discriminator_accuracy` and `train_spread_ratio` are read. A row is the
+    mean over the few steps before it (loop.LOG_EVERY at most), not over all since the row before.
     """
     rows = [row for row in history if "train_spread_ratio" in row]  # a single image has no spread
     last = rows[-max(1, len(rows) // 3) :]
@@ -71,16 +72,18 @@ def adversarial_warnings(history: list[dict[str, float]]) -> list[str]:
         return []
     accuracy = min(row["train_discriminator_accuracy"] for row in last)
     spread = max(row["train_spread_ratio"] for row in last)
-    since = int(last[0]["step"])
+    when = (
+        f"in the steps just before each row of history.json from step {last[0]['step']:.0f} to {last[-1]['step']:.0f}"
+    )
     found = []
     if accuracy >= WON:
         found.append(
-            f"collapsed discriminator: right on at least {accuracy:.1%} of the images since step {since}, so the"
-            " generator learns little; lower discriminator_learning_rate"
+            f"collapsed discriminator: right on at least {accuracy:.1%} of the images {when}, so the generator"
+            " learns little; lower discriminator_learning_rate"
         )
     if spread <= ALIKE:
         found.append(
-            f"collapsed generator: its images since step {since} vary at most {spread:.0%} as much as real ones, all"
-            " look alike; lower learning_rate or use another loss"
+            f"collapsed generator: its images {when} vary at most {spread:.0%} as much as real ones, all look"
+            " alike; lower learning_rate or use another loss"
         )
     return found
