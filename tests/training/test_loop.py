@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from densitywatch import devices
+from densitywatch import devices, stopping
 from densitywatch.data.dataset import Split
 from densitywatch.devices import start_fabric
 from densitywatch.errors import TrainingDiverged
@@ -80,6 +81,35 @@ def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_good_checkpoint
     tensors, progress = state
     assert progress.step == 6
     assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4])
+def test_a_run_that_was_stopped_between_checkpoints_and_diverges_names_the_step_that_is_kept(
+    stopped_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Slope()
+    with monkeypatch.context() as patched:
+        # the signal comes in this step, and its state is written after it
+        patched.setattr(stopping, "_asked", None)
+        patched.setattr(model, "loss", signalled(model, stopped_at, patched))
+        with pytest.raises(KeyboardInterrupt):
+            small_run(model, tmp_path)
+    message = rf"loss became nan at step {stopped_at + 1}; the checkpoint of step {stopped_at} is kept"
+    with pytest.raises(TrainingDiverged, match=message):
+        small_run(Slope(fail_at=1), tmp_path)
+
+
+def signalled(model: Slope, at: int, patched: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    """The model's loss; its `at`-th step is told to stop."""
+    loss = model.loss
+
+    def told(x: Tensor, labels: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        found = loss(x, labels)
+        if model.calls == at:
+            patched.setattr(stopping, "_asked", signal.SIGTERM)
+        return found
+
+    return told
 
 
 def test_the_checkpoint_that_validation_likes_best_is_returned(tmp_path: Path) -> None:

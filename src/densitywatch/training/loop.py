@@ -100,7 +100,7 @@ def train(
         # forward, backward, update
         logs = average_figures(fabric, step_function(fabric, model, optimizers, x, labels, training))
         average_statistics(fabric, model)
-        stop_if_diverged(run.name, logs, step, training, run.folder)
+        stop_if_diverged(run.name, logs, step, progress.step, run.folder)
         # a short memory at first, so that the initial weights are soon forgotten
         update_ema(ema, model, min(training.ema_decay, (1 + step) / (10 + step)))
 
@@ -127,11 +127,12 @@ def train(
                 run.log(step + 1, row)
 
         # write the state
-        if (last or stopping.asked() or (step + 1) % training.checkpoint_every == 0) and fabric.is_global_zero:
+        if last or stopping.asked() or (step + 1) % training.checkpoint_every == 0:
             progress.step = step + 1
             progress.sums = {key: float(value) for key, value in sums.items()}
             progress.seconds = since + time.monotonic() - started
-            save_state(run.folder, run.identity, named(parts) | optimizer_tensors(optimizers), progress)
+            if fabric.is_global_zero:
+                save_state(run.folder, run.identity, named(parts) | optimizer_tensors(optimizers), progress)
     progress.warnings += adversarial_warnings(progress.history)
     return best.cpu().eval(), progress
 
@@ -199,10 +200,10 @@ def validate(model: nn.Module, split: Split, training: TrainingParams, seed: int
     return {key: value / count for key, value in sums.items()}
 
 
-def stop_if_diverged(name: str, logs: dict[str, Tensor], step: int, training: TrainingParams, folder: Path) -> None:
+def stop_if_diverged(name: str, logs: dict[str, Tensor], step: int, kept: int, folder: Path) -> None:
+    """kept: the step of the state in `folder`; 0 where there is none yet."""
     for key, value in logs.items():
         if key.endswith("loss") and not math.isfinite(float(value)):
-            kept = (step // training.checkpoint_every) * training.checkpoint_every
             where = f"the checkpoint of step {kept} is kept in {folder}" if kept else "no checkpoint was written yet"
             raise TrainingDiverged(
                 f"{name}: {key} became {float(value)} at step {step + 1}; {where}; "
