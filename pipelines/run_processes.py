@@ -18,6 +18,8 @@ from pathlib import Path
 import psutil
 
 MARK = "DENSITYWATCH_RUN"
+BOOT = Path("/proc/sys/kernel/random/boot_id")
+"""Another text after each start of the machine; ticks begin anew then."""
 GRACE = 4.0
 """Seconds between asking a process to end and killing it; a stage writes its checkpoint in this time."""
 
@@ -25,7 +27,38 @@ GRACE = 4.0
 def new_mark(root: Path) -> str:
     """A mark for this run: the number of this process, when it started, and the project's folder."""
     own = psutil.Process()
-    return f"{own.pid} {own.create_time()} {root.resolve()}"
+    return f"{own.pid} {start_of(own)} {root.resolve()}"
+
+
+def start_of(process: psutil.Process) -> str:
+    """When a process started: its clock tick since the boot, and which boot. It stays the same when the clock is set.
+
+    Without /proc it is a time in seconds since 1970.
+    """
+    try:
+        said = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return str(process.create_time())  # or psutil's error: gone, or another user's
+    # the second field is the name, in parentheses, and may hold blanks and parentheses; this is the 22nd
+    tick = said.rpartition(")")[2].split()[19]
+    boot = ""
+    with suppress(OSError):
+        boot = BOOT.read_text(encoding="ascii").strip()
+    return f"{tick}@{boot}"
+
+
+def process_of(number: int, start: str) -> psutil.Process | None:
+    """The process that has this number and started then; None when it is gone, even if another has its number by now.
+
+    start: what `start_of` returned, or the time that earlier versions noted. Raises ValueError when it is neither.
+    """
+    with suppress(psutil.Error):
+        process = psutil.Process(number)
+        # a time moves a little when the clock is set a little
+        same = start_of(process) == start if "@" in start else abs(process.create_time() - float(start)) < 2
+        if same and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
 
 
 def of_run(mark: str) -> list[psutil.Process]:
@@ -37,8 +70,8 @@ def left_behind(root: Path) -> list[psutil.Process]:
     """Processes whose run, in this project, is gone."""
     found = []
     for process, mark in marked():
-        number, created, folder = mark.split(" ", 2)
-        if folder == str(root.resolve()) and not _alive(int(number), float(created)):
+        number, start, folder = mark.split(" ", 2)
+        if folder == str(root.resolve()) and process_of(int(number), start) is None:
             found.append(process)
     return found
 
@@ -84,14 +117,6 @@ def marked() -> Iterator[tuple[psutil.Process, str]]:
             mark = process.environ().get(MARK)
             if mark and process.status() != psutil.STATUS_ZOMBIE and process.pid != os.getpid():
                 yield process, mark
-
-
-def _alive(number: int, created: float) -> bool:
-    with suppress(psutil.Error):
-        process = psutil.Process(number)
-        # these times move a little when the clock is set
-        return abs(process.create_time() - created) < 2 and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 def _is_dvc(process: psutil.Process) -> bool:

@@ -21,7 +21,7 @@ import psutil
 
 from densitywatch.errors import DataError, ParamsError
 from densitywatch.files import read_json, write_whole
-from pipelines import listening, prefect_home
+from pipelines import listening, prefect_home, run_processes
 from pipelines.server import START_SECONDS, ServiceFailed, last_words
 
 STOP_SECONDS = 15.0
@@ -69,7 +69,8 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    entry = {"name": name, "pid": process.pid, "created": psutil.Process(process.pid).create_time(), "log": str(log)}
+    began = run_processes.start_of(psutil.Process(process.pid))
+    entry = {"name": name, "pid": process.pid, "start": began, "log": str(log)}
     write_whole(root / NOTE, json.dumps([*noted(root), entry], indent=1) + "\n")
     return process
 
@@ -181,15 +182,18 @@ def _is_entry(entry: object) -> bool:
         isinstance(entry, dict)
         and type(entry.get("pid")) is int
         and 0 < entry["pid"] < 1 << 31
-        and isinstance(entry.get("created"), int | float)
+        and isinstance(_start(entry), int | float | str)
         and all(isinstance(entry.get(name), str) for name in ("name", "log"))
     )
 
 
+def _start(entry: dict[str, Any]) -> object:
+    """When the process started, as noted; `created` is what earlier versions noted."""
+    return entry.get("start", entry.get("created"))
+
+
 def find(entry: dict[str, Any]) -> psutil.Process | None:
     """The noted process; None when it is gone, even if another program has its number by now."""
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(entry["pid"])
-        if process.create_time() == entry["created"] and process.status() != psutil.STATUS_ZOMBIE:
-            return process
+    with suppress(ValueError):  # a damaged note
+        return run_processes.process_of(entry["pid"], str(_start(entry)))
     return None

@@ -29,11 +29,14 @@ _current: str | None = None
 
 @contextmanager
 def one_run(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the run lock, under which a run may change what DVC tracks, and repair DVC's files first.
+    """Hold the run lock, under which a run may change what DVC tracks, and clear up after earlier runs first.
+
+    Processes that an earlier run left behind are ended, and DVC's files are repaired.
 
     say: wait for another run to end; called with the reason. By default DensitywatchError is raised.
     """
     with run_lock.one_run_at_a_time(root, say=say):
+        _end_left_behind(root)
         dvc_files.settle(root)
         yield
 
@@ -42,7 +45,8 @@ def one_run(root: Path, *, say: Callable[[str], None] | None = None) -> Iterator
 def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
     """Inside the block, Ctrl-C, SIGTERM and SIGHUP end this process and all that it starts; nested, it has no effect.
 
-    Processes that an earlier run left behind are ended first. If this run is killed, its watch ends what is left.
+    Processes that an earlier run left behind are ended first, unless another run holds the run lock: then this one may
+    be refused, and `one_run` ends them otherwise. If this run is killed, its watch ends what is left.
 
     command: whether this process is the command that a person typed. If so, a stop prints one line and exits with the
     code that shells expect. If not, a stop raises Stopped; a process that Prefect started for this run ends after five
@@ -52,11 +56,8 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
     if _current is not None:
         yield
         return
-    if not run_processes.end(lambda: run_processes.left_behind(root)):
-        stuck = ", ".join(str(process.pid) for process in run_processes.left_behind(root))
-        raise DensitywatchError(
-            f"an earlier run in {root.resolve()} left processes that do not end: {stuck}; kill them"
-        )
+    if run_lock.holder(root) is None:
+        _end_left_behind(root)
     _current = os.environ[run_processes.MARK] = run_processes.new_mark(root)
     watch = run_processes.start_watch(_current)
     unwound = threading.Event()
@@ -81,6 +82,14 @@ def stoppable(root: Path, *, command: bool = False) -> Iterator[None]:
         watch.stdin.close()
         watch.wait()
         _current = None
+
+
+def _end_left_behind(root: Path) -> None:
+    if not run_processes.end(lambda: run_processes.left_behind(root)):
+        stuck = ", ".join(str(process.pid) for process in run_processes.left_behind(root))
+        raise DensitywatchError(
+            f"an earlier run in {root.resolve()} left processes that do not end: {stuck}; kill them"
+        )
 
 
 def _be_quiet() -> None:

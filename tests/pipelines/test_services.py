@@ -560,6 +560,32 @@ def test_down_leaves_a_process_alone_whose_number_was_another_ones(tmp_path: Pat
         bystander.kill()
 
 
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_a_service_is_found_after_the_clock_was_set(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    with service_processes.start(tmp_path, "prefect", ["sleep", "60"]) as service:
+        moved = psutil.boot_time() + seconds
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda: moved)
+        (entry,) = service_processes.noted(tmp_path)
+        found = service_processes.find(entry)
+        service.kill()
+    assert found is not None
+    assert found.pid == service.pid
+
+
+def test_the_notes_of_earlier_versions_are_understood(tmp_path: Path) -> None:
+    with service_processes.start(tmp_path, "prefect", ["sleep", "60"]) as service:
+        note = tmp_path / "var" / "services.json"
+        (entry,) = json.loads(note.read_text())
+        del entry["start"]
+        created = psutil.Process(service.pid).create_time()
+        note.write_text(json.dumps([entry | {"created": created}, entry | {"start": "damaged"}, entry]))
+        found = [service_processes.find(entry) for entry in service_processes.noted(tmp_path)]
+        service.kill()
+    assert [process and process.pid for process in found] == [service.pid, None]
+
+
 NESTED = """
 import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=True)

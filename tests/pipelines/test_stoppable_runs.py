@@ -8,12 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
 import psutil
 import pytest
 
+from densitywatch.errors import DensitywatchError
+from pipelines import run_processes, stoppable_runs
 from tests.pipelines.checkout import own_environment
 
 pytestmark = pytest.mark.server
@@ -283,3 +286,81 @@ def test_what_a_killed_run_and_its_killed_watch_have_left_the_next_run_ends(tmp_
     assert err.endswith(STOPPED), err
     assert "had been killed" not in out
     assert project.left(time.monotonic() + 5) == []
+
+
+def step_the_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """As when the machine's clock is set: the boot time, from which psutil counts a start, moves by the whole step."""
+    moved = psutil.boot_time() + seconds
+    monkeypatch.setattr("psutil._psplatform.boot_time", lambda: moved)
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A process of this very process's run."""
+    environment = os.environ | {run_processes.MARK: run_processes.new_mark(tmp_path)}
+    with subprocess.Popen(["sleep", "60"], env=environment) as process:
+        yield process
+        process.kill()
+
+
+@pytest.mark.parametrize("seconds", [3600.0, -3600.0])
+def test_a_run_that_goes_on_is_not_gone_when_the_clock_is_set(
+    tmp_path: Path, stage: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    mark = run_processes.new_mark(tmp_path)
+    assert [process.pid for process in run_processes.of_run(mark)] == [stage.pid]
+    step_the_clock(monkeypatch, seconds)
+    assert run_processes.new_mark(tmp_path) == mark
+    assert run_processes.left_behind(tmp_path) == []
+
+
+def test_the_marks_of_earlier_versions_are_understood(tmp_path: Path) -> None:
+    own = psutil.Process()
+    for created, left in ((own.create_time(), 0), (own.create_time() - 1e6, 1)):
+        environment = os.environ | {run_processes.MARK: f"{own.pid} {created} {tmp_path.resolve()}"}
+        with subprocess.Popen(["sleep", "60"], env=environment) as process:
+            assert len(run_processes.left_behind(tmp_path)) == left
+            process.kill()
+
+
+def test_a_process_is_another_one_after_a_restart_of_the_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = psutil.Process()
+    before = run_processes.start_of(own)
+    assert run_processes.process_of(own.pid, before) == own
+    (tmp_path / "boot_id").write_text("another\n")
+    monkeypatch.setattr(run_processes, "BOOT", tmp_path / "boot_id")
+    assert run_processes.process_of(own.pid, before) is None
+
+
+HOLD = """import sys; from pathlib import Path; from pipelines import run_lock
+with run_lock.one_run_at_a_time(Path(sys.argv[1])):
+    print(flush=True); sys.stdin.read()
+"""
+
+
+def test_a_start_that_will_be_refused_ends_nothing(tmp_path: Path) -> None:
+    gone = subprocess.Popen(["true"])
+    environment = os.environ | {run_processes.MARK: f"{gone.pid} 1@earlier {tmp_path.resolve()}"}
+    gone.wait()
+    with subprocess.Popen(["sleep", "60"], env=environment) as left:
+        holds = subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(tmp_path)],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join([str(PROJECT / "src"), str(PROJECT)])},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        with holds:
+            assert holds.stdout is not None
+            holds.stdout.readline()
+            with (
+                pytest.raises(DensitywatchError, match="another run"),
+                stoppable_runs.stoppable(tmp_path),
+                stoppable_runs.one_run(tmp_path),
+            ):
+                pass
+            assert left.poll() is None
+            holds.kill()
+        with stoppable_runs.stoppable(tmp_path), stoppable_runs.one_run(tmp_path):
+            assert left.wait(10) != 0
