@@ -23,7 +23,7 @@ from prefect.runtime import flow_run
 from densitywatch.params import Params
 from densitywatch.text import visible
 from pipelines import run_lock, server
-from pipelines.drift_note import FILE, Alarm, Asked, held, stands
+from pipelines.drift_note import FILE, Alarm, Asked, believed, held, stands
 from pipelines.prefect_text import first_line, plain_words
 
 EVENT = "densitywatch.drift"
@@ -40,13 +40,15 @@ def follow_alarm(
 
     Returns whether it asked. `summaries`: of the batches that this run scored, in their order; may be empty. `began`:
     when the run did; what one says that began before another detector came on watch is of the old one's stream, and
-    counts no more. A server that does not take the events is named, fails nothing, and is asked again at the next run.
+    counts no more. A noted time of the future is not believed: the alarm counts, and no cool-down goes on. A server
+    that does not take the events is named, fails nothing, and is asked again at the next run.
     """
     results = root / params.inbox.results
     if not summaries and not (results / FILE).exists():
         return False
     with held(results) as known:
-        if known.ended is None or began >= known.ended:
+        ended = believed(known.ended, now)
+        if ended is None or began >= ended:
             for summary in summaries:
                 known.alarm = _after(known.alarm, summary, params, results)
         alarm = known.alarm
@@ -68,14 +70,15 @@ def follow_alarm(
 def _is_due(known: Asked, alarm: Alarm, learnable: str, images: int, params: Params, root: Path, now: float) -> bool:
     """Whether a retraining is to be asked for now."""
     cool_down = params.retrain.cool_down * HOUR
-    if known.last is not None and now < known.last + cool_down:
+    last = believed(known.last, now)
+    if last is not None and now < last + cool_down:
         return False
     if alarm.asked is None or (alarm.asked != learnable and images):
         return True
     if alarm.learnt == alarm.asked:
         return False
     # it failed, or its process is gone; or it waits for a worker: then for an hour at least
-    return now >= (alarm.asked_at or 0.0) + max(cool_down, HOUR) and run_lock.holder(root) is None
+    return now >= (believed(alarm.asked_at, now) or 0.0) + max(cool_down, HOUR) and run_lock.holder(root) is None
 
 
 def _after(alarm: Alarm | None, summary: Mapping[str, Any], params: Params, results: Path) -> Alarm | None:

@@ -22,6 +22,8 @@ from densitywatch.params import Params
 
 FILE = "retrain-asked.json"
 MOST = 64 << 20
+AHEAD = 600.0
+"""Seconds that a noted time may be ahead of now: it may have been noted while the other process waited for the file."""
 
 
 class Alarm(BaseModel):
@@ -71,6 +73,11 @@ def standing_alarm(params: Params, root: Path) -> Alarm | None:
 def stands(alarm: Alarm, params: Params) -> bool:
     """Whether nobody has seen the alarm yet, and drift is tested for at all."""
     return params.inbox.drift_alarm is not None and alarm.seen == params.inbox.drift_seen
+
+
+def believed(noted: float | None, now: float) -> float | None:
+    """A noted time; None where it is of the future: the clock was wrong then, and it might count for years."""
+    return None if noted is None or noted > now + AHEAD else noted
 
 
 def end_alarm(params: Params, root: Path) -> None:

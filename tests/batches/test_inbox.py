@@ -52,6 +52,30 @@ def test_files_copied_with_their_old_dates_count_from_when_they_arrived(
     assert states(params, tmp_path, later=1) == {"copied": "waiting"}
 
 
+def test_files_of_the_future_settle_once_they_have_been_seen_unchanged_for_long_enough(
+    params: Params, inbox: Path, tmp_path: Path
+) -> None:
+    (tmp_path / params.inbox.results).mkdir(parents=True)
+    fill(inbox / "monday", 2)
+    settle, year = params.inbox.settle_seconds, 365 * 86400.0
+    assert states(params, tmp_path, later=-year) == {"monday": "waiting"}
+    batch = found(params, tmp_path, later=1 - year)["monday"]
+    assert (batch.state, batch.since) == ("waiting", pytest.approx(_newest(inbox) - year, abs=2)), "it grows older"
+    fill(inbox / "monday", 3)
+    assert states(params, tmp_path, later=settle - year) == {"monday": "waiting"}, "it has changed"
+    assert states(params, tmp_path, later=-2 * year) == {"monday": "waiting"}, "the clock was set back"
+    assert states(params, tmp_path, later=settle - 1 - 2 * year) == {"monday": "waiting"}
+    batch = found(params, tmp_path, later=settle + 1 - 2 * year)["monday"]
+    assert batch.state == "ready"
+    summary = score_source(batch.source, params, tmp_path, None, Brightness())
+    note_run(Path(summary["folder"]), listing=batch.listing)
+    assert states(params, tmp_path, later=settle + 2 - 2 * year) == {"monday": "done"}
+
+
+def _newest(inbox: Path) -> float:
+    return max(path.lstat().st_ctime for path in inbox.rglob("*"))
+
+
 def test_an_empty_folder_waits_for_its_marker(params: Params, inbox: Path, tmp_path: Path) -> None:
     (inbox / "empty").mkdir()
     assert states(params, tmp_path, later=10**6) == {"empty": "waiting"}

@@ -102,3 +102,16 @@ def test_a_batch_says_when_its_newest_file_was_written(params: Params, tmp_path:
     folder = fill(tmp_path / "data" / "inbox" / "late", 3)
     (batch,) = find_batches(params, tmp_path, now=time.time())
     assert batch.since == max(path.lstat().st_ctime for path in folder.iterdir())
+
+
+def test_a_damaged_note_of_batches_of_the_future_is_as_good_as_none(params: Params, tmp_path: Path) -> None:
+    (tmp_path / params.inbox.results).mkdir(parents=True)
+    fill(tmp_path / "data" / "inbox" / "a", 1)
+    file = tmp_path / params.inbox.results / NOTE
+    (batch,) = find_batches(params, tmp_path, now=1e9)
+    for damaged in ([], {batch.source: 3}, {batch.source: [batch.listing, "0"]}, {batch.source: [batch.listing, 2e9]}):
+        file.write_text(json.dumps({"": damaged}))
+        (batch,) = find_batches(params, tmp_path, now=1e9)
+        assert (batch.state, batch.since) == ("waiting", 1e9)
+    (batch,) = find_batches(params, tmp_path, now=1e9 + params.inbox.settle_seconds)
+    assert (batch.state, batch.since) == ("ready", 1e9)

@@ -20,7 +20,7 @@ from densitywatch.errors import DataError
 from densitywatch.params import Params, load_params
 from pipelines import drift_loop, run_lock
 from pipelines.drift_loop import ALARM, EVENT, HOUR, event_of
-from pipelines.drift_note import FILE, Alarm, end_alarm, note_learnt, standing_alarm
+from pipelines.drift_note import FILE, Alarm, Asked, end_alarm, note_learnt, standing_alarm
 from pipelines.up_to_date import standing_alarm as asked_by_up_to_date
 from tests.batches.test_drift_state import MOVED, arrive
 from tests.detector.standin import Brightness
@@ -216,10 +216,32 @@ def test_what_a_run_says_that_began_before_the_new_detector_brings_no_alarm_back
     began = time.time()
     follow_alarm(moved, params, tmp_path, now=0, began=began)
     end_alarm(params, tmp_path)
-    assert not follow_alarm(moved, params, tmp_path, now=100 * HOUR, began=began)
+    assert not follow_alarm(moved, params, tmp_path, now=began + 100 * HOUR, began=began)
     assert standing_alarm(params, tmp_path) is None
-    assert follow_alarm(moved, params, tmp_path, now=200 * HOUR, began=time.time())
+    assert follow_alarm(moved, params, tmp_path, now=began + 200 * HOUR, began=time.time())
     assert standing_alarm(params, tmp_path) is not None
+
+
+def test_an_end_noted_while_the_clock_was_ahead_silences_no_alarm(
+    params: Params, tmp_path: Path, moved: list[dict[str, Any]], emitted: list[tuple[str, str]]
+) -> None:
+    results = tmp_path / params.inbox.results
+    now = time.time()
+    (results / FILE).write_text(Asked(ended=now + 1000 * HOUR).model_dump_json())
+    assert follow_alarm(moved, params, tmp_path, now=now, began=now)
+    assert {event for event, _ in emitted} == {ALARM, EVENT}
+    assert standing_alarm(params, tmp_path) is not None
+
+
+def test_an_ask_noted_while_the_clock_was_ahead_keeps_no_cool_down(
+    params: Params, tmp_path: Path, moved: list[dict[str, Any]], emitted: list[tuple[str, str]]
+) -> None:
+    params = changed(changed(params, "data", accept="all"), "retrain", cool_down=24)
+    follow_alarm(moved, params, tmp_path, now=1000 * HOUR)
+    assert not follow_alarm([], params, tmp_path, now=1000 * HOUR - 60), "a little ahead is another process's now"
+    assert follow_alarm([], params, tmp_path, now=HOUR * 100), "the last ask and its retraining count no more"
+    assert not follow_alarm([], params, tmp_path, now=HOUR * 101)
+    assert follow_alarm([], params, tmp_path, now=HOUR * 125)
 
 
 def test_an_alarm_ends_when_a_person_has_seen_it_or_another_detector_is_on_watch(
@@ -270,10 +292,10 @@ def test_a_damaged_file_is_put_aside_and_starts_no_storm(
     params: Params, tmp_path: Path, moved: list[dict[str, Any]], emitted: list[tuple[str, str]]
 ) -> None:
     file = tmp_path / params.inbox.results / FILE
-    follow_alarm(moved, params, tmp_path, now=0)
+    follow_alarm(moved, params, tmp_path, now=time.time())
     file.write_text("{")
     for _ in range(3):
-        follow_alarm(moved, params, tmp_path, now=0)
+        follow_alarm(moved, params, tmp_path, now=time.time())
     assert len(asks_of(emitted)) == 1
     assert file.with_suffix(".damaged").read_text() == "{"
 

@@ -41,7 +41,8 @@ class Batch:
     listing: str
     """A fingerprint of names, sizes and times; run.json next to the results keeps it."""
     since: float | None = None
-    """When its newest file was written, in seconds since 1970; None where that is not known."""
+    """When its newest file was written, in seconds since 1970; None where that is not known. Where that would be in the
+    future: when a look first found the batch as it is now."""
 
 
 class _Listed(NamedTuple):
@@ -59,8 +60,9 @@ def find_batches(params: Params, root: Path, *, now: float) -> list[Batch]:
     """Every batch of `inbox.address`, by name. `now`: seconds since 1970, for the settle time.
 
     A batch is ready when it holds a file _SUCCESS, or when its newest file is `inbox.settle_seconds` old. An empty
-    folder without the marker waits. Raises DataError when the inbox cannot be reached; a local inbox that does not
-    exist yet is empty.
+    folder without the marker waits. A file with a time of the future (some clock was wrong) counts as written when a
+    look first found the batch as it is now; the results folder keeps when that was. Raises DataError when the inbox
+    cannot be reached; a local inbox that does not exist yet is empty.
     """
     address = params.inbox.address
     children = _local(root / local_path(address), params.inbox.follow_links) if is_local(address) else _remote(address)
@@ -83,13 +85,18 @@ def _batch(
     files = [file for file in files if file.name == MARKER or not _is_clutter(file.name)]
     listing = _fingerprint([f"{file.name!r} {file.size} {file.modified} {file.replaced}" for file in files])
     inputs = [file for file in files if file.name != MARKER]
+    since = max((file.changed for file in inputs if file.changed is not None), default=None)
+    settled = _settled(inputs, now - params.inbox.settle_seconds)
+    if since is not None and since > now:
+        since = known.seen_since(source, listing, now)
+        dated = all(file.changed is not None for file in inputs)
+        settled = dated and since <= now - params.inbox.settle_seconds
     state: Literal["ready", "waiting", "done"] = "waiting"
-    if any(file.name == MARKER for file in files) or _settled(inputs, now - params.inbox.settle_seconds):
+    if any(file.name == MARKER for file in files) or settled:
         noted = known.of(source, lambda: results_folder(source, params, root))
         # as version 0.1.0 noted it: a batch that it has scored is still done
         done = noted == listing or noted == _fingerprint([f"{f.name!r} {f.size} {f.modified}" for f in files])
         state = "done" if done else "ready"
-    since = max((file.changed for file in inputs if file.changed is not None), default=None)
     return Batch(as_text(name), source, state, len(inputs), listing, since)
 
 
