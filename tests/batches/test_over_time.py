@@ -79,6 +79,27 @@ def test_a_batch_scored_again_keeps_its_place_and_what_stays_the_same_adds_no_li
     assert after[0].outliers == 2
 
 
+def test_a_batch_scored_while_the_clock_was_ahead_or_behind_keeps_its_place_among_the_others(tmp_path: Path) -> None:
+    for number, (name, moment) in enumerate({"a": 1.7e9, "ahead": 2.05e9, "b": 1.7e9 + 900, "behind": 1e9}.items()):
+        rows = batch_table.add_row(tmp_path, row(number, folder=name, time=moment))
+        assert rows[-1].folder == name
+        assert read_table(tmp_path) == rows
+    rows = batch_table.add_row(tmp_path, row(1, folder="ahead", time=1.7e9, outliers=9))
+    assert [(one.folder, one.time) for one in rows[1:]] == [("ahead", 2.05e9), ("b", 1.7e9 + 900), ("behind", 1e9)]
+    assert read_table(tmp_path) == rows
+
+
+def test_the_page_shows_the_batch_scored_last_also_when_an_earlier_one_has_a_time_of_the_future(
+    params: Params, tmp_path: Path
+) -> None:
+    results = tmp_path / "data" / "outliers"
+    write_table(results, [row(1, folder="ahead", time=2.05e9, drift_alarm=True, drift_moved="brightness up")])
+    score("monday", params, tmp_path)
+    assert [one.folder for one in read_table(results)] == ["ahead", "monday"]
+    page = (results / "index.html").read_text()
+    assert page.index("./monday/report.html") < page.index("./ahead/report.html")
+
+
 def test_results_without_a_row_get_one_and_removed_results_keep_theirs(params: Params, tmp_path: Path) -> None:
     results = tmp_path / "data" / "outliers"
     for number, name in enumerate(("monday", "tuesday", "wednesday")):
@@ -111,7 +132,7 @@ def test_damaged_lines_are_left_out_and_a_cut_one_spoils_no_other(tmp_path: Path
         file.write("\n".join(hostile) + "\n" + row(4).model_dump_json()[:40])
     rows = read_table(tmp_path)
     assert [one.folder for one in rows] == ["batch-00001", "batch-00002"]
-    batch_table.add_row(tmp_path, rows, row(5))
+    batch_table.add_row(tmp_path, row(5))
     assert [one.folder for one in read_table(tmp_path)] == ["batch-00001", "batch-00002", "batch-00005"]
 
 

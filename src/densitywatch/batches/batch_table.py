@@ -1,11 +1,15 @@
 """The batches over time: one line a scored batch, in a file that only grows.
 
-    <inbox.results>/.batches.jsonl    one JSON object a line; of several lines of a results folder the last one counts
+    <inbox.results>/.batches.jsonl    one JSON object a line; of several lines of a results folder the last one counts,
+                                      and the first one is its place
     <inbox.results>/.batches.lock     held while that file or the page made of it changes
 
 The page over time and the metrics are made of this table alone, so a new batch costs next to nothing however many came
 before it: no summary.json of an earlier batch is opened. The table is a copy. Results without a line (of an older
 version, or after a loss of power) get one from their summary.json, and a line that is damaged is left out.
+
+The order of the lines is that of the scoring. Times are shown, and give only results without a line their place: by its
+time a batch that was scored while the clock was ahead would stay the newest until that date.
 """
 
 from __future__ import annotations
@@ -79,30 +83,35 @@ def table_lock(results: Path) -> Iterator[None]:
 
 
 def read_table(results: Path) -> list[Row]:
-    """Every batch with a line or with results in the folder `results`, in the order of their times.
+    """Every batch with a line or with results in the folder `results`, in the order in which they were scored first.
 
     A batch whose results were removed keeps its row.
     """
-    rows = _read(results / TABLE)
-    with os.scandir(results) as found:
-        unknown = [entry.name for entry in found if entry.name not in rows and not entry.name.startswith(".")]
-    for name in unknown:
-        folder = results / name
-        if (folder / SUMMARY).is_file() and (summary := read_summary(folder)) is not None:
-            rows[name] = row_of(folder, summary, time=(folder / SUMMARY).stat().st_mtime)
-    return sorted(rows.values(), key=lambda row: row.time)
+    rows, without = _parts(results)
+    return _merged(list(rows.values()), without)
 
 
-def add_row(results: Path, rows: list[Row], new: Row) -> list[Row]:
-    """`rows` with `new`, which is also written to the table; use inside `table_lock`.
+def _merged(rows: list[Row], without: list[Row]) -> list[Row]:
+    """Both, each in its own order; one `without` a line comes after the last row that is not later than it."""
+    merged = []
+    while rows or without:
+        last = without if without and (not rows or rows[-1].time <= without[-1].time) else rows
+        merged.append(last.pop())
+    return merged[::-1]
 
-    A batch that is scored again keeps its time, and its seconds where the results were left as they are.
+
+def add_row(results: Path, new: Row) -> list[Row]:
+    """The table with `new`, which is also written to it; use inside `table_lock`.
+
+    A batch that is scored again keeps its place and its time, and its seconds where the results were left as they are.
     """
-    old = next((row for row in reversed(rows) if row.folder == new.folder), None)
+    rows, without = _parts(results)
+    # results are there before their line is, so a new batch is one `without` as well
+    old = rows.get(new.folder) or next((row for row in without if row.folder == new.folder), None)
     if old is not None:
         new = new.model_copy(update={"time": old.time, "seconds": old.seconds if new.seconds is None else new.seconds})
         if old == new and (results / TABLE).is_file():
-            return rows
+            return _merged(list(rows.values()), without)
     text = new.model_dump_json(exclude_none=True) + "\n"
     with (results / TABLE).open("ab+") as file:
         if file.seek(0, os.SEEK_END):
@@ -110,7 +119,21 @@ def add_row(results: Path, rows: list[Row], new: Row) -> list[Row]:
             if file.read(1) != b"\n":  # a process was killed in the middle of a line
                 text = "\n" + text
         file.write(text.encode())
-    return sorted([*(row for row in rows if row.folder != new.folder), new], key=lambda row: row.time)
+    rows[new.folder] = new
+    return _merged(list(rows.values()), [row for row in without if row.folder != new.folder])
+
+
+def _parts(results: Path) -> tuple[dict[str, Row], list[Row]]:
+    """The batches with a line, in the order of their first lines; and those with results alone, by their times."""
+    rows = _read(results / TABLE)
+    with os.scandir(results) as found:
+        unknown = [entry.name for entry in found if entry.name not in rows and not entry.name.startswith(".")]
+    without = []
+    for name in unknown:
+        folder = results / name
+        if (folder / SUMMARY).is_file() and (summary := read_summary(folder)) is not None:
+            without.append(row_of(folder, summary, time=(folder / SUMMARY).stat().st_mtime))
+    return rows, sorted(without, key=lambda row: row.time)
 
 
 def _read(file: Path) -> dict[str, Row]:

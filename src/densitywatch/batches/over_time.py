@@ -44,8 +44,7 @@ def note_batch(
     results = folder.parent
     try:
         with table_lock(results):
-            rows = read_table(results)
-            rows = add_row(results, rows, row_of(folder, summary, time=time.time(), seconds=seconds))
+            rows = add_row(results, row_of(folder, summary, time=time.time(), seconds=seconds))
             _write(results, rows, drift_alarm)
     except (DiskFull, OSError, ValueError) as error:
         say(f"score: {as_text(str(results / OVER_TIME))}: not written ({one_line(error)}); the results are whole")
