@@ -12,6 +12,9 @@ from typing import TextIO
 
 from densitywatch.errors import DensitywatchError
 
+AGAIN = 0.1
+"""Seconds until the lock is tried once more: `holder`, which only looks, shares it for a moment."""
+
 _HELD: set[Path] = set()
 
 
@@ -29,7 +32,11 @@ def one_run_at_a_time(root: Path, *, say: Callable[[str], None] | None = None) -
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+") as file:
-        if not _locked(file):
+        locked = _locked(file)
+        if not locked:
+            time.sleep(AGAIN)
+            locked = _locked(file)
+        if not locked:
             file.seek(0)
             if say is None:
                 raise DensitywatchError(going_on(_process(file), root))

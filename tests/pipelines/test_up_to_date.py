@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import signal
 import subprocess
 import sys
@@ -101,6 +102,16 @@ def test_a_run_inside_a_run_is_the_same_run_and_the_lock_goes_with_the_outer_one
             pass
         assert holds(done)
     assert not holds(done)
+
+
+def test_who_only_looks_who_holds_the_lock_has_no_run_refused(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with run_lock.one_run_at_a_time(done):
+        pass
+    with (done / "var" / "run.lock").open() as looked_at:
+        fcntl.flock(looked_at, fcntl.LOCK_SH)
+        monkeypatch.setattr(run_lock.time, "sleep", lambda seconds: looked_at.close())
+        with run_lock.one_run_at_a_time(done):
+            assert holds(done)
 
 
 HOLD = """import sys; from pathlib import Path; from pipelines import run_lock
