@@ -46,6 +46,8 @@ REMOTES = {
 """The module that DVC needs for each kind of remote; the one for http is always installed."""
 
 
+TRANSFER_SECONDS = 3 * 3600.0
+"""How long a push or a pull may take: 100 GB at 10 MB/s. A connection that hangs would hold the run lock for ever."""
 RESTORE = str(Path(__file__).with_name("dvc_restore.py"))
 SINGLE = "--single-item"
 
@@ -114,9 +116,20 @@ def stage_of(command: list[str]) -> str | None:
 
 
 def run_dvc(root: Path, *arguments: str) -> str:
-    """Run a DVC command and return what it printed; raises StageFailed with its last line."""
+    """Run a DVC command and return what it printed.
+
+    Raises StageFailed with its last line, or where a push or a pull takes longer than TRANSFER_SECONDS.
+    """
+    limit = TRANSFER_SECONDS if arguments[0] in ("push", "pull") else None
     with _started([*_dvc("--wait-for-lock"), *arguments], root) as process:
-        said, _ = process.communicate()
+        try:
+            said, _ = process.communicate(timeout=limit)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # with what it started, an ssh say; it leads its own session
+            raise StageFailed(
+                f"dvc {arguments[0]}: not done within {TRANSFER_SECONDS / 3600:.1f} h, so it was ended; see whether the"
+                " remote answers, and run it again: what is there already is not sent twice"
+            ) from None
     if process.returncode != 0:
         stopping.stop_if_asked()
         raise StageFailed(f"dvc {arguments[0]}: {_last_line(said.splitlines())}")

@@ -11,6 +11,9 @@ from densitywatch.errors import DensitywatchError
 from densitywatch.tracking import database, schemas
 
 FILE = "databases.dump"
+SECONDS = 3600.0
+"""How long a dump or its way back may take: tables of some GB take minutes. A server that stops answering in the middle
+would hold the run lock for ever."""
 
 
 def dump(to: Path) -> None:
@@ -57,15 +60,22 @@ def _run(program: str, *arguments: str) -> None:
     # the password is a variable: a command line can be read by every user of the machine
     secret = {} if url.password is None else {"PGPASSWORD": str(url.password)}
     to = URL.create(url.drivername, url.username, None, url.host, url.port, url.database, url.query).render_as_string()
-    done = subprocess.run(  # noqa: S603
-        [_find(program), "--no-owner", "--no-privileges", "--no-password", f"--dbname={to}", *arguments],
-        env={**os.environ, "PGCONNECT_TIMEOUT": str(schemas.SECONDS), **secret},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    try:
+        done = subprocess.run(  # noqa: S603
+            [_find(program), "--no-owner", "--no-privileges", "--no-password", f"--dbname={to}", *arguments],
+            env={**os.environ, "PGCONNECT_TIMEOUT": str(schemas.SECONDS), **secret},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise DensitywatchError(
+            f"{database.shown(url)}: {program} was not done within {SECONDS / 60:.0f} minutes, so it was ended; nothing"
+            " was written"
+        ) from None
     if done.returncode != 0:
         said = " ".join(done.stderr.split())[-300:]
         raise DensitywatchError(f"{database.shown(url)}: {said}; nothing was written")

@@ -21,6 +21,9 @@ from pipelines import ask_retrain, retrain_result
 from pipelines.git_files import check_ref, commit_of, git
 
 REMOTE = "origin"
+PUSH_SECONDS = 300.0
+GH_SECONDS = 120.0
+"""How long one command of gh may take: it makes a few small requests, of seconds each."""
 LOGIN = ("-c", "credential.helper=", "-c", "credential.helper=!gh auth git-credential")
 
 
@@ -57,7 +60,7 @@ def open_request(root: Path, result: dict[str, Any], commit: str, base: str) -> 
     Raises DensitywatchError with the last line of git or gh.
     """
     branch = branch_of(result)
-    git(root, *LOGIN, "push", "--quiet", "--force", REMOTE, f"{commit}:refs/heads/{branch}", seconds=300.0)
+    git(root, *LOGIN, "push", "--quiet", "--force", REMOTE, f"{commit}:refs/heads/{branch}", seconds=PUSH_SECONDS)
     # --head also finds a fork's branch of this name
     own = ("--json", "url,isCrossRepository", "--jq", ".[] | select(.isCrossRepository | not) | .url")
     present = _gh(root, "pr", "list", "--head", branch, "--state", "open", *own)
@@ -76,7 +79,14 @@ def _gh(root: Path, *arguments: str) -> str:
     program = shutil.which("gh")
     if program is None:
         raise DensitywatchError("GitHub's program gh is not installed; install it, or open the pull request by hand")
-    done = subprocess.run([program, *arguments], cwd=root, capture_output=True, text=True, check=False)  # noqa: S603
+    try:
+        done = subprocess.run(  # noqa: S603
+            [program, *arguments], cwd=root, capture_output=True, text=True, timeout=GH_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise DensitywatchError(
+            f"gh {' '.join(arguments[:2])}: no answer within {GH_SECONDS:.0f} s; the branch is pushed, run it again"
+        ) from None
     if done.returncode != 0:
         said = [line for line in done.stderr.splitlines() if line.strip()]
         raise DensitywatchError(

@@ -16,8 +16,9 @@ import pytest
 from densitywatch.errors import DensitywatchError
 from densitywatch.params import load_params
 from densitywatch.registry import download
+from densitywatch.tracking import database
 from densitywatch.tracking.runs import open_client, tracking_uri
-from pipelines import backup
+from pipelines import backup, postgres_dump
 from tests.marks import marks
 from tests.pipelines.checkout import copy_checkout, own_environment, run
 from tests.pipelines.site import copy_small_project
@@ -181,3 +182,15 @@ def test_a_backup_of_another_kind_of_database_says_what_to_set(project: Path, fr
     (saved / "backup.json").write_text(json.dumps(note | {"database": "postgresql"}))
     with pytest.raises(DensitywatchError, match="of the kind postgresql; set DATABASE_URL and restore again"):
         backup.restore(fresh, saved)
+
+
+def test_a_dump_from_a_server_that_stops_answering_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "pg_dump"
+    program.write_text("#!/bin/sh\nexec sleep 20\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(postgres_dump, "_find", lambda name: str(program))
+    monkeypatch.setattr(postgres_dump, "SECONDS", 1.0)
+    monkeypatch.setenv(database.VARIABLE, "postgresql://me:secret@localhost/one")
+    with pytest.raises(DensitywatchError, match=r"pg_dump was not done within 0 minutes.*nothing was written$") as told:
+        postgres_dump.dump(tmp_path / "file")
+    assert "secret" not in str(told.value)

@@ -3,8 +3,10 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from densitywatch.files import file_digest
@@ -123,6 +125,28 @@ def test_what_dvc_advises_people_who_type_is_not_passed_on(toy: Path) -> None:
     dvc_commands.run_stage("fetch", toy, said.append)
     assert any(line.startswith("Running stage 'fetch'") for line in said)
     assert not any("git add" in line or "dvc push" in line for line in said)
+
+
+@pytest.mark.parametrize("command", ["push", "pull"])
+def test_a_transfer_that_hangs_is_ended_with_all_that_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    hangs = ["sh", "-c", "sleep 20 & echo $! > child; wait"]
+    monkeypatch.setattr(dvc_commands, "_dvc", lambda *options: hangs)
+    monkeypatch.setattr(dvc_commands, "TRANSFER_SECONDS", 1.0)
+    with pytest.raises(dvc_commands.StageFailed, match=rf"^dvc {command}: not done within 0\.0 h.*run it again"):
+        dvc_commands.run_dvc(tmp_path, command)
+    until = time.monotonic() + 10
+    while _runs(int((tmp_path / "child").read_text())):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def _runs(number: int) -> bool:
+    try:
+        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_remote_folder_is_asked_only_when_something_is_in_it(toy: Path, tmp_path: Path) -> None:

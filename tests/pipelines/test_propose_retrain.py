@@ -141,6 +141,13 @@ def test_a_machine_without_gh_is_told_so(ci: Path, monkeypatch: pytest.MonkeyPat
         propose_retrain.open_request(ci, result(), git(ci, "rev-parse", "HEAD").strip(), "main")
 
 
+def test_a_gh_that_gets_no_answer_is_ended(ci: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "bin" / "gh").write_text("#!/bin/sh\nexec sleep 20\n")
+    monkeypatch.setattr(propose_retrain, "GH_SECONDS", 1.0)
+    with pytest.raises(DensitywatchError, match=r"^gh pr list: no answer within 1 s; the branch is pushed"):
+        propose_retrain.open_request(ci, result(), git(ci, "rev-parse", "HEAD").strip(), "main")
+
+
 def test_the_token_is_not_written_anywhere(ci: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("GH_TOKEN", "of-the-test-only")
     assert main(["propose", "main"]) == 0
