@@ -17,7 +17,7 @@ from densitywatch.models.difference_network import (
     positions,
 )
 from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, ungrouped
-from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings
+from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings, coverage, window_starts
 
 SMALL: dict[str, Any] = {
     "coarsest": 4,
@@ -259,6 +259,40 @@ def test_the_training_loss_is_the_likelihood_or_an_estimate_from_windows(crop: i
         assert sum(losses) / 8 == pytest.approx(exact, rel=0.25)  # a window's border is not the image's
     else:
         assert losses == pytest.approx([exact] * 8, rel=1e-9)
+
+
+@pytest.mark.parametrize("crop", [4, 5])
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (17, 9), (13, 22), (6, 11)])
+def test_the_mean_over_all_windows_is_the_sum_over_all_places(
+    height: int, width: int, crop: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, split = model_of(3, crop=crop), Split(0, 3, 2 * width)
+    means, d = images(2, 3, height, width).int(), images(2, 3, height, width).int() - 128
+    # nats of a place that see no other place: what a window's border hides is another matter
+    monkeypatch.setattr(model.network(split), "log_prob", lambda means, d, reach, where: (d * means).double().sum(1))
+    ends: list[int] = []
+
+    def estimate(*drawn: int) -> Tensor:
+        numbers = iter(drawn)
+
+        def randint(end: int, size: tuple[int, ...]) -> Tensor:
+            ends.append(end)
+            return torch.tensor(next(numbers))
+
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "randint", randint)
+            return model.estimate(split, means, d, (height, 2 * width), crop)
+
+    estimate(0, 0)
+    rows, columns = ends[:2]
+    found = torch.stack([estimate(i, j) for i in range(rows) for j in range(columns)])
+    assert torch.allclose(found.mean(0), (d * means).double().sum((1, 2, 3)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("side", [64, 65, 75, 128, 129, 256])
+def test_every_place_is_in_many_windows(side: int) -> None:
+    assert all(start % 2 == 0 for start in window_starts(side, 64))  # else a place would change its group
+    assert coverage(side, 64).min() > 0.2
 
 
 @pytest.mark.slow

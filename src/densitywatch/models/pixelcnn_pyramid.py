@@ -166,7 +166,7 @@ class PixelCNNPyramid(nn.Module):
         return nats
 
     def loss(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean bits per dimension, to minimise. In training an estimate: of each split a random window, scaled up."""
+        """Mean bits per dimension, to minimise. In training an estimate: of each split a random window (`estimate`)."""
         if not self.training or self.settings.crop is None:
             nats = self.log_prob(x)
         else:
@@ -179,16 +179,23 @@ class PixelCNNPyramid(nn.Module):
         return bits, {"bits_per_dim": bits.detach()}
 
     def estimate(self, split: Split, means: Tensor, d: Tensor, image: tuple[int, ...], crop: int) -> Tensor:
-        """Nats of a split's differences, (B,), from a random window of at most `crop` means a side, scaled up.
+        """Nats of a split's differences, (B,), from a random window of at most `crop` means a side.
 
-        image: height and width in pixels.
+        Each place's nats are divided by the share of windows that contain it, so every place has the same weight in the
+        mean over all windows. Only a place near a window's border sees less than in the whole image. image: height and
+        width in pixels.
         """
-        reach, (h, w) = split.reach(means), means.shape[2:]
-        top, left = (2 * int(torch.randint(max(0, side - crop) // 2 + 1, ())) for side in (h, w))
-        means, d, reach = (part[:, :, top : top + crop, left : left + crop] for part in (means, d, reach))
+        reach, sides = split.reach(means), means.shape[2:]
+        # even, as the starts are, so that a place keeps its group; a side that fits is taken whole
+        sizes = [side if side <= crop else crop - crop % 2 for side in sides]
+        starts = [window_starts(side, size) for side, size in zip(sides, sizes, strict=True)]
+        top, left = (some[int(torch.randint(len(some), ()))] for some in starts)
+        rows, columns = (slice(start, start + size) for start, size in zip((top, left), sizes, strict=True))
+        means, d, reach = (part[:, :, rows, columns] for part in (means, d, reach))
         where = positions(split, image, means.shape[2:], top, left).to(means.device)
         nats = self.network(split).log_prob(means, d, reach, where)
-        return nats.sum((1, 2)) * (h * w / nats[0].numel())
+        of_rows, of_columns = (coverage(side, size).to(nats) for side, size in zip(sides, sizes, strict=True))
+        return (nats / (of_rows[rows, None] * of_columns[columns])).sum((1, 2))
 
     def encode(self, x: Tensor) -> Tensor:
         """Features for other tasks, (B, D): the PixelCNN's of the coarsest means, and the mean of each split's."""
@@ -287,6 +294,30 @@ class PixelCNNPyramid(nn.Module):
 
         walk(self.coarse, n, None, pick)
         return image
+
+
+# ------------------------------------------------------------------------------------------------------------------
+# The windows of training.
+# ------------------------------------------------------------------------------------------------------------------
+
+
+def window_starts(side: int, size: int) -> list[int]:
+    """The equally likely starts of a window of `size` places on a side; the first and the last are listed many times.
+
+    Starts are two places apart and go as far out as a window touches the side; those outside move to the nearest end.
+    Without the repeats a corner would be in one of thousands of windows, and count thousands of times in that one. On
+    an odd side the last window is one place short.
+    """
+    if size >= side:
+        return [0]
+    last = side - size + side % 2
+    return [min(max(start, 0), last) for start in range(2 - size, side, 2)]
+
+
+def coverage(side: int, size: int) -> Tensor:
+    """The share of `window_starts` whose window has each place, (side,)."""
+    starts, places = torch.tensor(window_starts(side, size)).unsqueeze(1), torch.arange(side)
+    return ((starts <= places) & (places < starts + size)).double().mean(0)
 
 
 MODEL = PixelCNNPyramid
