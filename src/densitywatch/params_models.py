@@ -103,7 +103,7 @@ class ModelBlock(Block):
 
 class ClassifierSettings(Block):
     channels: int = Field(default=32, ge=2, le=4096)
-    """Of the first convolution; the last one has four times as many."""
+    """Of the first convolution; the last one has four times as many, or twice as many up to 16 pixels a side."""
     features: int = Field(default=64, ge=2, le=65536)
     """The width of the feature space."""
     dropout: float = Field(default=0.3, ge=0, lt=1)

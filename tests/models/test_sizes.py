@@ -10,8 +10,11 @@ import pytest
 import torch
 import yaml
 
+from densitywatch.evaluation.measures.feature_network import FeatureNetwork
+from densitywatch.models.common.map_sizes import halvings
 from densitywatch.models.storage import build_model
 from densitywatch.params import ModelBlock
+from densitywatch.params_models import ClassifierSettings
 
 TOP = Path(__file__).parents[2]
 DEFAULT: dict[str, Any] = yaml.safe_load((TOP / "params.yaml").read_text(encoding="utf-8"))["models"]
@@ -33,6 +36,21 @@ def build(name: str, settings: dict[str, Any], channels: int, size: int) -> Any:
     block = ModelBlock.model_validate({**DEFAULT[name], "settings": {**DEFAULT[name]["settings"], **settings}})
     torch.manual_seed(0)
     return build_model(block, channels=channels, size=size, classes=10)
+
+
+def test_the_smallest_map_has_4_to_8_pixels_a_side_and_2_or_3_for_the_smallest_images() -> None:
+    for size in range(4, 300):
+        side = size
+        for _ in range(halvings(size)):
+            side = (side + 1) // 2
+        assert side in range(4, 9) if size >= 7 else side in (2, 3)
+
+
+@pytest.mark.parametrize(("size", "times"), [(4, 2), (16, 2), (17, 4), (32, 4), (64, 4)])
+def test_the_feature_networks_last_convolution_is_that_many_times_as_wide(size: int, times: int) -> None:
+    network = FeatureNetwork(ClassifierSettings(channels=2, features=4), channels=1, size=size, classes=3)
+    widths = [layer.out_channels for layer in network.modules() if isinstance(layer, torch.nn.Conv2d)]
+    assert (widths[0], widths[-1]) == (2, 2 * times)
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])

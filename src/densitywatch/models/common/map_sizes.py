@@ -9,5 +9,8 @@ FULL_MAP = 32
 
 
 def halvings(size: int) -> int:
-    """Number of halvings from the image size to a feature map of 4 to 8 pixels a side."""
+    """Number of halvings from the image size to a feature map of 4 to 8 pixels a side; 2 or 3 for images below 7.
+
+    There is always one. An odd side is rounded up.
+    """
     return max(1, math.ceil(math.log2(size / 8)))
