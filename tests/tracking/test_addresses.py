@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import threading
+import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from densitywatch.models.storage import WEIGHTS
 from densitywatch.params import Params, load_params
 from densitywatch.registry import versions as registry
 from densitywatch.tracking import runs as tracking
+from densitywatch.tracking.addresses import follow_move
 from pipelines import dvc_commands, up_to_date
 from tests.registry.registry_project import PARAMS, tiny_params, write_data, write_model
 
@@ -199,3 +203,21 @@ def test_a_store_that_two_checkouts_share_keeps_its_addresses(params: Params, ol
     old.rename(tmp_path / "gone")
     found = registry.download_model("models:/densitywatch-pixelcnn@champion", there, tmp_path / "gone")
     assert found.is_relative_to(tmp_path / "gone")
+
+
+def test_two_processes_that_find_a_moved_checkout_at_once_rewrite_it_once(tmp_path: Path) -> None:
+    old, new = tmp_path / "place", tmp_path / "place" / "inside"
+    (new / "mlartifacts").mkdir(parents=True)
+    database = new / "mlflow.db"
+    here = f"UPDATE experiments SET artifact_location = '{new / 'mlartifacts'}'"
+    with closing(sqlite3.connect(database)) as other:
+        other.execute("CREATE TABLE experiments (artifact_location)")
+        other.execute("INSERT INTO experiments VALUES (?)", (str(old / "mlartifacts"),))
+        other.commit()
+        other.execute(here)  # the first one is at work, and has not committed
+        second = threading.Thread(target=follow_move, args=(f"sqlite:///{database}", new))
+        second.start()
+        time.sleep(0.5)
+        other.commit()
+        second.join()
+        assert other.execute("SELECT artifact_location FROM experiments").fetchall() == [(str(new / "mlartifacts"),)]

@@ -34,8 +34,8 @@ COLUMNS = (
 def follow_move(uri: str, root: Path | None = None) -> None:
     """Make the addresses of a sqlite store point into the checkout that it is in now. Other stores are left alone.
 
-    `root` is the project's folder; without it the database's own place decides. The caller holds the store's lock.
-    Raises DensitywatchError when the database cannot be written.
+    `root` is the project's folder; without it the database's own place decides. Several processes may call it
+    at once. Raises DensitywatchError when the database cannot be written.
     """
     database = sqlite_path(uri)
     if database is None or not database.is_file():
@@ -43,11 +43,17 @@ def follow_move(uri: str, root: Path | None = None) -> None:
     database = database.resolve()
     try:
         with closing(sqlite3.connect(database, timeout=REACH_SECONDS)) as store:
-            for old in _homes(store):
-                new = _home(database, old, root)
-                if new is not None:
+            if not _moves(store, database, root):
+                return
+            with store:  # one transaction: a killed process leaves all old addresses or all new ones
+                store.execute("BEGIN IMMEDIATE")
+                # another process may have rewritten them meanwhile; where a checkout was moved to below its old place,
+                # a second time would lead further down
+                moves = _moves(store, database, root)
+                for old, new in moves:
                     _rewrite(store, old, new)
-                    say(f"MLflow's store was written in {old}; its addresses point into {new} now")
+        for old, new in moves:
+            say(f"MLflow's store was written in {old}; its addresses point into {new} now")
     except sqlite3.Error as error:
         raise DensitywatchError(
             f"{database}: its addresses could not be read, or not rewritten after a move ({error});"
@@ -91,6 +97,11 @@ def _is_whole(address: str | None, content: str) -> bool:
     return folder.is_dir() and content_digest(folder) == content
 
 
+def _moves(store: sqlite3.Connection, database: Path, root: Path | None) -> list[tuple[Path, Path]]:
+    """The checkouts that moved, and where each is now."""
+    return [(old, new) for old in _homes(store) if (new := _home(database, old, root)) is not None]
+
+
 def _homes(store: sqlite3.Connection) -> list[Path]:
     """The checkouts in which this project's experiments were made."""
     if not _columns(store, "experiments"):
@@ -118,16 +129,15 @@ def _home(database: Path, old: Path, root: Path | None) -> Path | None:
 
 
 def _rewrite(store: sqlite3.Connection, old: Path, new: Path) -> None:
-    """Replace `old` by `new` in one transaction: a killed process leaves all old addresses or all new ones."""
-    with store:
-        for table, column in COLUMNS:
-            if column not in _columns(store, table):
-                continue
-            for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
-                store.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608 fixed names
-                    (after, len(before) + 1, len(before) + 1, f"{before}/"),
-                )
+    """Replace `old` by `new` at the beginning of every address."""
+    for table, column in COLUMNS:
+        if column not in _columns(store, table):
+            continue
+        for before, after in ((old.as_uri(), new.as_uri()), (str(old), str(new))):
+            store.execute(
+                f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",  # noqa: S608 fixed names
+                (after, len(before) + 1, len(before) + 1, f"{before}/"),
+            )
 
 
 def _columns(store: sqlite3.Connection, table: str) -> set[str]:
