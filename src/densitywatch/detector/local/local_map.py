@@ -263,7 +263,7 @@ def _maps(images: Tensor, source: Source, fitted: Arrays) -> Tensor:
 
 
 def image_means(features: FeatureCache, source: Source, weights: Arrays) -> Floats:
-    """Mean over the image of each feature, (B, D), held in memory where the features of so many images would not be."""
+    """Mean over the image of each feature, (B, D). The means are kept; the features would fill the memory."""
 
     def compute() -> Floats:
         images = at_size(features.source, features.size)
