@@ -147,3 +147,6 @@ def test_a_link_among_the_inboxs_children_is_no_batch_unless_links_are_followed(
     assert [batch.state for batch in find_batches(params, tmp_path, now=later)] == ["stray"]
     follow = params.model_copy(update={"inbox": params.inbox.model_copy(update={"follow_links": True})})
     assert [batch.state for batch in find_batches(follow, tmp_path, now=later)] == ["ready"]
+    (inbox / "to_itself").symlink_to(inbox / "to_itself")
+    states = {batch.name: batch.state for batch in find_batches(follow, tmp_path, now=later)}
+    assert states == {"to_itself": "stray", "tuesday": "ready"}

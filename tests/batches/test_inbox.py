@@ -168,8 +168,10 @@ def test_a_batch_that_goes_away_while_it_is_listed_is_no_trouble(
     real = os.scandir
 
     def vanish(path: str) -> object:
-        shutil.rmtree(path, ignore_errors=True)
+        if path == str(inbox / "gone"):
+            shutil.rmtree(path, ignore_errors=True)
         return real(path)
 
     monkeypatch.setattr(os, "scandir", vanish)
     assert [batch.state for batch in find_batches(params, tmp_path, now=10.0**10)] == ["waiting"]
+    assert not (inbox / "gone").exists()

@@ -114,7 +114,8 @@ def _settled(files: list[_Listed], before: float) -> bool:
 
 def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Listed] | None]]:
     try:
-        children = sorted(inbox.iterdir(), key=lambda path: os.fsencode(path.name))
+        with os.scandir(inbox) as found:
+            children = sorted(found, key=lambda child: os.fsencode(child.name))
     except FileNotFoundError:
         return
     except OSError as error:
@@ -123,15 +124,22 @@ def _local(inbox: Path, follow_links: bool) -> Iterator[tuple[str, str, list[_Li
         if child.name.startswith((".", "_")) or is_clutter(child.name) or is_clutter(f"{child.name}/-"):
             continue
         if child.is_symlink() and not follow_links:
-            yield str(child), child.name, None
-        elif child.is_dir():
-            yield str(child), child.name, list(_files_below(child))
+            yield child.path, child.name, None
+        elif _is_folder(child):
+            yield child.path, child.name, list(_files_below(child.path))
         else:
-            yield str(child), child.name, [_stat(str(child), child.name)] if ARCHIVE.search(child.name) else None
+            yield child.path, child.name, [_stat(child.path, child.name)] if ARCHIVE.search(child.name) else None
 
 
-def _files_below(top: Path) -> Iterator[_Listed]:
-    folders, start = [str(top)], len(str(top)) + 1
+def _is_folder(child: os.DirEntry[str]) -> bool:
+    try:
+        return child.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _files_below(top: str) -> Iterator[_Listed]:
+    folders, start = [top], len(top) + 1
     while folders:
         folder = folders.pop()
         try:

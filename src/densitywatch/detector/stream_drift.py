@@ -23,13 +23,13 @@ the promise holds for a stream of any length.
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import special, stats
 
 from densitywatch.arrays import Floats
@@ -132,34 +132,41 @@ def follow(looks: Sequence[Look], calibration_size: int, a: float) -> Finding:
     starts = np.cumsum([0, *widths[:-1]])
     first = np.zeros(bets.shape[1])
     first[: widths[0]] = FIRST
+    fresh, waiting = _weights(np.arange(len(bets), dtype=np.int64), first)
     capital = np.zeros(bets.shape[1])  # what the parts that have begun have grown to
+    grown = np.empty_like(bets)
+    # after an alarm, which ends the stream, it may grow beyond what a number can hold
+    with np.errstate(over="ignore", invalid="ignore"):
+        for t, factors in enumerate(bets):
+            capital = (capital + fresh[t]) * factors
+            grown[t] = capital
+        evidence = np.add.reduceat((grown + waiting) * scale, starts, axis=1).max(axis=1)
+    alarms = np.flatnonzero(evidence >= 1 / a)
+    if not len(alarms):
+        return Finding(float(evidence[-1]), None, None)
+    alarm = int(alarms[0])
     best = np.zeros(bets.shape[1])  # the largest of these parts, and where it began
     began = np.zeros(bets.shape[1], dtype=np.int64)
-    evidence = 0.0
-    for t, factors in enumerate(bets):
-        fresh, waiting = _weights(t, first)
-        capital = (capital + fresh) * factors
-        began = np.where(best < fresh, t, began)
-        best = np.maximum(best, fresh) * factors
-        evidence = float(np.add.reduceat((capital + waiting) * scale, starts).max())
-        if evidence >= 1 / a:
-            most = int(np.argmax(best * scale))
-            return Finding(evidence, t, int(began[most]), names[most])
-    return Finding(evidence, None, None)
+    for t in range(alarm + 1):
+        began = np.where(best < fresh[t], t, began)
+        best = np.maximum(best, fresh[t]) * bets[t]
+    most = int(np.argmax(best * scale))
+    return Finding(float(evidence[alarm]), alarm, int(began[most]), names[most])
 
 
-def _weights(t: int, first: Floats) -> tuple[Floats, Floats]:
+def _weights(t: NDArray[np.int64], first: Floats) -> tuple[Floats, Floats]:
     """The part of each bet's capital that begins to bet with batch t, counted from 0, and what still waits after it.
 
-    `first` with batch 0, half of the rest in equal parts with the HORIZON batches after it, and the other half after
-    those, HORIZON / (t (t - 1)) of it with batch t: 1 in all, however long the stream is.
+    `t`: (batches,), `first`: (bets,), and the result twice (batches, bets). `first` with batch 0, half of the rest in
+    equal parts with the HORIZON batches after it, and the other half after those, HORIZON / (t (t - 1)) of it with
+    batch t: 1 in all, however long the stream is.
     """
     half = (1 - first) / 2
-    if t == 0:
-        return first, 1 - first
-    if t <= HORIZON:
-        return half / HORIZON, half * (2 - t / HORIZON)
-    return half * HORIZON / (t * (t - 1)), half * HORIZON / t
+    t = t[:, None]
+    later = np.maximum(t, HORIZON)  # HORIZON > 1, so nothing is divided by 0
+    fresh = np.where(t <= HORIZON, half / HORIZON, half * HORIZON / (later * (later - 1)))
+    waiting = np.where(t <= HORIZON, half * (2 - t / HORIZON), half * HORIZON / later)
+    return np.where(t == 0, first, fresh), np.where(t == 0, 1 - first, waiting)
 
 
 def _ranks(n: int, shares: Sequence[float]) -> list[int]:
@@ -196,9 +203,10 @@ def _rank_bets(looks: Sequence[Look], measure: int) -> Floats:
             continue
         # batches of 2^j to 2^(j + 1) - 1 images are compared with each other: large ones differ less
         alike = earlier[kept.images.bit_length()]
+        place = bisect_left(alike, (value, kept.tie))
         if len(alike) >= LEARN:
-            rank[t], among[t] = bisect_left(alike, (value, kept.tie)), len(alike) + 1
-        insort(alike, (value, kept.tie))
+            rank[t], among[t] = place, len(alike) + 1
+        alike.insert(place, (value, kept.tie))
     # the mean of the bet over the cell is n P(low < N(shift, 1) < high); all of it is 1 where nothing is ranked
     low, high = special.ndtri(rank / among)[:, None], special.ndtri((rank + 1) / among)[:, None]
     return np.asarray(among[:, None] * (special.ndtr(high - shifts) - special.ndtr(low - shifts)))
