@@ -4,7 +4,7 @@ Three more are faint and long or large: a stain of an eighth to a third of the p
 straight band from edge to edge. Two are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7
 to 1.5 pixels.
 
-They are made of images of train/good alone. What is chosen by them is in docs/decisions/0033, 0041 and 0045.
+They are made of images of train/good alone. What is chosen by them is in docs/decisions/0033, 0041, 0045 and 0046.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from densitywatch.batches.flags import fewest_to_flag
 from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.reading import Images
 from densitywatch.detector import detector
-from densitywatch.detector.calibrate import WEIGHT_COPIES, calibrate
+from densitywatch.detector.calibrate import WEIGHT_COPIES, calibrate, fitting_data
 from densitywatch.detector.conformal import p_values
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.member import without_prefix
@@ -93,7 +93,10 @@ def test_one_calibration_image_of_each_group_gives_the_p_values(
     shutil.copytree(root, again)
     prepared = again / "data" / "prepared"
     groups = np.random.default_rng(4).integers(0, 20, 150)
+    assert not fitting_data(params, again)[0].grouped
     np.save(prepared / "calibration_groups.npy", groups)
+    np.save(prepared / "validation_groups.npy", 20 + np.arange(len(np.load(prepared / "validation_labels.npy"))))
+    assert fitting_data(params, again)[0].grouped
     facts = json.loads((prepared / "dataset.json").read_text())
     facts["groups"] = {"setting": "folder", "rule": "folder", "counts": {"calibration": 20}}
     (prepared / "dataset.json").write_text(json.dumps(facts))

@@ -183,7 +183,8 @@ def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:
     order = np.random.default_rng(params.seed).permutation(len(images))
     samples = min(SAMPLE_IMAGES, max(1, len(images) // 4))
     sample, train = np.sort(order[:samples]), np.sort(order[samples : samples + TRAIN_IMAGES])
-    held_out = open_split(prepared, "validation").images
+    validation = open_split(prepared, "validation")
+    held_out = validation.images
     most = images_within(SAMPLE_IMAGES, BYTES_A_PIXEL * size**2)  # the first ones of a split are a fair sample of it
     data = FittingData(
         train=FeatureCache(Rows(images, train), models, size=size),
@@ -195,6 +196,7 @@ def fitting_data(params: Params, root: Path) -> tuple[FittingData, Models]:
         small_network_steps=params.detector.small_network_steps,
         declared_steps=params.detector.declared_steps,
         tiles=params.detector.tiles,
+        grouped=validation.groups is not None,
     )
     return data, models
 

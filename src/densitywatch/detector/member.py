@@ -38,6 +38,8 @@ class FittingData:
     """Length of the training of the transformation judge."""
     tiles: int | None = None
     """Pixels a side of the tiles in which local members read pictures at their own resolution; None: not at all."""
+    grouped: bool = False
+    """Whether several images may be of one scene, as data.group says."""
 
 
 Score = Callable[[FeatureCache, Arrays], Floats]

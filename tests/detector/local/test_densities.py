@@ -73,6 +73,25 @@ def test_the_log_density_is_that_of_the_gaussian() -> None:
         np.testing.assert_allclose(nll[:, place], -exact.logpdf(new[:, place].numpy()), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(("count", "strength"), [(12, 10.0), (40, 3.0), (40, 100.0)])
+def test_an_image_that_is_left_out_is_as_far_as_from_gaussians_that_were_fitted_without_it(
+    count: int, strength: float
+) -> None:
+    x = features(count, 60, 5)
+    distance = densities.place_distance(x, densities.place_gaussian(moments_of(x), strength))
+    without = densities.left_out(distance, count, strength)
+    for image in range(0, count, 5):
+        rest = densities.place_gaussian(moments_of(x[torch.arange(count) != image]), strength)
+        wanted = densities.place_distance(x[image : image + 1], rest)[0]
+        # the covariance of all places owes a little to the image, too
+        torch.testing.assert_close(without[image], wanted, rtol=0.05, atol=0.0)
+        assert (without[image] > distance[image]).all()
+    # a new image's distances are of this size, those of an image that was fitted on are smaller
+    new = densities.place_distance(features(400, 60, 5, seed=3), densities.place_gaussian(moments_of(x), strength))
+    assert float(without.mean()) == pytest.approx(float(new.mean()), rel=0.06)
+    assert float(distance.mean()) < 0.97 * float(new.mean())
+
+
 def test_permuted_places_permute_the_distances() -> None:
     x, new = features(60, 7, 4), features(3, 7, 4, seed=5)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])

@@ -262,6 +262,37 @@ def test_a_colour_that_hardly_ever_changes_does_not_blind_a_density() -> None:
     assert auroc(good, bad) > 0.95
 
 
+@pytest.mark.parametrize(("name", "source"), [("own_place", sources.OWN), ("lite0_place", sources.LITE0)])
+def test_validation_images_are_fitted_on_and_show_what_new_images_show(name: str, source: sources.Source) -> None:
+    if source.missing():
+        pytest.skip("no weights of EfficientNet-Lite0 here")
+    data = fitting_data()
+    fitted = fit_member(find_member(name), data)
+    kept = local_map.local_map(data.validation, source, fitted).std()
+    seen, new = (
+        local_map.local_map(FeatureCache(plates(40, seed), Models(), size=SIZE), source, fitted).std()
+        for seed in (2, 7)
+    )
+    # an image that was fitted on is nearer to the means of its places; left out of them it is as far as a new one
+    assert kept == pytest.approx(new, rel=0.05 if source is sources.OWN else 0.2)
+    assert seen < 0.7 * kept
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_where_places_share_a_gaussian_or_images_a_scene_validation_images_only_shape_the_map(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not grouped:
+        monkeypatch.setattr(local_map, "CELLS", 4)
+    data = replace(fitting_data(), grouped=grouped)
+    fitted = fit_member(find_member("own_place"), data)
+    kept, again = (
+        local_map.local_map(cache, sources.OWN, fitted)
+        for cache in (data.validation, FeatureCache(plates(40, 2), Models(), size=SIZE))
+    )
+    np.testing.assert_allclose(kept, again, atol=1e-4)
+
+
 def test_black_images_score_finitely_and_a_spot_on_one_is_found() -> None:
     black = np.zeros((40, 1, SIZE, SIZE), np.uint8)
     data = fitting_data()

@@ -76,6 +76,19 @@ def place_distance(features: Tensor, fitted: Arrays) -> Tensor:
     return distance.T
 
 
+def left_out(distance: Tensor, count: int, strength: float) -> Tensor:
+    """The distances that images would have, had each been left out of its places' Gaussians.
+
+    `distance`: as `place_distance` gives it, of images that are among the `count` ones of `place_gaussian`. Without
+    image x the mean is m - (x - m) / (n - 1), and n S is less n / (n - 1) (x - m) (x - m)'. Sherman and Morrison's
+    formula inverts what is left. What W and the floor owe to one image is taken for nothing.
+    """
+    n = count / (count - 1)
+    q = distance.double().square() / (count + strength)
+    # q < 1 / n up to rounding, as n S holds n (x - m) (x - m)'
+    return ((count - 1 + strength) * n**2 * q / (1 - n * q).clamp(min=1e-6)).sqrt().to(distance.dtype)
+
+
 def place_nll(features: Tensor, fitted: Arrays) -> Tensor:
     """Minus log density of features (B, P, D) under the Gaussian of their place, without log(2 pi) D / 2, (B, P)."""
     # distance^2 / 2 + log |C| / 2, and log |C| / 2 is minus the sum of the logs of L^-1's diagonal

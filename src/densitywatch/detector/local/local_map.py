@@ -1,21 +1,21 @@
 """A map of what is unexpected: local features, a density over them, and what normal images show at each place.
 
     projection    features standardised and on their leading principal components, from some training images
-    density       place: a Gaussian for each place, from all training images in one pass. anywhere: one mixture, from
-                  what the projection is from
+    density       place: a Gaussian for each place, from all training and validation images in one pass. anywhere: one
+                  mixture, from what the projection is from
     above_median  mean and spread at each place of the map less its median over the image, from validation images
     tail          how large the largest and the mean of the largest 1 % become, from validation images
 
 With detector.tiles all of it is there twice: of the picture at detector.size, and of the picture at its own resolution,
 read in tiles (tiles.py). A place of the one lies over several of the other, and the larger surprise counts.
 
-Calibration images take part in none of these, so that ranks among them stay valid.
+A validation image's own map is that of the Gaussians without it (densities.left_out), so what it shows is what a new
+image would. Calibration images take part in nothing, so that ranks among them stay valid.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Literal
@@ -72,12 +72,14 @@ def _fit_view(data: FittingData, source: Source, density: Density, fitted: Array
     training = [at_size(cache.source, _size(cache, fitted)) for cache in (data.train, data.sample)]
     rows = _some_rows(training, source, fitted, data.seed)
     found = with_prefix("projection", _fit_projection(rows, source.dimensions))
+    among = 0
     if density == "place":
-        found |= with_prefix("place", _fit_places(data, training, source, fitted | found))
+        places, among = _fit_places(data, training, source, fitted | found)
+        found |= with_prefix("place", places)
     else:
         projected = _project(torch.from_numpy(rows), found).numpy()
         found |= with_prefix("anywhere", densities.anywhere_mixture(projected, data.seed))
-    raw = _raw_maps(data.validation, source, fitted | found)
+    raw = _raw_maps(data.validation, source, fitted | found, among)
     standard = fit_standard(raw)
     found |= with_prefix("above_median", standard)
     top, mean_of_top = statistics(standardised(raw, standard))
@@ -197,8 +199,12 @@ def less_median(maps: Tensor) -> Tensor:
     return maps - maps.flatten(1).median(1).values[:, None, None]
 
 
-def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
-    """The map before it is standardised, (B, h, w); computed once for these images and this density."""
+def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays, among: int = 0) -> Floats:
+    """The map before it is standardised, (B, h, w); computed once for these images and this density.
+
+    `among`: the number of images that the Gaussians are from, where these are among them; each is then left out of its
+    own. Whoever asks for the maps of the same `features` later gets these.
+    """
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
     def surprise(grid: Tensor) -> Tensor:
@@ -207,7 +213,10 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays) -> Floats:
         if mixture:
             maps = densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
         else:
-            maps = from_cells(densities.place_distance(to_cells(projected), gaussians), (b, h, w))
+            distance = densities.place_distance(to_cells(projected), gaussians)
+            if among:
+                distance = densities.left_out(distance, among, float(gaussians["strength"][0]))
+            maps = from_cells(distance, (b, h, w))
         return less_median(maps)
 
     def read(images: Tensor) -> Tensor:
@@ -352,8 +361,13 @@ def _project(features: Tensor, fitted: Arrays) -> Tensor:
     return centred @ axes if axes.ndim == 2 else centred * axes
 
 
-def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> Arrays:
-    """A Gaussian for each place from one pass over the training images, shrunk as validation images want it."""
+def _fit_places(data: FittingData, training: list[Images], source: Source, fitted: Arrays) -> tuple[Arrays, int]:
+    """A Gaussian for each place, shrunk as validation images want it, and the number of images among which they are.
+
+    The moments are those of the training images in one pass, and then of the validation images as well. The number is 0
+    where they are not. Places that share a Gaussian have enough images without them, and more than one place of an
+    image would have to be left out; of several images of a scene, all others would have to be.
+    """
 
     def cells(maps: Tensor) -> Tensor:
         return to_cells(_project(_above_mean(maps), fitted))
@@ -373,12 +387,20 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
             cache.once(_means_key(source), partial(np.concatenate, means))
     assert moments is not None
     validation = at_size(data.validation.source, _size(data.validation, fitted))
-    places = math.prod(validation.shape[2:]) // source.stride**2
-    few = images_within(STRENGTH_IMAGES, 4 * places * source.dimensions)
-    if kept:
-        features = kept_features(data.validation, source, without_prefix("weights", fitted))[:few]
-        held_out = [cells(part) for part in torch.split(torch.from_numpy(features), BATCH)]
-    else:
-        held_out = [cells(_maps(batch, source, fitted)) for batch in _batches(validation, few)]
-    strength, gaussians = densities.choose_strength(moments, held_out)
-    return {**gaussians, "strength": np.array([strength])}
+    h, w = (-(-side // source.stride) for side in validation.shape[2:])
+    few = images_within(STRENGTH_IMAGES, 4 * h * w * source.dimensions)
+
+    def held_out(most: int | None) -> Iterator[Tensor]:
+        if kept:
+            features = kept_features(data.validation, source, without_prefix("weights", fitted))[:most]
+            yield from (cells(part) for part in torch.split(torch.from_numpy(features), BATCH))
+        else:
+            yield from (cells(_maps(batch, source, fitted)) for batch in _batches(validation, most))
+
+    strength, gaussians = densities.choose_strength(moments, list(held_out(few)))
+    if data.grouped or sharing(h, w) > 1:
+        return {**gaussians, "strength": np.array([strength])}, 0
+    with torch.inference_mode():  # the moments were made in it
+        for x in held_out(None):
+            moments.add(x)
+    return {**densities.place_gaussian(moments, strength), "strength": np.array([strength])}, moments.count
