@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -87,11 +87,13 @@ def run_stage(name: str, root: Path, say: Callable[[str], None], *, restore: boo
 
     restore: do not run it, but take its result from the run cache of the default remote, or fail.
 
-    Raises StageFailed with the last line of the stage, Stopped when this process was told to stop.
+    Raises StageFailed with the last line of the stage, or where to restore it takes longer than TRANSFER_SECONDS;
+    Stopped when this process was told to stop.
     """
     lines: list[str] = []
     command = [sys.executable, "-P", RESTORE, name] if restore else [*_dvc("--wait-for-lock"), "repro", SINGLE, name]
-    with _started(command, root) as process:
+    limit = TRANSFER_SECONDS if restore else None
+    with _started(command, root) as process, _within(limit, process, f"restoring {name}"):
         assert process.stdout is not None
         for line in process.stdout:
             if line.strip():
@@ -121,15 +123,9 @@ def run_dvc(root: Path, *arguments: str) -> str:
     Raises StageFailed with its last line, or where a push or a pull takes longer than TRANSFER_SECONDS.
     """
     limit = TRANSFER_SECONDS if arguments[0] in ("push", "pull") else None
-    with _started([*_dvc("--wait-for-lock"), *arguments], root) as process:
-        try:
-            said, _ = process.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # with what it started, an ssh say; it leads its own session
-            raise StageFailed(
-                f"dvc {arguments[0]}: not done within {TRANSFER_SECONDS / 3600:.1f} h, so it was ended; see whether the"
-                " remote answers, and run it again: what is there already is not sent twice"
-            ) from None
+    command = [*_dvc("--wait-for-lock"), *arguments]
+    with _started(command, root) as process, _within(limit, process, f"dvc {arguments[0]}"):
+        said, _ = process.communicate()
     if process.returncode != 0:
         stopping.stop_if_asked()
         raise StageFailed(f"dvc {arguments[0]}: {_last_line(said.splitlines())}")
@@ -217,6 +213,31 @@ def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) ->
             with _starting:
                 _running.discard(process)
                 _left_alone.discard(process)
+
+
+@contextmanager
+def _within(seconds: float | None, process: subprocess.Popen[str], what: str) -> Iterator[None]:
+    """Kill the process after so many seconds, with what it started; then raise StageFailed."""
+    over = threading.Event()
+
+    def end() -> None:
+        over.set()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # an ssh say is in its session, too
+
+    timer = threading.Timer(seconds or 0.0, end)
+    timer.daemon = True
+    if seconds is not None:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+    if over.is_set():
+        raise StageFailed(
+            f"{what}: not done within {(seconds or 0.0) / 3600:.1f} h, so it was ended; see whether the remote answers,"
+            " and run it again: what is there already is not sent twice"
+        )
 
 
 def _last_line(lines: list[str]) -> str:

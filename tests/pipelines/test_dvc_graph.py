@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -127,15 +128,22 @@ def test_what_dvc_advises_people_who_type_is_not_passed_on(toy: Path) -> None:
     assert not any("git add" in line or "dvc push" in line for line in said)
 
 
-@pytest.mark.parametrize("command", ["push", "pull"])
+@pytest.mark.parametrize("what", ["dvc push", "dvc pull", "restoring train@a"])
 def test_a_transfer_that_hangs_is_ended_with_all_that_it_started(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    hangs = ["sh", "-c", "sleep 20 & echo $! > child; wait"]
-    monkeypatch.setattr(dvc_commands, "_dvc", lambda *options: hangs)
+    hangs = "sleep 20 & echo $! > child; wait"
+    monkeypatch.setattr(dvc_commands, "_dvc", lambda *options: ["sh", "-c", hangs])
+    (tmp_path / "restore.py").write_text(f"import subprocess; subprocess.run(['sh', '-c', {hangs!r}])")
+    monkeypatch.setattr(dvc_commands, "RESTORE", str(tmp_path / "restore.py"))
     monkeypatch.setattr(dvc_commands, "TRANSFER_SECONDS", 1.0)
-    with pytest.raises(dvc_commands.StageFailed, match=rf"^dvc {command}: not done within 0\.0 h.*run it again"):
-        dvc_commands.run_dvc(tmp_path, command)
+    transfer = (
+        partial(dvc_commands.run_dvc, tmp_path, what.removeprefix("dvc "))
+        if what.startswith("dvc ")
+        else partial(dvc_commands.run_stage, "train@a", tmp_path, print, restore=True)
+    )
+    with pytest.raises(dvc_commands.StageFailed, match=rf"^{what}: not done within 0\.0 h.*run it again"):
+        transfer()
     until = time.monotonic() + 10
     while _runs(int((tmp_path / "child").read_text())):
         assert time.monotonic() < until
