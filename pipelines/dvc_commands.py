@@ -217,7 +217,10 @@ def _started(command: list[str], root: Path, stderr: int = subprocess.STDOUT) ->
 
 @contextmanager
 def _within(seconds: float | None, process: subprocess.Popen[str], what: str) -> Iterator[None]:
-    """Kill the process after so many seconds, with what it started; then raise StageFailed."""
+    """Kill the process after so many seconds, with what it started, and then raise StageFailed; None: wait for it."""
+    if seconds is None:
+        yield
+        return
     over = threading.Event()
 
     def end() -> None:
@@ -225,18 +228,17 @@ def _within(seconds: float | None, process: subprocess.Popen[str], what: str) ->
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # an ssh say is in its session, too
 
-    timer = threading.Timer(seconds or 0.0, end)
+    timer = threading.Timer(seconds, end)
     timer.daemon = True
-    if seconds is not None:
-        timer.start()
+    timer.start()
     try:
         yield
     finally:
         timer.cancel()
     if over.is_set():
         raise StageFailed(
-            f"{what}: not done within {(seconds or 0.0) / 3600:.1f} h, so it was ended; see whether the remote answers,"
-            " and run it again: what is there already is not sent twice"
+            f"{what}: not done within {seconds / 3600:.1f} h, so it was ended; see whether the remote answers, and run"
+            " it again: what is there already is not sent twice"
         )
 
 

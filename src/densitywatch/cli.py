@@ -249,6 +249,19 @@ def history(
             tell(f"  {entry}")
 
 
+DetectorAt = Annotated[
+    str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
+]
+FollowLinks = Annotated[
+    bool | None,
+    typer.Option(
+        "--follow-links/--no-follow-links",
+        help="Read the files that symbolic links lead to; by default inbox.follow_links.",
+        show_default=False,
+    ),
+]
+
+
 @app.command(
     epilog="Examples:\n\n\b\n  densitywatch score my/images --out my/results\n"
     "  densitywatch score 's3://bucket/2024-05-01/*.jpg' --fdr 0.05\n"
@@ -266,9 +279,7 @@ def score(
             help="Folder of the results; by default data/outliers/<name>. An address: they are copied there as well."
         ),
     ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
-    ] = None,
+    detector: DetectorAt = None,
     fdr: Annotated[
         float | None, typer.Option(help="Allowed share of false alarms among the flagged; by default the detector's.")
     ] = None,
@@ -286,14 +297,7 @@ def score(
     fail_on: Annotated[
         int | None, typer.Option(help="Exit with 1 when N images or more are flagged.", metavar="N")
     ] = None,
-    follow_links: Annotated[
-        bool | None,
-        typer.Option(
-            "--follow-links/--no-follow-links",
-            help="Read the files that symbolic links lead to; by default inbox.follow_links.",
-            show_default=False,
-        ),
-    ] = None,
+    follow_links: FollowLinks = None,
     engine: Annotated[
         Literal["local", "ray"], typer.Option(help="Score in this process, or on the machines of a Ray cluster.")
     ] = "local",
@@ -341,17 +345,8 @@ def assess(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the results; by default data/assessments/<name>.", show_default=False)
     ] = None,
-    detector: Annotated[
-        str | None, typer.Option(help="A detector's folder or registry address; by default models/detector.")
-    ] = None,
-    follow_links: Annotated[
-        bool | None,
-        typer.Option(
-            "--follow-links/--no-follow-links",
-            help="Read what symbolic links lead to; by default inbox.follow_links.",
-            show_default=False,
-        ),
-    ] = None,
+    detector: DetectorAt = None,
+    follow_links: FollowLinks = None,
 ) -> None:
     """Measure how well the detector finds bad images that you have sorted by kind.
 

@@ -79,14 +79,14 @@ def place_distance(features: Tensor, fitted: Arrays) -> Tensor:
 def left_out(distance: Tensor, count: int, strength: float) -> Tensor:
     """The distances that images would have, had each been left out of its places' Gaussians.
 
-    `distance`: as `place_distance` gives it, of images that are among the `count` ones of `place_gaussian`. Without
-    image x the mean is m - (x - m) / (n - 1), and n S is less n / (n - 1) (x - m) (x - m)'. Sherman and Morrison's
-    formula inverts what is left. What W and the floor owe to one image is taken for nothing.
+    `distance`: as `place_distance` gives it, of images that are among the n = `count` ones of `place_gaussian`. Without
+    image x the mean is m - (x - m) / (n - 1), and n S is less c (x - m) (x - m)', where c = n / (n - 1). Sherman and
+    Morrison's formula inverts what is left. What W and the floor owe to one image is taken for nothing.
     """
-    n = count / (count - 1)
+    c = count / (count - 1)
     q = distance.double().square() / (count + strength)
-    # q < 1 / n up to rounding, as n S holds n (x - m) (x - m)'
-    return ((count - 1 + strength) * n**2 * q / (1 - n * q).clamp(min=1e-6)).sqrt().to(distance.dtype)
+    # c q < 1 up to rounding, as n S holds c (x - m) (x - m)'
+    return ((count - 1 + strength) * c**2 * q / (1 - c * q).clamp(min=1e-6)).sqrt().to(distance.dtype)
 
 
 def place_nll(features: Tensor, fitted: Arrays) -> Tensor:
