@@ -11,7 +11,7 @@ import shutil
 import sys
 import time
 import traceback
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -68,11 +68,11 @@ def main(arguments: list[str]) -> int:
                 return _retrain(root, started, PLACEMENTS[placed[0] if placed else "here"])
             return _detect_outliers(root, stack)
         except DensitywatchError as error:
-            _send_logs()
+            server.send_logs()
             print(f"pipelines: {error}", file=sys.stderr)
             return error.exit_code
         except Exception as error:
-            _send_logs()
+            server.send_logs()
             print(f"pipelines: {visible(_unforeseen(error, root))}", file=sys.stderr)
             return 1
 
@@ -142,15 +142,6 @@ def _unforeseen(error: Exception, root: Path) -> str:
     except OSError as failed:
         return f"{said}; {file} cannot be written: {failed.strerror}"
     return f"{said}; the traceback is in {file}"
-
-
-def _send_logs() -> None:
-    """Send what Prefect still has to log, so that what it says of that stands before our last line."""
-    if "prefect.logging.handlers" in sys.modules:
-        from prefect.logging.handlers import APILogWorker
-
-        with suppress(Exception):  # a server that does not answer any more
-            APILogWorker.drain_all(timeout=5)
 
 
 class _OneLine(logging.Filter):

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 HEALTH = "/health"
 START_SECONDS = 180.0  # a first start on a busy machine makes a database before it answers
 STOP_SECONDS = 10.0
+LOG_SECONDS = 5
 LEAST_FREE = 1 << 20
 """Bytes without which no server writes its database."""
 
@@ -166,6 +167,15 @@ def last_words(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = [line.strip(" \t│|╭╮╰╯─") for line in lines if re.search(r"\w", line)]
     return said[-1] if said else "its log is empty"
+
+
+def send_logs() -> None:
+    """Send what Prefect still has to log, so that what it says of that stands before our last line."""
+    if "prefect.logging.handlers" in sys.modules:
+        from prefect.logging.handlers import APILogWorker
+
+        with suppress(Exception):  # a server that does not answer any more
+            APILogWorker.drain_all(timeout=LOG_SECONDS)
 
 
 def stop_temporary() -> None:

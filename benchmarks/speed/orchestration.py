@@ -131,6 +131,7 @@ def main(stages: int) -> int:
         rows["unchanged: a task that asks DVC"] = measured(lambda: outcomes.extend(whole(ask=True)), stages)
         rows["unchanged: a task that is skipped"] = measured(lambda: outcomes.extend(whole()), stages)
         assert outcomes == ["ran"] * stages + ["skipped"] * 2 * stages, outcomes
+        server.send_logs()  # else Prefect tries for a minute to send them to a server that has stopped
         server.stop_temporary()
     bare = rows["the command, bare"]
     print(f"{stages} stages; seconds a stage by the clock, of the processor, and over the bare command")
