@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from densitywatch.errors import ModelError
+from densitywatch.models import pixelcnn
 from densitywatch.models.difference_network import (
     GUESSES,
     cumulated_differences,
@@ -17,7 +18,10 @@ from densitywatch.models.difference_network import (
     positions,
 )
 from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, ungrouped
+from densitywatch.models.pixelcnn import PixelCNN
 from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings, coverage, window_starts
+from densitywatch.params import TrainingParams
+from densitywatch.training.optimizers import make_optimizers
 
 SMALL: dict[str, Any] = {
     "coarsest": 4,
@@ -223,6 +227,29 @@ def test_a_model_of_small_images_is_the_pixelcnn_and_says_that_it_has_no_network
         assert torch.equal(model.log_prob(x), model.coarse.log_prob(x))
     with pytest.raises(ModelError, match="no networks for larger images than 4, not 8 x 8"):
         model.log_prob(images(1, 1, 8, 8))
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 28), (3, 32)])
+def test_a_training_on_small_images_by_default_settings_is_that_of_the_pixelcnn(channels: int, size: int) -> None:
+    x = images(4, channels, size, size)
+    kind: dict[str, int] = {"channels": channels, "size": size, "classes": 0}
+    losses, weights = [], []
+    for model_type, settings in ((PixelCNN, pixelcnn.Settings()), (PixelCNNPyramid, Settings())):
+        torch.manual_seed(0)
+        model: Any = model_type(settings, **kind)
+        optimizers = make_optimizers(model, TrainingParams(steps=2, batch_size=4, optimizer="muon", learning_rate=3e-3))
+        for _ in range(2):
+            loss, _ = model.loss(x)
+            loss.backward()
+            for optimizer in optimizers.values():
+                optimizer.step()
+                optimizer.zero_grad()
+        losses.append(loss.item())
+        weights.append(model.state_dict())
+    assert losses[0] == losses[1]
+    cnn, pyramid = weights
+    assert pyramid.keys() == {f"coarse.{name}" for name in cnn}
+    assert all(torch.equal(pyramid[f"coarse.{name}"], value) for name, value in cnn.items())
 
 
 # positions and training

@@ -55,7 +55,7 @@ class Settings(BaseModel):
     """Its gated layers."""
     components: int = Field(default=5, ge=1, le=256)
     """Logistics in the mixture of a difference."""
-    colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rgb"
+    colour_order: Literal["rgb", "rbg", "grb", "gbr", "brg", "bgr"] = "rbg"
     positions: bool = True
     """Whether the networks are told where in the image they are."""
     shared: bool = False
