@@ -8,6 +8,13 @@ Without folders the images are scikit-learn's two photographs (427 x 640, RGB): 
 the right 192 are held out, so no pixel is shared. They were JPEG files once; that they were shows in their pixels, and
 helps every learned model. `--images FOLDER --held-out FOLDER` takes other images, all of which have the same channels.
 
+`--more FOLDER` has large photographs (RGB) to train on beside them: MORE of the windows are cut out of these, shrunk by
+a random factor and saved as JPEG files with the tables of scikit-learn's two. No window comes twice, so none is learnt
+by heart. Free ones are in Debian's packages:
+
+    apt-get download plasma-workspace-wallpapers mate-backgrounds
+    for file in *.deb; do dpkg -x $file FOLDER; done
+
 The model's own weights, of which a decoder has a copy, are not counted. `measure` also says how many bits each level
 takes, of the images that were trained on as well: where the two differ, it knows its training images by heart.
 """
@@ -15,8 +22,11 @@ takes, of the images that were trained on as well: where the two differ, it know
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
+import io
 import math
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,6 +64,13 @@ SMALLEST = 192
 STEPS = 10_000
 """Of the schedule of the learning rate, which goes by time."""
 WARM_UP = 30
+LEARNING_RATE = 6e-3
+MORE = 0.6
+"""Share of the windows that are of the photographs of --more."""
+LARGEST, SMALLEST_FILE = 1600, 100_000
+"""Pixels of the shorter side to which these are shrunk, and bytes below which a file is plain or small."""
+LEAST_BITS = 1.0
+"""Bits/dim as a JPEG file with the two's tables, below which a picture is a drawing or a gradient."""
 Images = list[NDArray[np.uint8]]
 """Each (C, H, W)."""
 
@@ -80,6 +97,60 @@ def window(images: Images, rng: np.random.Generator, side: int, every: int) -> N
     found = image[None, :, top : top + side, left : left + side]
     up, across = (slice(None, None, step) for step in rng.choice([1, -1], 2))
     return np.ascontiguousarray(found[..., up, across])
+
+
+def larger_photographs(path: Path) -> Images:
+    """RGB photographs in and below a folder, (H, W, 3): the largest file of each folder of sizes, links left out."""
+    found: dict[Path, Path] = {}
+    for file in sorted(path.rglob("*")):
+        if file.suffix.lower() not in (".png", ".jpg", ".jpeg") or file.is_symlink() or not file.is_file():
+            continue
+        # a wallpaper has a folder of its own with a file for each size, named by it
+        same = file.parent if re.fullmatch(r"\d+x\d+", file.stem) else file
+        if file.stat().st_size >= max(SMALLEST_FILE, found[same].stat().st_size if same in found else 0):
+            found[same] = file
+    kept = []
+    for file in found.values():
+        image = Image.open(file).convert("RGB")
+        image, small = (shrunk(image, shorter) for shorter in (LARGEST, 2 * WINDOW))
+        bits = 8 * len(as_jpeg(small)) / (3 * small.width * small.height)
+        if min(image.size) >= 2 * WINDOW and bits >= LEAST_BITS:
+            kept.append(np.asarray(image))
+    return kept
+
+
+def shrunk(image: Image.Image, shorter: int) -> Image.Image:
+    """The image with a shorter side of at most so many pixels."""
+    times = min(1.0, shorter / min(image.size))
+    return image.resize((round(times * image.width), round(times * image.height)), Image.Resampling.LANCZOS)
+
+
+@functools.cache
+def tables() -> dict[int, list[int]]:
+    """Those of scikit-learn's two JPEG files, which are the same."""
+    from sklearn import datasets
+
+    with Image.open(Path(datasets.__file__).parent / "images/china.jpg") as photograph:
+        return dict(photograph.quantization)  # type: ignore[attr-defined]
+
+
+def as_jpeg(image: Image.Image) -> bytes:
+    """A JPEG file as scikit-learn's two were, which have every pixel of each colour."""
+    file = io.BytesIO()
+    image.save(file, "JPEG", qtables=tables(), subsampling=0)
+    return file.getvalue()
+
+
+def fresh_window(photographs: Images, rng: np.random.Generator, side: int) -> NDArray[np.uint8]:
+    """A window of one of them, (1, 3, side, side), shrunk by a random factor, once a JPEG file, mirrored at random."""
+    whole = photographs[rng.integers(len(photographs))]
+    most = max(1.0, 0.98 * min(whole.shape[:2]) / side)
+    cut = min(round(side * math.exp(rng.uniform(math.log(max(1.0, 0.3 * most)), math.log(most)))), *whole.shape[:2])
+    top, left = (int(rng.integers(0, length - cut + 1)) for length in whole.shape[:2])
+    part = Image.fromarray(whole[top : top + cut, left : left + cut]).resize((side, side), Image.Resampling.LANCZOS)
+    with Image.open(io.BytesIO(as_jpeg(part))) as decoded:
+        found = np.asarray(decoded).transpose(2, 0, 1)[None]
+    return np.ascontiguousarray(found[..., :: rng.choice([1, -1])])
 
 
 def parts_of(model: PixelCNNPyramid) -> list[list[int]]:
@@ -115,8 +186,16 @@ def build(images: Images, settings: dict[str, Any]) -> PixelCNNPyramid:
     return PixelCNNPyramid(Settings(**settings), channels=len(images[0]), size=side, classes=0)
 
 
-def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[str, Any], part: int) -> None:
+def train(
+    images: Images, more: Images, out: Path, seconds: float, batch: int, settings: dict[str, Any], part: int
+) -> None:
     """Fit one part of a model to random windows for so many seconds of processor time, and save it in `out`."""
+
+    def some() -> NDArray[np.uint8]:
+        if more and rng.random() < MORE:
+            return fresh_window(more, rng, model.size)
+        return window(images, rng, model.size, every)
+
     torch.set_num_threads(1)
     model, ema = build(images, settings), build(images, settings)
     parts = parts_of(model)
@@ -126,7 +205,7 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
     finest = 0 in numbers or 1 in numbers
     every, seconds = (ALIGNED, seconds) if finest else (1, COARSER * seconds)
     training = TrainingParams(
-        steps=STEPS, batch_size=batch, optimizer="muon", learning_rate=3e-3, ema_decay=0.99, warmup_steps=1
+        steps=STEPS, batch_size=batch, optimizer="muon", learning_rate=LEARNING_RATE, ema_decay=0.99, warmup_steps=1
     )
     optimizers = make_optimizers(model, training)
     cpu, step, spent = time.process_time(), 0, 0.0
@@ -134,7 +213,7 @@ def train(images: Images, out: Path, seconds: float, batch: int, settings: dict[
         # the cosine follows the processor's time; the first steps are small ones
         share = schedule(int(STEPS * spent / seconds), training) * min(1.0, (step + 1) / WARM_UP)
         set_learning_rate(optimizers, share)
-        x = torch.from_numpy(np.concatenate([window(images, rng, model.size, every) for _ in range(batch)]))
+        x = torch.from_numpy(np.concatenate([some() for _ in range(batch)]))
         loss = loss_of(model, x, numbers, coarse)
         loss.backward()  # type: ignore[no-untyped-call]
         clip_gradients(model, training.gradient_clip)
@@ -174,7 +253,7 @@ def by_level(model: Any, images: Images) -> dict[str, float]:
     """Bits/dim of the images, all levels' sum of which is the whole; level 0 is the finest."""
     found: dict[str, float] = {}
     for image in images:
-        coarse, details = model.factors(torch.from_numpy(np.ascontiguousarray(image))[None])
+        coarse, details = model.factors(torch.from_numpy(np.array(image))[None])
         for name, nats in [*((f"level {split.level}", nats) for split, nats in details), ("coarsest", coarse)]:
             found[name] = found.get(name, 0.0) - nats.double().sum().item() / math.log(2)
     dimensions = sum(image.size for image in images)
@@ -213,7 +292,7 @@ def coded(model: Any, image: NDArray[np.uint8], where: Path) -> int:
     """Bytes of the image's file. Raises ValueError where another process does not decode it byte for byte."""
     with one_thread(), tempfile.TemporaryDirectory() as scratch:
         file, decoded = Path(scratch) / "file", Path(scratch) / "decoded.npy"
-        words = encode_walk(model, torch.from_numpy(np.ascontiguousarray(image))[None])
+        words = encode_walk(model, torch.from_numpy(np.array(image))[None])
         file.write_bytes(np.array(image.shape[1:], "<u2").tobytes() + words.astype("<u4").tobytes())
         command = [sys.executable, __file__, "decode", str(where), "--file", str(file), "--to", str(decoded)]
         subprocess.run(command, check=True)  # noqa: S603 - this program
@@ -239,6 +318,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--held-out", type=Path)
+    parser.add_argument("--more", type=Path, help="a folder of large photographs to train on as well")
     parser.add_argument("--most", type=int, default=100, help="images of a folder")
     parser.add_argument("--set", nargs="*", default=[], help="settings of the model, NAME=VALUE")
     parser.add_argument("--code", action="store_true", help="also code into a file and decode it")
@@ -260,6 +340,7 @@ if __name__ == "__main__":
         if wishes.part is None:
             train_parts(to_train, wishes.out, values)
         else:
-            train(to_train, wishes.out, wishes.seconds, wishes.batch, values, wishes.part)
+            more = larger_photographs(wishes.more) if wishes.more else []
+            train(to_train, more, wishes.out, wishes.seconds, wishes.batch, values, wishes.part)
     if wishes.what != "train" and wishes.part is None:
         measure(held_out, to_train, wishes.out, wishes.code)
