@@ -15,9 +15,10 @@ from densitywatch.models.difference_network import (
     GUESSES,
     cumulated_differences,
     difference_log_prob,
+    difference_moments,
     positions,
 )
-from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, ungrouped
+from densitywatch.models.lossless_split import GROUPS, LARGEST, Split, grouped, plan, take_apart, ungrouped
 from densitywatch.models.pixelcnn import PixelCNN
 from densitywatch.models.pixelcnn_pyramid import PixelCNNPyramid, Settings, coverage, window_starts
 from densitywatch.params import TrainingParams
@@ -86,6 +87,82 @@ def test_far_out_and_very_narrow_differences_have_finite_surprise() -> None:
     for scale in (-2.3, 10.0):
         parameters = torch.tensor([0.0, 500.0, scale]).view(3, 1, 1).expand(-1, -1, 4)
         assert difference_log_prob(d, reach, parameters).isfinite().all()
+
+
+# how much surprise a difference expects
+
+
+def exact_moments(reach: Tensor, parameters: Tensor) -> Tensor:
+    """Mean and variance of -log p, (2, N), by summing over all values."""
+    below = cumulated_differences(reach, parameters.double())
+    p = torch.diff(below, dim=1, prepend=below.new_zeros(len(below), 1), append=below.new_ones(len(below), 1))
+    log_p = p.clamp(min=1e-30).log()
+    mean = -(p * log_p).sum(1)
+    return torch.stack([mean, (p * log_p.square()).sum(1) - mean.square()])
+
+
+def mixtures(n: int, narrowest: float, widest: float, components: int = 5) -> tuple[Tensor, Tensor]:
+    """Reaches, and parameters with log-scales within these limits, of n differences."""
+    generator = torch.Generator().manual_seed(3)
+    reach = torch.randint(0, 256, (n,), generator=generator)
+    means = torch.randn(components, n, generator=generator) * 40.0 * torch.rand(components, n, generator=generator) ** 2
+    log_scales = torch.empty(components, n).uniform_(narrowest, widest, generator=generator)
+    return reach, torch.stack([torch.randn(components, n, generator=generator) * 2.0, means, log_scales])
+
+
+@pytest.mark.parametrize(("narrowest", "widest"), [(-2.3, 4.0), (-2.3, 0.5), (0.5, 4.0), (-2.3, -1.5)])
+def test_expected_surprise_and_its_variance_are_those_of_all_values(narrowest: float, widest: float) -> None:
+    reach, parameters = mixtures(5000, narrowest, widest)
+    missed = difference_moments(reach, parameters) - exact_moments(reach, parameters)
+    bias, error = missed.mean(1).abs(), missed.square().mean(1).sqrt()
+    assert bias[0] < 0.02
+    assert bias[1] < 0.04
+    assert error[0] < 0.03
+    assert error[1] < 0.06
+
+
+def test_what_cannot_differ_expects_nothing_and_a_wide_logistic_expects_its_ends() -> None:
+    _, parameters = mixtures(500, -2.3, 4.0)
+    assert (difference_moments(torch.zeros(500, dtype=torch.long), parameters) == 0).all()
+    reach = torch.tensor([1, 10, 255])
+    parameters = torch.tensor([0.0, 0.0, 10.0]).view(3, 1, 1).expand(-1, -1, 3)  # half of p at each end
+    exact = exact_moments(reach, parameters)
+    assert torch.allclose(difference_moments(reach, parameters).double(), exact, atol=2e-3)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (13, 9)])
+def test_the_surprise_of_all_levels_is_that_of_the_image_and_an_odd_end_expects_none(
+    channels: int, height: int, width: int
+) -> None:
+    model, x = model_of(channels), images(3, channels, height, width)
+    coarsest, splits = model.surprise(x)
+    nats = model.coarse_log_prob(coarsest).sum((1, 2)) - sum(found[0].sum((1, 2)) for _, found in splits)
+    assert torch.allclose(nats, model.log_prob(x))
+    for split, found in splits:
+        assert (found > -1e-6).all()
+        if split.length % 2:
+            assert (found.narrow(split.dim, -1, 1).abs() < 1e-6).all()
+    # each factor against the sums over all values
+    _, parts = take_apart(x, model.splits(height, width))
+    split, (means, d) = model.splits(height, width)[0], parts[0]
+    network, where = model.network(split), positions(split, (height, width), means.shape[2:])
+    _, reaches, parameters = network.distributions(means, d, split.reach(means), where)
+    exact = exact_moments(reaches.flatten(), parameters.flatten(2)).view(2, *reaches.shape).sum(3, keepdim=True)
+    for mine, true in zip(splits[0][1][1:], exact, strict=True):
+        assert torch.allclose(mine, ungrouped(true, *d.shape[2:]).squeeze(1), atol=0.15 * channels)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_surplus_surprise_is_zero_on_average_under_the_model_itself(channels: int) -> None:
+    model = model_of(channels, size=16)
+    with torch.no_grad():
+        _, splits = model.surprise(model.sample(60, generator=seeded()))
+    for _, found in splits:
+        surprise, expected, variance = found.sum((2, 3))
+        z = (surprise - expected) / variance.sqrt()
+        assert abs(z.mean()) < 4 / math.sqrt(60)
+        assert 0.6 < z.std() < 1.4
 
 
 # the order

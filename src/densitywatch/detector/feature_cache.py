@@ -23,6 +23,7 @@ from densitywatch.data.reading import (
 )
 from densitywatch.detector import image_statistics
 from densitywatch.detector.pixel_surprise import surprise_statistics
+from densitywatch.detector.pyramid_surprise import place_maps, pyramid_surprise
 from densitywatch.errors import ModelError
 from densitywatch.models.offers import ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS, load_model_folder
@@ -160,6 +161,21 @@ class FeatureCache:
         model = self.models[name]
         return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model, self.size))
 
+    def pyramid(self, name: str) -> Floats:
+        """How much too surprised and too little the pyramid `name` is at each place, of every level and window, (B, J,
+        h, w); see pyramid_surprise.py. The images' likelihood comes from the same pass, and is kept for `nll`."""
+        model, nats = self.models[name], []
+
+        def read(x: Tensor) -> Tensor:
+            levels = pyramid_surprise(model, x)
+            nats.append(sum(level.surprise.double().sum((1, 2)) for level in levels))
+            return place_maps(levels, (x.shape[2], x.shape[3]))
+
+        maps = self.by_batch(("pyramid", name), read, size_of(model, self.size))
+        if nats:
+            self.once(("nll", name), lambda: torch.cat(nats).float().numpy())
+        return maps
+
     def vae_terms(self, name: str) -> Floats:
         """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""
         model = self.models[name]
@@ -174,6 +190,8 @@ class FeatureCache:
     def nll(self, name: str) -> Floats:
         """Negative log-likelihood of the images, nats, (B,); of a model that only has an ELBO, minus the ELBO."""
         model = self.models[name]
+        if ("nll", name) in self._cache:
+            return np.asarray(self._cache["nll", name])
         if isinstance(model, PixelwiseDensity):
             return np.asarray(self.surprise(name).sum((1, 2)))
         if isinstance(model, ExactDensity):

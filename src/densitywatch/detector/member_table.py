@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from densitywatch.detector.member import Member
-from densitywatch.detector.scores import arrangement, likelihood, local, pixels, small_density, transformations, vae
+from densitywatch.detector.scores import (
+    arrangement,
+    likelihood,
+    local,
+    pixels,
+    pyramid,
+    small_density,
+    transformations,
+    vae,
+)
 from densitywatch.errors import ParamsError
 from densitywatch.params import Params
 
@@ -37,6 +46,7 @@ MEMBERS: dict[str, Member] = {
         local.lite0_place,
         local.lite0_anywhere,
         local.lite0_whole,
+        pyramid.pyramid_excess,
     )
 }
 """In the order of the benchmark's tables. The detector has those that `detector.members` of params.yaml names."""

@@ -20,6 +20,11 @@ PLACES = 8192
 GUESSES = 4
 """Linear predictions of each difference."""
 
+CUTS = ((-5.0, -0.5), (-1.6, 0.0), (1.6, 0.0), (5.0, 0.5))
+"""Where a logistic's range is cut to sum over it: its scales, and grey levels, from its mean."""
+SUMMED = 2048
+"""Differences whose sums are in memory at a time: half a MB an array, for a core's own cache (L2)."""
+
 Choose = Callable[[Tensor, Tensor], Tensor]
 """From the cumulated probabilities (N, V - 1) of N values 0 .. V - 1 and what is known of them, (N,), -1 where nothing
 is, to the values, int64 (N,)."""
@@ -58,6 +63,45 @@ def cumulated_differences(reach: Tensor, parameters: Tensor) -> Tensor:
         found += weight * torch.sigmoid((values + 0.5 - mean) * inverse_scale)
     r = reach.unsqueeze(1)
     return found.masked_fill_(values < -r, 0.0).masked_fill_(values >= r, 1.0)
+
+
+def difference_moments(reach: Tensor, parameters: Tensor) -> Tensor:
+    """Mean and variance of -log p under N differences' own distributions, (2, N); reach: (N,), parameters: (3, K, N).
+
+    The range is cut at CUTS of each logistic, and in front of its two ends, which take the tails. A part's share of p
+    is exact. Within a part of several values log p is taken for a straight line; a part of one value needs no guess.
+    With the sums over all values, a hundred times as many, it agrees to some hundredths of a nat.
+    """
+    parts = zip(reach.split(SUMMED), parameters.split(SUMMED, 2), strict=True)
+    return torch.cat([_moments(some, of_them) for some, of_them in parts], 1)
+
+
+def _moments(reach: Tensor, parameters: Tensor) -> Tensor:
+    logits, means, log_scales = parameters.unbind(0)  # (K, N) each
+    weights, scales = torch.softmax(logits, 0), log_scales.exp()
+    end = reach.to(means.dtype) + 0.5
+    # cuts lie between whole numbers; one row of them for each difference, ascending
+    inner = torch.cat([torch.floor(means + scales * at + more) + 0.5 for at, more in CUTS])
+    inner = torch.maximum(torch.minimum(inner, end - 1.0), 1.0 - end)
+    cuts = torch.stack([-end, 1.0 - end, *inner, end - 1.0, end], 1).sort(1).values  # (N, K Q + 4)
+    below, density = torch.zeros_like(cuts), torch.zeros_like(cuts)
+    narrow, offsets = (1.0 / scales).unsqueeze(2), (-means / scales).unsqueeze(2)
+    for weight, inverse, offset in zip(weights.unsqueeze(2), narrow, offsets, strict=True):
+        share = torch.addcmul(offset, cuts, inverse).sigmoid_()
+        below.addcmul_(weight, share)
+        density.addcmul_(weight * inverse, share.addcmul_(share, share, value=-1.0))
+    below.masked_fill_(cuts <= -end[:, None], 0.0).masked_fill_(cuts >= end[:, None], 1.0)
+    width, p = cuts.diff(dim=1).clamp_(min=1.0), below.diff(dim=1).clamp_(min=0.0)
+    # log p falls by t over a part of w values, so by t / w from one to the next: there p is a cut geometric distribution.
+    # Its log has about the mean log(p / w) + f(t) - f(t / w), f(t) = log(1 + t^2 / 12) / 2, and the variance
+    # g(t) - g(t / w), g(t) = t^2 / (12 + t^2); both are exact for w = 1
+    whole = density.clamp(min=1e-30).log_().diff(dim=1).square_().div_(12.0)
+    step = whole / width.square()
+    log_p = (p / width).clamp_(min=1e-30).log_() + 0.5 * (torch.log1p(whole) - torch.log1p(step))
+    spread = whole / (1.0 + whole) - step / (1.0 + step)
+    surprise = -(p * log_p).sum(1)
+    square = (p * (log_p.square_() + spread)).sum(1)
+    return torch.stack([surprise, (square - surprise.square()).clamp_(min=0.0)])
 
 
 # ------------------------------------------------------------------------------------------------------------------
@@ -279,10 +323,23 @@ class DifferenceNetwork(nn.Module):
 
     def log_prob(self, means: Tensor, d: Tensor, reach: Tensor, where: Tensor) -> Tensor:
         """Nats of every difference, colours summed, (B, h, w); means, d, reach: integers (B, C, h, w)."""
-        values, reaches = grouped(d[:, self.sequence]), grouped(reach[:, self.sequence])
-        parameters = self.head(*self.features(self.see(means, where), values), values)
-        nats = difference_log_prob(values, reaches, parameters).sum(2, keepdim=True)
+        nats = difference_log_prob(*self.distributions(means, d, reach, where)).sum(2, keepdim=True)
         return ungrouped(nats, *d.shape[2:]).squeeze(1)
+
+    def distributions(self, means: Tensor, d: Tensor, reach: Tensor, where: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Differences and reaches (B, 4, C, h / 2, w / 2), colours in sequence, and parameters (3, K, ...) of each."""
+        values, reaches = grouped(d[:, self.sequence]), grouped(reach[:, self.sequence])
+        return values, reaches, self.head(*self.features(self.see(means, where), values), values)
+
+    def surprise(self, means: Tensor, d: Tensor, reach: Tensor, where: Tensor) -> Tensor:
+        """-log p of every difference, its expectation and its variance (`difference_moments`), (3, B, h, w).
+
+        Colours are summed. Given all that comes before a difference, its surprise less the expectation is 0 on average.
+        """
+        values, reaches, parameters = self.distributions(means, d, reach, where)
+        moments = difference_moments(reaches.flatten(), parameters.flatten(2)).view(2, *reaches.shape)
+        found = torch.stack([-difference_log_prob(values, reaches, parameters), *moments])
+        return torch.stack([ungrouped(part, *d.shape[2:]).squeeze(1) for part in found.sum(3, keepdim=True)])
 
     def walk(self, means: Tensor, reach: Tensor, where: Tensor, known: Tensor, choose: Choose) -> Tensor:
         """Differences (B, C, h, w) that `choose` picks, a group and a colour at a time, every feature computed once.

@@ -146,9 +146,24 @@ class PixelCNNPyramid(nn.Module):
         column and last row. What is repeated comes after what it repeats, so it costs nothing and tells nothing early.
         """
         h, w = image.shape[2:]
+        return self.coarse.log_prob_map(self.canvas(image))[:, :h, :w]
+
+    def canvas(self, image: Tensor) -> Tensor:
+        """The coarsest means (B, C, h, w) as the PixelCNN reads them, uint8 (B, C, coarsest, coarsest)."""
         places = torch.arange(self.coarsest, device=image.device)
-        canvas = image[:, :, places.clamp(max=h - 1)][..., places.clamp(max=w - 1)]
-        return self.coarse.log_prob_map(canvas.to(torch.uint8))[:, :h, :w]
+        h, w = image.shape[2:]
+        return image[:, :, places.clamp(max=h - 1)][..., places.clamp(max=w - 1)].to(torch.uint8)
+
+    def surprise(self, x: Tensor) -> tuple[Tensor, list[tuple[Split, Tensor]]]:
+        """The coarsest means (B, C, h, w), and of the differences of each split, the finest first, -log p, its
+        expectation and its variance, (3, B, h, w) each, one value for each mean."""
+        splits = self.splits(*x.shape[2:])
+        image, parts = take_apart(x, splits)
+        found = []
+        for split, (means, d) in zip(splits, parts, strict=True):
+            where = positions(split, x.shape[2:], means.shape[2:]).to(x.device)
+            found.append((split, self.network(split).surprise(means, d, split.reach(means), where)))
+        return image, found
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Exact log-likelihood of uint8 images, (B,) nats."""
@@ -201,9 +216,7 @@ class PixelCNNPyramid(nn.Module):
         """Features for other tasks, (B, D): the PixelCNN's of the coarsest means, and the mean of each split's."""
         splits = self.splits(*x.shape[2:])
         image, parts = take_apart(x, splits)
-        places = torch.arange(self.coarsest, device=x.device)
-        canvas = image[:, :, places.clamp(max=image.shape[2] - 1)][..., places.clamp(max=image.shape[3] - 1)]
-        found = [self.coarse.encode(canvas.to(torch.uint8))]
+        found = [self.coarse.encode(self.canvas(image))]
         for split, (means, d) in zip(splits, parts, strict=True):
             network = self.network(split)
             where = positions(split, x.shape[2:], means.shape[2:]).to(x.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,10 @@ SIZE = 64
 LOCAL = sorted(name for name, member in MEMBERS.items() if member.smallest > 1)
 
 
-def calibrated(root: Path, project_root: Path, splits: dict[str, Pixels], members: tuple[str, ...]) -> Detector:
-    """A detector of these members that `calibrate` makes of these images."""
+def calibrated(
+    root: Path, project_root: Path, splits: dict[str, Pixels], members: tuple[str, ...], models: Path | None = None
+) -> Detector:
+    """A detector of these members that `calibrate` makes of these images; the models that they read are in `models`."""
     data = root / "data" / "prepared"
     data.mkdir(parents=True)
     for name, images in splits.items():
@@ -32,10 +35,17 @@ def calibrated(root: Path, project_root: Path, splits: dict[str, Pixels], member
     facts = {"name": "plates", "size": SIZE, "channels": 1, "class_names": [], "digest": "0" * 64, "counts": counts}
     (data / "dataset.json").write_text(json.dumps(facts))
     params = load_params(project_root / "params.yaml")
+    reads = tuple(dict.fromkeys(name for member in members for name in MEMBERS[member].reads))
+    for name in reads:
+        assert models is not None
+        shutil.copytree(models / name, root / "models" / name)
     params = params.model_copy(
         update={
+            "models": {**params.models, **{name: params.models["pixelcnn"] for name in reads}},
             "data": params.data.model_copy(update={"size": SIZE, "channels": 1}),
-            "detector": params.detector.model_copy(update={"members": members, "size": SIZE, "false_alarm_rate": 0.1}),
+            "detector": params.detector.model_copy(
+                update={"members": members, "reads": reads, "size": SIZE, "false_alarm_rate": 0.1}
+            ),
         }
     )
     return load(calibrate(params, root))
@@ -46,10 +56,12 @@ def noisy(count: int, seed: int) -> Pixels:
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_black_images_make_a_detector_that_finds_a_spot_on_one(name: str, project_root: Path, tmp_path: Path) -> None:
+def test_black_images_make_a_detector_that_finds_a_spot_on_one(
+    name: str, project_root: Path, tmp_path: Path, models_folder: Path
+) -> None:
     counts = {"train": 12, "validation": 8, "calibration": 9, "gate": 2, "test": 2}
     black = {split: np.zeros((count, 1, SIZE, SIZE), np.uint8) for split, count in counts.items()}
-    detector = calibrated(tmp_path, project_root, black, (name,))
+    detector = calibrated(tmp_path, project_root, black, (name,), models_folder)
     assert np.isfinite(detector.calibration).all()
     images = black["test"].copy()
     images[1, :, 30:36, 30:36] = 200
@@ -60,10 +72,10 @@ def test_black_images_make_a_detector_that_finds_a_spot_on_one(name: str, projec
 
 @pytest.mark.parametrize("name", LOCAL)
 def test_five_images_make_a_detector_whose_limits_are_said(
-    name: str, project_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, project_root: Path, tmp_path: Path, models_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     splits = {split: noisy(1, i) for i, split in enumerate(("train", "validation", "calibration", "gate", "test"))}
-    detector = calibrated(tmp_path, project_root, splits, (name,))
+    detector = calibrated(tmp_path, project_root, splits, (name,), models_folder)
     said = capsys.readouterr().err
     assert "fitted on 1 training and 1 validation images, which are few" in said
     assert "a false-alarm rate of 0.1 takes 9 calibration images and there are 1, so no p-value is as small" in said

@@ -46,8 +46,9 @@ def scratched(images: Pixels, by: int = 60) -> Pixels:
     return images
 
 
-def fitting_data(channels: int = 1, seed: int = 0) -> FittingData:
-    models = Models()
+def fitting_data(channels: int = 1, seed: int = 0, *folders: Path) -> FittingData:
+    """Plates; models are in the folders."""
+    models = Models(*folders)
 
     def cache(count: int, of: int) -> FeatureCache:
         return FeatureCache(plates(count, of, channels), models, size=SIZE)
@@ -91,25 +92,27 @@ def detector() -> Detector:
 
 
 @pytest.mark.parametrize("name", LOCAL)
-def test_a_scratch_is_found_and_the_same_image_scores_the_same_in_any_batch(name: str) -> None:
-    member, data = MEMBERS[name], fitting_data()
+def test_a_scratch_is_found_and_the_same_image_scores_the_same_in_any_batch(name: str, models_folder: Path) -> None:
+    member, data = MEMBERS[name], fitting_data(1, 0, models_folder)
     assert member.fit is not None
     fitted = member.fit(data)
-    images = plates(12, seed=60)
-    score = member.score(FeatureCache(images, Models(), size=SIZE), fitted)
+    images, models = plates(12, seed=60), Models(models_folder)
+    score = member.score(FeatureCache(images, models, size=SIZE), fitted)
     again = np.concatenate(
-        [member.score(FeatureCache(images[i : i + 5], Models(), size=SIZE), fitted) for i in range(0, 12, 5)]
+        [member.score(FeatureCache(images[i : i + 5], models, size=SIZE), fitted) for i in range(0, 12, 5)]
     )
     np.testing.assert_allclose(score, again, rtol=1e-3, atol=1e-3)
-    odd = member.score(FeatureCache(scratched(images), Models(), size=SIZE), fitted)
+    odd = member.score(FeatureCache(scratched(images), models, size=SIZE), fitted)
     assert np.median(odd) > score.max()
 
 
 @pytest.mark.parametrize("name", LARGE)
-def test_a_score_is_finite_the_same_in_any_batch_and_reads_the_models_that_it_names(name: str) -> None:
-    member, data = MEMBERS[name], fitting_data()
+def test_a_score_is_finite_the_same_in_any_batch_and_reads_the_models_that_it_names(
+    name: str, models_folder: Path
+) -> None:
+    member, data = MEMBERS[name], fitting_data(1, 0, models_folder)
     assert member.fit is not None
-    fitted, models = member.fit(data), Models()
+    fitted, models = member.fit(data), Models(models_folder)
     noise = np.random.default_rng(0).integers(0, 256, (2, 1, SIZE, SIZE), dtype=np.uint8)
     images = np.concatenate([np.zeros_like(noise), np.full_like(noise, 255), noise, plates(3, seed=61)])
     score = member.score(FeatureCache(images, models, size=SIZE), fitted)

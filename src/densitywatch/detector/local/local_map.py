@@ -82,8 +82,7 @@ def _fit_view(data: FittingData, source: Source, density: Density, fitted: Array
     raw = _raw_maps(data.validation, source, fitted | found, among)
     standard = fit_standard(raw)
     found |= with_prefix("above_median", standard)
-    top, mean_of_top = statistics(standardised(raw, standard))
-    return found | with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
+    return found | fit_rarity(standardised(raw, standard))
 
 
 def _views(fitted: Arrays) -> list[Arrays]:
@@ -108,11 +107,7 @@ def local_score(features: FeatureCache, source: Source, fitted: Arrays) -> Float
 
     With tiles the two views are combined as members are.
     """
-    scores = []
-    for view in _views(fitted):
-        values = statistics(local_map(features, source, view))
-        tails = (without_prefix(name, view) for name in ("maximum", "top"))
-        scores.append(np.asarray(sum(tail_surprise(value, tail) for value, tail in zip(values, tails, strict=True))))
+    scores = [rarity(local_map(features, source, view), view) for view in _views(fitted)]
     return scores[0] if len(scores) == 1 else combined(scores)
 
 
@@ -126,14 +121,32 @@ def local_surprise(features: FeatureCache, source: Source, fitted: Arrays) -> Fl
     """
     maps = []
     for view in _views(fitted):
-        values, tail = local_map(features, source, view), without_prefix("maximum", view)
-        below = np.minimum(values - tail["knots"][0], 0.0) / tail["tail"][1]
-        times = _read_by(source, view).stride / PLACE
-        surprise, below = (interpolated(part, times) for part in (tail_surprise(values, tail), below))
+        surprise = rarity_of_places(local_map(features, source, view), view, _read_by(source, view).stride / PLACE)
         down, across = (-(-side // PLACE) for side in height_width(_size(features, view)))
-        maps.append(np.where(surprise > 0, surprise, below)[:, :down, :across])
+        maps.append(surprise[:, :down, :across])
     finest = np.max([each.shape[1:] for each in maps], axis=0)
     return np.asarray(np.max([enlarged(each, finest) for each in maps], axis=0))
+
+
+def fit_rarity(maps: Floats) -> Arrays:
+    """What `rarity` needs to know of normal images' maps (N, h, w)."""
+    top, mean_of_top = statistics(maps)
+    return with_prefix("maximum", fit_tail(top)) | with_prefix("top", fit_tail(mean_of_top))
+
+
+def rarity(maps: Floats, fitted: Arrays) -> Floats:
+    """How rare the largest value of each map and the mean of its largest 1 % are among normal images, nats, (B,)."""
+    tails = (without_prefix(name, fitted) for name in ("maximum", "top"))
+    return np.asarray(sum(tail_surprise(value, tail) for value, tail in zip(statistics(maps), tails, strict=True)))
+
+
+def rarity_of_places(maps: Floats, fitted: Arrays, times: float = 1) -> Floats:
+    """-log P(the largest value of a normal image's map is as high) at each place, nats, (B, h, w), negative where that
+    is 0: see `local_surprise`. On a grid `times` as fine."""
+    tail = without_prefix("maximum", fitted)
+    below = np.minimum(maps - tail["knots"][0], 0.0) / tail["tail"][1]
+    surprise, below = (interpolated(part, times) for part in (tail_surprise(maps, tail), below))
+    return np.where(surprise > 0, surprise, below)
 
 
 def interpolated(maps: Floats, times: float) -> Floats:
