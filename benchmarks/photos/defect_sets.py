@@ -6,6 +6,13 @@
     python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good,
                                                                  which is all that FOLDER needs
 
+A member that reads a model, such as pyramid_excess, takes two calls more, with --synthetic in each or in none. The model
+must see no image that is scored:
+
+    python benchmarks/photos/defect_sets.py FOLDER --write-fit PNGS            the images that densities are fitted on
+    python benchmarks/pyramid/compression.py train MODELS/pixelcnn_pyramid --images PNGS --most 2000 --seconds 100
+    python benchmarks/photos/defect_sets.py FOLDER --models MODELS --detectors own_place own_place,pyramid_excess
+
 Every set is treated alike. `train/good` is split at random into train, validation and calibration images; the detector
 is fitted on the first two as `calibrate` does it and ranks among the third. Test images are scored once, at the end:
 nothing is fitted or chosen on them.
@@ -21,6 +28,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from scipy import stats
 from synthetic_defects import synthetic_defects
@@ -54,6 +62,8 @@ def main() -> None:
     )
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--write", type=Path, help="a folder for the images as the detector sees them, for peers.py")
+    parser.add_argument("--models", type=Path, help="a folder of the models that members read, by their names")
+    parser.add_argument("--write-fit", type=Path, help="a folder for what densities are fitted on; nothing is measured")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
     asked = parser.parse_args()
@@ -64,7 +74,10 @@ def main() -> None:
         if asked.write:
             asked.write.mkdir(parents=True, exist_ok=True)
             np.savez(asked.write / f"{Path(name).name}.npz", allow_pickle=False, **kinds)
-        measure(Path(name).name, kinds, possible(asked.detectors), asked.seed)
+        if asked.write_fit:
+            write_pngs(kinds["train"][parts_of(len(kinds["train"]), asked.seed)[2]], asked.write_fit)
+        else:
+            measure(Path(name).name, kinds, possible(asked.detectors), asked.seed, asked.models)
 
 
 def possible(detectors: list[str]) -> list[str]:
@@ -115,15 +128,28 @@ def shown(image: Image.Image, size: int, channels: int) -> Pixels:
     return fit_image(image, size=size, channels=channels, resize="stretch")
 
 
-def fitted_detector(train: Pixels, members: list[str], seed: int) -> tuple[Detector, Pixels]:
+def write_pngs(images: Pixels, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(folder / f"{number:05d}.png")
+
+
+def parts_of(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The images of the validation part, of the calibration part, and those that densities are fitted on."""
+    order = np.random.default_rng(seed).permutation(count)
+    held = count // 5
+    return order[:held], order[held : 2 * held], order[2 * held :]
+
+
+def fitted_detector(
+    train: Pixels, members: list[str], seed: int, folder: Path | None = None
+) -> tuple[Detector, Pixels]:
     """A detector of 60 % of the images, tails and spreads of 20 %, and the other 20 %, which it has not seen.
 
-    The detector has no p-values yet.
+    The detector has no p-values yet. `folder`: of the models that members read.
     """
-    order = np.random.default_rng(seed).permutation(len(train))
-    held = len(train) // 5
-    validation, calibration, rest = order[:held], order[held : 2 * held], order[2 * held :]
-    models, size = Models(), train.shape[-1]
+    validation, calibration, rest = parts_of(len(train), seed)
+    models, size = Models(*([] if folder is None else [folder])), train.shape[-1]
 
     def cache(rows: Pixels) -> FeatureCache:
         return FeatureCache(rows, models, size=size)
@@ -153,11 +179,11 @@ def fitted_detector(train: Pixels, members: list[str], seed: int) -> tuple[Detec
     return Detector(facts, arrays | {"calibration.score": np.zeros(1)}, models), train[calibration]
 
 
-def measure(name: str, kinds: dict[str, Pixels], detectors: list[str], seed: int) -> None:
+def measure(name: str, kinds: dict[str, Pixels], detectors: list[str], seed: int, models: Path | None = None) -> None:
     """Fit every member once on kinds["train"], score the rest and print a table."""
     members = list(dict.fromkeys(member for names in detectors for member in names.split(",")))
     started = time.perf_counter()
-    detector, calibration = fitted_detector(kinds["train"], members, seed)
+    detector, calibration = fitted_detector(kinds["train"], members, seed, models)
     fitted = time.perf_counter() - started
     started, count = time.perf_counter(), 0
     scores: dict[str, dict[str, Floats]] = {}

@@ -43,9 +43,14 @@ def test_levels_hold_every_nat_of_the_image_and_say_how_many_pixels_a_value_cove
 ) -> None:
     model, x = model_of(channels), images(2, channels, height, width)
     with torch.no_grad():
-        levels = pyramid_surprise(model, x)
-        nats = sum(level.surprise.sum((1, 2)) for level in levels)
-        assert torch.allclose(nats, -model.log_prob(x), rtol=1e-4)
+        levels, nats = pyramid_surprise(model, x)
+        assert torch.allclose(nats.float(), -model.log_prob(x), rtol=1e-4)
+        assert torch.allclose(sum(level.surprise.sum((1, 2)) for level in levels), nats.float(), rtol=1e-4)
+        finest, again = pyramid_surprise(model, x, 1)
+        assert torch.allclose(again, nats, rtol=1e-6)
+    assert [level.scale for level in finest] == [(1, 2), (2, 2)]
+    for level, same in zip(finest, levels, strict=False):
+        assert torch.equal(level.expected, same.expected)
     halvings = 2 if height == 16 else 3
     scales = [(1, 2), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8)][: 2 * halvings]
     assert [level.scale for level in levels] == [*scales, scales[-1]]
@@ -56,9 +61,11 @@ def test_levels_hold_every_nat_of_the_image_and_say_how_many_pixels_a_value_cove
 
 def test_an_image_that_is_small_enough_has_the_coarsest_means_alone() -> None:
     with torch.no_grad():
-        (level,) = pyramid_surprise(model_of(), images(1, 1, 4, 3))
+        (level,), _ = pyramid_surprise(model_of(), images(1, 1, 4, 3))
     assert level.scale == (1, 1)
     assert level.surprise.shape == (1, 4, 3)
+    with pytest.raises(ModelError, match="the pyramid has no levels for images of 4 x 3; train a larger one"):
+        pyramid_surprise(model_of(), images(1, 1, 4, 3), 1)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (2, 4), (4, 3), (16, 16)])
@@ -82,8 +89,8 @@ def test_surprise_is_counted_above_its_expectation_in_the_spread_of_the_sum() ->
 
 
 def test_windows_hold_a_value_at_least() -> None:
-    assert windows_of((1, 2)) == [4, 8, 16, 32, 64]
-    assert windows_of((8, 8)) == [8, 16, 32, 64]
+    assert windows_of((1, 2), (4, 8, 16)) == [4, 8, 16]
+    assert windows_of((8, 8), (4, 8, 16)) == [8, 16]
     assert windows_of((128, 128)) == []
 
 
@@ -104,9 +111,9 @@ def test_both_signs_have_a_map_which_is_highest_where_too_much_and_where_too_lit
     surprise, expected, variance = torch.ones(1, 64, 32), torch.ones(1, 64, 32), torch.ones(1, 64, 32)
     surprise[0, 12, 2] += 40.0  # pixel row 12, columns 4 and 5
     surprise[0, 40:44, 20:24] = 0.0
-    maps = place_maps([Level((1, 2), surprise, expected, variance)], (64, 64))
-    assert maps.shape == (1, 10, 8, 8)
-    for too_much, too_little in ((0, 1), (2, 3)):  # windows of 4 and 8 pixels
+    maps = place_maps([Level((1, 2), surprise, expected, variance)], (64, 64), (4, 8))
+    assert maps.shape == (1, 4, 8, 8)
+    for too_much, too_little in ((0, 1), (2, 3)):
         assert divmod(int(maps[0, too_much].argmax()), 8) == (1, 0)
         assert divmod(int(maps[0, too_little].argmax()), 8) == (5, 5)
 
@@ -117,8 +124,7 @@ def test_a_cache_reads_a_pyramid_once_for_its_maps_and_its_likelihood(monkeypatc
     alone = FeatureCache(x, models).nll("pixelcnn_pyramid")
     cache = FeatureCache(x, models, batch_size=2)
     maps = cache.pyramid("pixelcnn_pyramid")
-    assert maps.shape[0] == 5
-    assert maps.shape[2:] == (2, 2)
+    assert maps.shape == (5, 4, 2, 2)  # two splits, two signs
     monkeypatch.setattr(model, "log_prob_map", None)
     assert cache.nll("pixelcnn_pyramid") == pytest.approx(alone, rel=1e-4)
     assert cache.pyramid("pixelcnn_pyramid") is maps

@@ -23,7 +23,7 @@ from densitywatch.data.reading import (
 )
 from densitywatch.detector import image_statistics
 from densitywatch.detector.pixel_surprise import surprise_statistics
-from densitywatch.detector.pyramid_surprise import place_maps, pyramid_surprise
+from densitywatch.detector.pyramid_surprise import LEVELS, place_maps, pyramid_surprise
 from densitywatch.errors import ModelError
 from densitywatch.models.offers import ExactDensity, PixelwiseDensity
 from densitywatch.models.storage import WEIGHTS, load_model_folder
@@ -162,13 +162,14 @@ class FeatureCache:
         return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model, self.size))
 
     def pyramid(self, name: str) -> Floats:
-        """How much too surprised and too little the pyramid `name` is at each place, of every level and window, (B, J,
-        h, w); see pyramid_surprise.py. The images' likelihood comes from the same pass, and is kept for `nll`."""
-        model, nats = self.models[name], []
+        """How much too surprised and too little the pyramid `name` is at each place, of every split that is read, (B,
+        J, h, w); see pyramid_surprise.py. The likelihood comes from the same pass, and is kept for `nll`."""
+        model = self.models[name]
+        nats: list[Tensor] = []
 
         def read(x: Tensor) -> Tensor:
-            levels = pyramid_surprise(model, x)
-            nats.append(sum(level.surprise.double().sum((1, 2)) for level in levels))
+            levels, surprise = pyramid_surprise(model, x, LEVELS)
+            nats.append(surprise)
             return place_maps(levels, (x.shape[2], x.shape[3]))
 
         maps = self.by_batch(("pyramid", name), read, size_of(model, self.size))

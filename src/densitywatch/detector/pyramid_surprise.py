@@ -6,7 +6,8 @@ spread would be. Under the model each term has mean 0 given what came before (a 
 of a window's terms add up.
 
 A level does not see the defect that a coarser one has already shown: it is given the coarse means. So levels are read
-one by one, and the largest value counts, not the sum.
+one by one, and the largest value counts, not the sum. The detector reads the finest level alone, in windows of 8
+pixels: more levels and windows found no more (docs/decisions/0048).
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from torch.nn import functional as F
 from densitywatch.detector.pixel_surprise import surprise_statistics
 from densitywatch.errors import ModelError
 
-WINDOWS = (8, 32)
+LEVELS = 1
+"""The finest levels that the detector reads."""
+WINDOWS = (8,)
 """Pixels of the image a side."""
 PLACE = 8
 """Pixels a side of a place of the maps."""
@@ -40,39 +43,26 @@ class Level:
     """nats^2."""
 
 
-def pyramid_surprise(model: Any, x: Tensor) -> list[Level]:
-    """The levels of uint8 images (B, C, H, W), the finest first: each split, and then the coarsest means.
+def pyramid_surprise(model: Any, x: Tensor, levels: int | None = None) -> tuple[list[Level], Tensor]:
+    """The `levels` finest levels of uint8 images (B, C, H, W), the finest first, and -log p of the images, (B,) nats.
 
-    Raises ModelError for a model that is no pyramid.
+    With None: all levels, and the coarsest means as the last one. Raises ModelError for a model that is no pyramid, and
+    for one that takes the images as they are.
     """
     if not hasattr(model, "canvas") or not hasattr(model, "surprise"):
         raise ModelError(f"{type(model).__name__} has no levels; take a model of kind pixelcnn_pyramid")
-    coarsest, splits = model.surprise(x)
-    levels = [Level(split.scale, *statistics.unbind(0)) for split, statistics in splits]
-    h, w = coarsest.shape[2:]
-    statistics = surprise_statistics(model.coarse, model.canvas(coarsest))[:, :, :h, :w]
-    return [*levels, Level(levels[-1].scale if levels else (1, 1), *statistics.unbind(0))]
-
-
-def turned(levels: list[Level]) -> list[Level]:
-    """The levels of images that were turned by 180 degrees, turned back."""
-    return [
-        Level(each.scale, *(part.flip(1, 2) for part in (each.surprise, each.expected, each.variance)))
-        for each in levels
-    ]
-
-
-def averaged(levels: list[Level], others: list[Level]) -> list[Level]:
-    """The mean of two readings of the same images."""
-    return [
-        Level(
-            one.scale,
-            (one.surprise + other.surprise) / 2.0,
-            (one.expected + other.expected) / 2.0,
-            (one.variance + other.variance) / 2.0,
-        )
-        for one, other in zip(levels, others, strict=True)
-    ]
+    coarsest, splits = model.surprise(x, levels)
+    if not splits and levels is not None:
+        raise ModelError(f"the pyramid has no levels for images of {x.shape[2]} x {x.shape[3]}; train a larger one")
+    nats = -model.coarse_log_prob(coarsest).double().sum((1, 2))
+    for _, statistics in splits:
+        nats = nats + statistics[0].double().sum((1, 2))
+    found = [Level(split.scale, *statistics.unbind(0)) for split, statistics in splits if len(statistics) == 3]
+    if levels is None:
+        h, w = coarsest.shape[2:]
+        statistics = surprise_statistics(model.coarse, model.canvas(coarsest))[:, :, :h, :w]
+        found.append(Level(splits[-1][0].scale if splits else (1, 1), *statistics.unbind(0)))
+    return found, nats
 
 
 def windows_of(scale: tuple[int, int], windows: tuple[int, ...] = WINDOWS) -> list[int]:

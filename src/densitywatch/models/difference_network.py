@@ -72,7 +72,7 @@ def difference_moments(reach: Tensor, parameters: Tensor) -> Tensor:
     is exact. Within a part of several values log p is taken for a straight line; a part of one value needs no guess.
     With the sums over all values, a hundred times as many, it agrees to some hundredths of a nat.
     """
-    parts = zip(reach.split(SUMMED), parameters.split(SUMMED, 2), strict=True)
+    parts = zip(torch.split(reach, SUMMED), torch.split(parameters, SUMMED, 2), strict=True)
     return torch.cat([_moments(some, of_them) for some, of_them in parts], 1)
 
 
@@ -92,8 +92,8 @@ def _moments(reach: Tensor, parameters: Tensor) -> Tensor:
         density.addcmul_(weight * inverse, share.addcmul_(share, share, value=-1.0))
     below.masked_fill_(cuts <= -end[:, None], 0.0).masked_fill_(cuts >= end[:, None], 1.0)
     width, p = cuts.diff(dim=1).clamp_(min=1.0), below.diff(dim=1).clamp_(min=0.0)
-    # log p falls by t over a part of w values, so by t / w from one to the next: there p is a cut geometric distribution.
-    # Its log has about the mean log(p / w) + f(t) - f(t / w), f(t) = log(1 + t^2 / 12) / 2, and the variance
+    # log p falls by t over a part of w values, so by t / w from one to the next: p is a cut geometric distribution. Its
+    # log has about the mean log(p / w) + f(t) - f(t / w), f(t) = log(1 + t^2 / 12) / 2, and the variance
     # g(t) - g(t / w), g(t) = t^2 / (12 + t^2); both are exact for w = 1
     whole = density.clamp(min=1e-30).log_().diff(dim=1).square_().div_(12.0)
     step = whole / width.square()
