@@ -6,8 +6,8 @@
     python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good,
                                                                  which is all that FOLDER needs
 
-A member that reads a model, such as pyramid_excess, takes two calls more, with --synthetic in each or in none. The model
-must see no image that is scored:
+A member that reads a model, such as pyramid_excess, takes two calls more, with --synthetic in each or in none. The
+model must see no image that is scored:
 
     python benchmarks/photos/defect_sets.py FOLDER --write-fit PNGS            the images that densities are fitted on
     python benchmarks/pyramid/compression.py train MODELS/pixelcnn_pyramid --images PNGS --most 2000 --seconds 100
