@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from other_data import train
-from PIL import Image
+from PIL import Image as Pillow
 from scipy import ndimage
 
 from densitywatch.arrays import Floats, Pixels
@@ -32,10 +32,10 @@ from densitywatch.data.fetch import fetch
 from densitywatch.data.groups.choose import grouped
 from densitywatch.data.groups.draw import one_of_each_group
 from densitywatch.data.groups.likeness import Looks
-from densitywatch.data.groups.rules import Known
+from densitywatch.data.image_table import Image, add_images, image_table
 from densitywatch.data.prepare import PREPARED, prepare
-from densitywatch.data.raw import RawImage, read_idx
-from densitywatch.data.splits import Row, assign
+from densitywatch.data.raw import read_idx
+from densitywatch.data.splits import assign
 from densitywatch.detector.calibrate import calibrate
 from densitywatch.detector.conformal import p_values
 from densitywatch.detector.detector import load
@@ -89,18 +89,23 @@ def repeated(pictures: NDArray[np.uint8], repeats: int) -> None:
             known = np.concatenate([frames(pictures[i], FRAMES, seed=int(i)) for i in drawn[:SCENES]])
             new = np.concatenate([frames(pictures[i], 1, seed=int(i)) for i in drawn[SCENES : SCENES + NEW // 2]])
             paths = [names[kind].format(n // FRAMES, n % FRAMES, n) for n in range(len(known))]
-            found = grouped(setting, [Known(path) for path in paths], Looks.of(known))
-            rows = [
-                Row(RawImage(path, "", -1), n, 28, 28, "L", hashlib.sha256(known[n].tobytes()).hexdigest(), group=group)
-                for n, (path, group) in enumerate(zip(paths, found.names, strict=True))
-            ]
-            splits, _ = assign(rows, data, repeat, by_groups=found.rule is not None)
-            ranked = splits["calibration"]
-            if found.rule is not None:
-                _, numbers = np.unique([one.group for one in ranked], return_inverse=True)
-                ranked = [ranked[i] for i in one_of_each_group(numbers, repeat)]
-            train_images = known[[one.source for one in splits["train"]]]
-            scores = np.sort(nearest(known[[one.source for one in ranked]], train_images))
+            with image_table(None) as table:
+                add_images(
+                    table,
+                    [
+                        Image(n, path, sha256=hashlib.sha256(known[n].tobytes()).hexdigest())
+                        for n, path in enumerate(paths)
+                    ],
+                )
+                Looks.of(known).write(table, 0)
+                found = grouped(setting, table)
+                assign(table, data, repeat, by_groups=found.rule is not None)
+                rows = "SELECT number, set_number FROM placed WHERE split = ? ORDER BY place"
+                ranked, groups = np.array(table.execute(rows, ("calibration",)).fetchall()).T
+                trained_on, _ = np.array(table.execute(rows, ("train",)).fetchall()).T
+            ranked = ranked[one_of_each_group(groups, repeat)] if found.rule is not None else ranked
+            train_images = known[trained_on]
+            scores = np.sort(nearest(known[ranked], train_images))
             p = p_values(scores, nearest(new, train_images))
             shares.append([(p <= level).mean() for level in LEVELS])
             promised.append([np.floor(level * (len(scores) + 1) + 1e-9) / (len(scores) + 1) for level in LEVELS])
@@ -163,7 +168,7 @@ def write_folder(folder: Path, pictures: NDArray[np.uint8]) -> None:
     folder.mkdir()
     for scene, picture in enumerate(pictures):
         for number, frame in enumerate(frames(picture, FRAMES, seed=scene, size=28)):
-            Image.fromarray(frame[0]).save(folder / f"scene_{scene:03d}_frame_{number:02d}.png")
+            Pillow.fromarray(frame[0]).save(folder / f"scene_{scene:03d}_frame_{number:02d}.png")
 
 
 def frames(picture: NDArray[np.uint8], count: int, *, seed: int, size: int = 14) -> Pixels:
@@ -173,9 +178,9 @@ def frames(picture: NDArray[np.uint8], count: int, *, seed: int, size: int = 14)
     for _ in range(count):
         moved = ndimage.shift(picture.astype(np.float64), rng.uniform(-0.25, 0.25, 2), order=1)
         noisy = (moved + rng.normal(0.0, NOISE, picture.shape)).clip(0, 255).round().astype(np.uint8)
-        image = Image.fromarray(noisy)
+        image = Pillow.fromarray(noisy)
         if size != image.width:  # as `prepare` resizes it
-            image = image.resize((size, size), Image.Resampling.LANCZOS, reducing_gap=3.0)
+            image = image.resize((size, size), Pillow.Resampling.LANCZOS, reducing_gap=3.0)
         found.append(np.asarray(image))
     return np.stack(found)[:, None]
 

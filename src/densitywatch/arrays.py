@@ -11,5 +11,7 @@ Pixels = NDArray[np.uint8]
 """uint8 images in memory, (B, C, H, W); `data.reading.Images` are images in memory or on disk."""
 Floats = NDArray[np.floating[Any]]
 """Real numbers of 32 or 64 bits."""
+Numbers = NDArray[np.int64]
+"""Whole numbers: labels, rows, places."""
 Arrays = dict[str, NDArray[Any]]
 """Arrays by name: what a safetensors file holds."""

@@ -80,7 +80,7 @@ def full_disk_as_error(target: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" into a DiskFull that says where and what to do."""
     try:
         yield
-    except Exception as error:  # safetensors has an error of its own
+    except Exception as error:  # safetensors and SQLite have errors of their own
         if not is_full_disk(error):
             raise
         raise DiskFull(
@@ -89,11 +89,13 @@ def full_disk_as_error(target: Path) -> Iterator[None]:
 
 
 def is_full_disk(error: Exception) -> bool:
-    """Whether an OSError, or an error of safetensors about one, says that no space, or no quota, is left."""
+    """Whether an OSError, or an error of safetensors or SQLite, says that no space, or no quota, is left."""
     full = (errno.ENOSPC, errno.EDQUOT)
     if isinstance(error, OSError):
         return error.errno in full
-    return any(f"os error {number})" in str(error) for number in full)
+    # a quota that is used up is to SQLite an error of writing like any other
+    sqlite = getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
+    return sqlite or any(f"os error {number})" in str(error) for number in full)
 
 
 def write_whole(path: Path, data: bytes | str, *, new_folder: bool = True) -> None:

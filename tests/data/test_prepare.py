@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from densitywatch.data import image_table
 from densitywatch.data import prepare as module
 from densitywatch.data.dataset import SPLITS, batches, open_split, read_info
 from densitywatch.data.fetch import fetch
-from densitywatch.data.prepare import Row, assign, choose, prepare
+from densitywatch.data.image_table import Image as Row
+from densitywatch.data.prepare import choose, prepare
 from densitywatch.data.raw import RawImage, open_raw, read_idx
-from densitywatch.errors import DataError
+from densitywatch.errors import DataError, DiskFull
 from densitywatch.files import file_digest
 from densitywatch.params import DataParams
 from tests.data.conftest import MakeParams
+from tests.data.image_rows import assigned
 
 DATA = DataParams(source="fashion_mnist", size=28, channels=1, validation=0.05, calibration=0.1, test=0.15)
 
@@ -82,6 +85,13 @@ def test_the_small_profile_has_all_classes_in_every_split_evenly(prepared: Path)
         assert sorted(labels[:10]) == list(range(10)), "the first images stand for all classes"
 
 
+def test_a_built_in_source_has_no_groups(root: Path, make_params: MakeParams) -> None:
+    prepare(make_params(limit=100, group="auto"), root)
+    groups = json.loads((root / "data/prepared/dataset.json").read_text())["groups"]
+    assert (groups["rule"], groups["found"]) == (None, "A built-in source has no groups.")
+    assert {row["group"] for row in manifest_of(root)} == {""}
+
+
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_splits(
     root: Path, prepared: Path, make_params: MakeParams
 ) -> None:
@@ -126,29 +136,29 @@ def test_splits_are_whole_disjoint_and_near_their_shares(
 ) -> None:
     rows = [
         Row(
-            RawImage(f"{n}", "test" if own_test and n % 4 == 0 else "", label, f"group {n // 3}" if grouped else ""),
-            n, 28, 28, "L", hashlib.sha256(f"{n // repeats if not own_test else n}".encode()).hexdigest(),
+            n, f"{n}", "test" if own_test and n % 4 == 0 else "", label, f"group {n // 3}" if grouped else "",
+            sha256=hashlib.sha256(f"{n // repeats if not own_test else n}".encode()).hexdigest(),
         )
         for n, label in enumerate(labels)
     ]  # fmt: skip
     try:
-        splits, dropped = assign(rows, DATA, seed)
+        splits, dropped = assigned(rows, DATA, seed)
     except DataError:
         # equal pixels and groups are placed together, and with an image of the test part they are placed already
-        keys = [[row.sha256 for row in rows], [row.image.group for row in rows if grouped]]
-        taken = {key for row in rows if row.image.part == "test" for key in (row.sha256, row.image.group)}
+        keys = [[row.sha256 for row in rows], [row.group_name for row in rows if grouped]]
+        taken = {key for row in rows if row.part == "test" for key in (row.sha256, row.group_name)}
         assert min(len(set(of) - taken) for of in keys if of) < 12
         return
-    placed = [row.image.path for split in splits.values() for row in split]
-    assert sorted([*placed, *(item["path"] for item in dropped)]) == sorted(row.image.path for row in rows)
+    placed = [row.path for split in splits.values() for row in split]
+    assert sorted([*placed, *(item["path"] for item in dropped)]) == sorted(row.path for row in rows)
     largest = max(Counter(row.sha256 for row in rows).values()) * (5 if grouped else 1)
-    rest = sum(row.image.part != "test" for row in rows)
+    rest = sum(row.part != "test" for row in rows)
     assert abs(len(splits["validation"]) - 0.05 * rest) <= largest + 1
     assert abs(len(splits["calibration"]) - 0.1 * rest) <= largest + 1
     assert abs(len(splits["gate"]) - 0.05 * rest) <= largest + 1
-    again, _ = assign(rows[::-1], DATA, seed)
+    again, _ = assigned(rows[::-1], DATA, seed)
     for name in SPLITS:
-        paths = [[row.image.path for row in split] for split in (again[name], splits[name])]
+        paths = [[row.path for row in split] for split in (again[name], splits[name])]
         assert paths[0] == paths[1], "the order of the files does not matter"
 
 
@@ -156,8 +166,12 @@ def test_splits_are_whole_disjoint_and_near_their_shares(
 @given(labels=labels, limit=st.integers(8, 60))
 def test_a_limit_takes_labels_in_turn(labels: list[int], limit: int) -> None:
     images = [RawImage(f"{number}", "test" if number % 2 else "train", label) for number, label in enumerate(labels)]
-    chosen = choose(images, limit, seed=1)
-    assert chosen == sorted(set(chosen))
+    with image_table.image_table(None) as table:
+        table.executemany(
+            "INSERT INTO found VALUES (?, ?, ?, ?, ?, ?)", ((n, *image) for n, image in enumerate(images))
+        )
+        choose(table, limit, seed=1)
+        chosen = [number for (number,) in table.execute("SELECT number FROM found ORDER BY number")]
     for part in ("train", "test"):
         taken = Counter(images[index].label for index in chosen if images[index].part == part)
         there = Counter(image.label for image in images if image.part == part)
@@ -278,6 +292,24 @@ def test_a_disk_that_fills_up_leaves_the_earlier_dataset_whole(
         prepare(make_params(limit=200), root)
     assert digests(root / "data/prepared") == before
     assert sorted(path.name for path in (root / "data").iterdir()) == ["prepared", "raw"]
+
+
+@pytest.mark.parametrize("pages", [20, 80])
+def test_a_disk_that_fills_up_under_the_table_of_images_is_the_same_sentence(
+    tmp_path: Path,
+    garments: npt.NDArray[np.uint8],
+    make_params: MakeParams,
+    monkeypatch: pytest.MonkeyPatch,
+    pages: int,
+) -> None:
+    fake_fashion(tmp_path / "data/raw", garments[:600], garments[600:700])
+    prepare(make_params(limit=100), tmp_path)
+    before = digests(tmp_path / "data/prepared")
+    monkeypatch.setattr(image_table, "SETTINGS", (*image_table.SETTINGS, f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(DiskFull, match="prepared: the disk is full, nothing was kept of it"):
+        prepare(make_params(), tmp_path)
+    assert digests(tmp_path / "data/prepared") == before
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["prepared", "raw"]
 
 
 def test_batches_come_in_order_and_are_copies(prepared: Path) -> None:

@@ -11,20 +11,21 @@ they are trained on.
 
 from __future__ import annotations
 
-import bisect
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from densitywatch.arrays import Numbers
 from densitywatch.data.dataset import SplitName
-from densitywatch.data.decoding.images import Picture, decode_images
-from densitywatch.data.judged_draw import FEWEST, is_judged, part_of
+from densitywatch.data.decoding.images import Picture
+from densitywatch.data.image_table import Table
+from densitywatch.data.judged_draw import FEWEST, PART, part_of
 from densitywatch.data.look import ACCEPTED
-from densitywatch.data.raw import Raw, RawImage
-from densitywatch.data.splits import Row
+from densitywatch.data.raw import Raw, RawImage, decoded
 from densitywatch.data.training_only import with_mark
 from densitywatch.data.validation.manifest_suite import SOURCE_SHAPES
 from densitywatch.errors import DataError
@@ -83,62 +84,63 @@ def with_accepted(raw: Raw, data: DataParams, root: Path) -> Raw:
     """`raw` and the accepted images of `root`. Those that cannot be used are rejected by name.
 
     In a dataset with labels every image needs one of its classes. Built-in sources take images of their own size and
-    pixel format alone.
+    pixel format alone. The rows of one file are in memory at a time.
     """
-    files = accepted_files(root)
-    listed = [(file, number, row) for file in files for number, row in enumerate(accepted_rows(file))]
-    if not listed:
-        return raw
     classes = {name: index for index, name in enumerate(raw.class_names)}
-    images: list[RawImage] = []
-    places: list[tuple[Path, int]] = []
+    usable: list[tuple[Path, Numbers]] = []
     rejected: list[dict[str, str]] = []
-    for file, number, row in listed:
-        path = f"{SOURCE}/{file.stem}/{row['path']}"
-        if classes and row["label"] not in classes:
-            why = "no label" if row["label"] is None else f"its label {row['label']!r:.80} is no class"
-            rejected.append({"path": path, "reason": f"{why}, and every image of this dataset needs one"})
-            continue
-        label = classes[row["label"]] if classes else -1
-        place = (path, part_of(row["drift"])) if row["fair"] else (with_mark(path), SOURCE)
-        images.append(RawImage(*place, label, source=SOURCE))
-        places.append((file, number))
-    before = len(raw.images)
+    for file in accepted_files(root):
+        numbers: list[int] = []
+        for number, row in enumerate(accepted_rows(file)):
+            if classes and row["label"] not in classes:
+                why = "no label" if row["label"] is None else f"its label {row['label']!r:.80} is no class"
+                reason = f"{why}, and every image of this dataset needs one"
+                rejected.append({"path": _path_of(file, row), "reason": reason})
+            else:
+                numbers.append(number)
+        usable.append((file, np.array(numbers, dtype=np.int64)))
 
-    def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
-        cut = bisect.bisect_left(indices, before)
-        if cut:
-            yield from raw.read(indices[:cut])
-        yield from _pictures([places[index - before] for index in indices[cut:]], data)
+    def images() -> Iterator[RawImage]:
+        yield from raw.images()
+        for file, numbers in usable:
+            rows = accepted_rows(file)
+            for number in numbers:
+                row, path = rows[number], _path_of(file, rows[number])
+                place = (path, part_of(row["drift"])) if row["fair"] else (with_mark(path), SOURCE)
+                yield RawImage(*place, classes[row["label"]] if classes else -1, source=SOURCE)
 
-    return replace(raw, images=[*raw.images, *images], read=read, rejected=(*raw.rejected, *rejected))
+    def read(indices: Sequence[int] | Numbers) -> Iterator[Picture | DataError]:
+        indices, start = np.asarray(indices, dtype=np.int64), raw.count
+        yield from raw.read(indices[indices < start])
+        for file, numbers in usable:
+            here = indices[(start <= indices) & (indices < start + len(numbers))]
+            yield from _pictures(file, numbers[here - start], data)
+            start += len(numbers)
+
+    count = raw.count + sum(len(numbers) for _, numbers in usable)
+    return replace(raw, images=images, count=count, read=read, rejected=(*raw.rejected, *rejected))
 
 
-def _pictures(places: Sequence[tuple[Path, int]], data: DataParams) -> Iterator[Picture | DataError]:
-    """The images at these rows of files, ascending; a row group in memory at a time."""
+def _path_of(file: Path, row: Mapping[str, Any]) -> str:
+    return f"{SOURCE}/{file.stem}/{row['path']}"
+
+
+def _pictures(file: Path, numbers: Numbers, data: DataParams) -> Iterator[Picture | DataError]:
+    """The images at these rows of a file, ascending; a row group in memory at a time."""
     import pyarrow.parquet as pq
 
-    wanted: dict[Path, list[int]] = {}
-    for file, number in places:
-        wanted.setdefault(file, []).append(number)
-    for file, numbers in wanted.items():
-        chosen, start = set(numbers), 0
-        with _damage_named(file):
-            table = pq.ParquetFile(file)
-        with table:
-            for group in range(table.num_row_groups):
-                with _damage_named(file):
-                    cells = table.read_row_group(group, columns=["bytes"]).column("bytes").to_pylist()
-                contents = [cell or b"" for row, cell in enumerate(cells, start) if row in chosen]
-                start += len(cells)
-                for picture in decode_images(
-                    contents,
-                    size=data.size,
-                    channels=data.channels,
-                    resize=data.resize,
-                    max_pixels=data.max_pixels,
-                ):
-                    yield picture if isinstance(picture, DataError) else _of_the_source(picture, data.source)
+    start = 0
+    with _damage_named(file):
+        table = pq.ParquetFile(file)
+    with table:
+        for group in range(table.num_row_groups):
+            with _damage_named(file):
+                cells = table.read_row_group(group, columns=["bytes"]).column("bytes")
+                inside = numbers[(start <= numbers) & (numbers < start + len(cells))] - start
+                contents = [cells[row].as_py() or b"" for row in inside.tolist()]
+            start += len(cells)
+            for picture in decoded(contents, data):
+                yield picture if isinstance(picture, DataError) else _of_the_source(picture, data.source)
 
 
 @contextmanager
@@ -164,28 +166,35 @@ def _of_the_source(picture: Picture, source: str) -> Picture | DataError:
     )
 
 
-def judged_counts(splits: Mapping[SplitName, Sequence[Row]]) -> dict[str, int]:
+def judged_counts(table: Table) -> dict[SplitName, int]:
     """Number of images of a judged draw in `calibration` and `gate`; empty where no draw calibrates."""
-    counts = {name: sum(row.image.source == SOURCE for row in splits[name]) for name in JUDGED}
-    return {name: count for name, count in counts.items() if count}
+    counts = _accepted_counts(table)
+    return {name: counts[name] for name in JUDGED if name in counts}
 
 
-def accepted_line(splits: Mapping[SplitName, Sequence[Row]]) -> str | None:
+def _accepted_counts(table: Table) -> dict[SplitName, int]:
+    """Number of accepted images by split, where there are any."""
+    query = "SELECT split, count(*) FROM placed JOIN image USING (number) WHERE source = ? GROUP BY split"
+    return dict(table.execute(query, (SOURCE,)).fetchall())
+
+
+def accepted_line(table: Table) -> str | None:
     """One sentence about the accepted images in the splits; None where there are none."""
-    counts = Counter(name for name, rows in splits.items() for row in rows if row.image.source == SOURCE)
+    counts = _accepted_counts(table)
     if not counts:
         return None
-    waiting: dict[str, set[str]] = {}
-    for row in splits["train"]:
-        if is_judged(row.image):
-            waiting.setdefault(row.image.part, set()).add(row.group or row.sha256)
-    most = max(map(len, waiting.values()), default=0)
-    if counts["calibration"]:
+    waiting = table.execute(
+        """SELECT count(DISTINCT coalesce(nullif(placed.group_name, ''), sha256)) FROM placed JOIN image USING (number)
+        WHERE split = 'train' AND placed.part LIKE ? GROUP BY placed.part""",
+        (f"{PART}%",),
+    )
+    most = max((count for (count,) in waiting), default=0)
+    if counts.get("calibration"):
         calibrates = (
             f"{counts['calibration']:,} of a judged random draw are now the calibration images, and"
-            f" {counts['gate']:,} are for the gate"
+            f" {counts.get('gate', 0):,} are for the gate"
         )
-        if waiting:
+        if most:
             calibrates += f"; judged images of another drift are trained on, {most:,} of {FEWEST} that it takes"
     else:
         calibrates = (
@@ -193,4 +202,5 @@ def accepted_line(splits: Mapping[SplitName, Sequence[Row]]) -> str | None:
             f" can be used, each group counted once ({most:,} so far), so p-values are those of the stream before the"
             " drift"
         )
-    return f"accepted images of drifted batches: {counts['train']:,} are trained on; {calibrates}"
+    trained = counts.get("train", 0)
+    return f"accepted images of drifted batches: {trained:,} are trained on; {calibrates}"

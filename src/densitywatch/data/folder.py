@@ -29,6 +29,8 @@ from densitywatch.text import one_line
 
 BATCH_FILES = 64
 BATCH_BYTES = 64 << 20
+ROW_GROUP = 1 << 20
+"""Least bytes in a row group of images.parquet: the more there are, the more of the file's index is in memory."""
 SHOWN = 5
 READERS = 8
 """Number of files of a remote store that are read at once."""
@@ -68,14 +70,19 @@ def fetch_folder(
     found: list[tuple[str, list[str], Arrangement]] = []
     schema = pa.schema([("path", pa.string()), ("bytes", pa.binary())])
     with pq.ParquetWriter(target / "images.parquet", schema, compression="none") as writer:
+        waiting: list[tuple[str, bytes]] = []
 
-        def write(usable: Sequence[tuple[str, bytes]]) -> None:
-            columns = [list(column) for column in zip(*usable, strict=True)]
-            writer.write_batch(pa.record_batch(columns, schema=schema))
+        def write(usable: Sequence[tuple[str, bytes]], least: int = ROW_GROUP) -> None:
+            waiting.extend(usable)
+            if waiting and sum(len(content) for _, content in waiting) >= least:
+                columns = [list(column) for column in zip(*waiting, strict=True)]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+                waiting.clear()
 
         for address, source in zip(addresses, source_names(addresses), strict=True):
             names, arrangement = _fetch_one(address, source, root, follow_links, by_folder, rejected, write)
             found.append((source, names, arrangement))
+        write((), least=0)
     _refuse_some_labels(addresses, [arrangement for _, _, arrangement in found])
     _write_entries(target / "entries.parquet", found)
     (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

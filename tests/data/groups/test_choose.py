@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
-from densitywatch.data.groups.choose import Grouping, grouped
+from densitywatch.data.groups.choose import grouped, put_in_order
 from densitywatch.data.groups.likeness import Looks, near_duplicates
-from densitywatch.data.groups.rules import Known
+from densitywatch.data.groups.rules import taken
+from densitywatch.data.image_table import Image
 from densitywatch.errors import DataError
 from tests.data.groups.scenes import SIZE, scenes
+from tests.data.image_rows import table_of
 
 SCENES, FRAMES = 40, 6
 WHERE = [(n // FRAMES, n % FRAMES) for n in range(SCENES * FRAMES)]
@@ -19,16 +22,41 @@ WHERE = [(n // FRAMES, n % FRAMES) for n in range(SCENES * FRAMES)]
 Name = Callable[[int, int], str]
 
 
-def look(setting: str | None, name: Name, *, frames: int = FRAMES, source: Name | None = None) -> Grouping:
+class Found(NamedTuple):
+    """What `grouped` says, the name of every image's group, and its place in the order."""
+
+    rule: str | None
+    words: str
+    warning: str
+    names: list[str]
+    order: list[int]
+
+
+def find(setting: str | None, known: Sequence[Image], looks: Looks) -> Found:
+    """The groups of `known`; an image without one has an empty name."""
+    with table_of(known, looks) as table:
+        told = grouped(setting, table)
+        put_in_order(table, told.rule)
+        rows = table.execute(
+            """SELECT coalesce(name, ''), in_order.place FROM image JOIN in_order USING (number)
+            LEFT JOIN named USING (number) ORDER BY number"""
+        ).fetchall()
+    return Found(told.rule, told.words, told.warning, [name for name, _ in rows], [place for _, place in rows])
+
+
+def look(setting: str | None, name: Name, *, frames: int = FRAMES, source: Name | None = None) -> Found:
     """The groups of scenes whose frames are named by `name`, given in another order than that of the names."""
     where = [(n // frames, n % frames) for n in range(SCENES * frames)]
     mixed = np.random.default_rng(5).permutation(len(where))
-    known = [Known(name(*where[n]), taken=time(*where[n]), source=source(*where[n]) if source else "") for n in mixed]
-    found = grouped(setting, known, Looks.of(scenes(SCENES, frames)[mixed]))
+    known = [
+        Image(0, name(*where[n]), source=source(*where[n]) if source else "", taken=taken(time(*where[n])))
+        for n in mixed
+    ]
+    found = find(setting, known, Looks.of(scenes(SCENES, frames)[mixed]))
     names = [""] * len(where)
     for n, group in zip(mixed, found.names, strict=True):
         names[n] = group
-    return Grouping(found.setting, found.rule, names, found.order, found.words, found.warning)
+    return found._replace(names=names)
 
 
 def time(scene: int, frame: int) -> str:
@@ -36,7 +64,7 @@ def time(scene: int, frame: int) -> str:
     return f"2026:03:{1 + scene // 24:02d} {scene % 24:02d}:00:{10 * frame:02d}"
 
 
-def same_scene(found: Grouping) -> bool:
+def same_scene(found: Found) -> bool:
     """Whether two images are in one group exactly when they are of one scene."""
     pairs = set(zip(found.names, (scene for scene, _ in WHERE), strict=True))
     return len(pairs) == len(set(found.names)) == SCENES
@@ -80,15 +108,15 @@ def test_auto_groups_nothing_where_neighbours_are_no_more_alike_than_others() ->
 
 def test_a_fixed_camera_whose_images_all_look_alike_is_not_one_scene() -> None:
     one = scenes(1, 300, noise=4.0)
-    known = [Known(f"img_{n:04d}.png") for n in range(300)]
-    assert grouped("auto", known, Looks.of(one)).rule is None
-    assert not grouped(None, known, Looks.of(one)).warning
+    known = [Image(0, f"img_{n:04d}.png") for n in range(300)]
+    assert find("auto", known, Looks.of(one)).rule is None
+    assert not find(None, known, Looks.of(one)).warning
 
 
 def test_auto_warns_where_it_finds_likeness_and_no_rule() -> None:
     drifting = np.linspace(0, 200, 400)[:, None, None, None] + np.zeros((400, 1, SIZE, SIZE))
-    known = [Known(f"img_{n:04d}.png") for n in range(400)]
-    found = grouped("auto", known, Looks.of(drifting.astype(np.uint8)))
+    known = [Image(0, f"img_{n:04d}.png") for n in range(400)]
+    found = find("auto", known, Looks.of(drifting.astype(np.uint8)))
     assert found.rule is None
     assert found.warning.startswith("data.group: auto finds neighbours in name order alike")
 
@@ -119,13 +147,12 @@ def test_a_rule_that_is_named_is_used(setting: str, name: Name) -> None:
 
 def test_blocks_of_time_begin_with_their_first_image_and_last_the_minutes_asked_for() -> None:
     minutes = [0, 5, 9, 10, 12, 19, 25]
-    known = [Known(f"{n}.jpg", taken=f"2026:01:01 10:{minute:02d}:00") for n, minute in enumerate(minutes)]
-    looks = Looks.of(scenes(len(known), 1))
-    found = grouped("exif:10", [*known, Known("none.jpg")], Looks.joined([looks, looks]))
+    known = [Image(0, f"{n}.jpg", taken=f"2026-01-01 10:{minute:02d}:00") for n, minute in enumerate(minutes)]
+    found = find("exif:10", [*known, Image(0, "none.jpg")], Looks.of(scenes(len(known) + 1, 1)))
     assert found.names[:-1] == ["2026-01-01 10:00:00"] * 3 + ["2026-01-01 10:10:00"] * 3 + ["2026-01-01 10:25:00"]
     assert found.names[-1] == "none.jpg"
     assert "1 images are in none and count by themselves" in found.words
-    assert found.order == [1, 2, 3, 4, 5, 6, 7, 0]
+    assert found.order == [2, 3, 4, 5, 6, 7, 8, 1]
 
 
 @pytest.mark.parametrize(
@@ -138,9 +165,9 @@ def test_blocks_of_time_begin_with_their_first_image_and_last_the_minutes_asked_
     ],
 )
 def test_a_rule_that_finds_nothing_is_a_sentence(setting: str, sentence: str) -> None:
-    known = [Known(f"{n}.png") for n in range(30)]
+    known = [Image(0, f"{n}.png") for n in range(30)]
     with pytest.raises(DataError, match=f"finds no group in 30 images; {sentence}"):
-        grouped(setting, known, Looks.of(scenes(30, 1)))
+        find(setting, known, Looks.of(scenes(30, 1)))
 
 
 def test_groups_of_two_sources_do_not_mix() -> None:
@@ -151,11 +178,6 @@ def test_groups_of_two_sources_do_not_mix() -> None:
     assert len(set(blocks.names)) == 2 * SCENES
 
 
-def test_a_built_in_source_has_no_groups() -> None:
-    found = grouped("auto", [Known("train/0")], None)
-    assert (found.rule, found.names, found.words) == (None, [""], "A built-in source has no groups.")
-
-
 def test_near_duplicates_are_connected_exactly_when_their_hashes_differ_in_three_bits_at_most() -> None:
     rng = np.random.default_rng(3)
     hashes = rng.integers(0, 2**63, 60, dtype=np.uint64)
@@ -163,7 +185,8 @@ def test_near_duplicates_are_connected_exactly_when_their_hashes_differ_in_three
         bits = rng.choice(64, n % 6, replace=False)
         hashes[30 + n] = hashes[n] ^ np.uint64(sum(1 << int(bit) for bit in bits))
     hashes[0] = hashes[30] = hashes[31]
-    found = set(map(frozenset, near_duplicates(hashes)))
+    with table_of([Image(0, f"{n}") for n in range(60)], Looks(np.zeros((60, 64), dtype=np.uint8), hashes)) as table:
+        found = set(map(frozenset, near_duplicates(table)))
     close = {frozenset((i, j)) for i in range(60) for j in range(i) if int(hashes[i] ^ hashes[j]).bit_count() <= 3}
     assert found <= close
     assert components(found) == components(close)

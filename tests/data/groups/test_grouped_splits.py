@@ -17,14 +17,14 @@ from PIL import Image
 from densitywatch.data.dataset import SPLITS, open_split, read_info
 from densitywatch.data.fetch import fetch
 from densitywatch.data.groups.draw import one_of_each_group
+from densitywatch.data.image_table import Image as Row
 from densitywatch.data.prepare import prepare
-from densitywatch.data.raw import RawImage
-from densitywatch.data.splits import Row, assign
 from densitywatch.data.validation.validate import validate
 from densitywatch.errors import DataError
 from densitywatch.params import DataParams
 from tests.data.conftest import MakeParams
 from tests.data.groups.scenes import scenes
+from tests.data.image_rows import assigned
 
 SCENES, FRAMES = 60, 5
 DATA = DataParams(
@@ -35,7 +35,7 @@ DATA = DataParams(
 def rows_of(places: list[tuple[int, int, str, int]]) -> list[Row]:
     """Rows of (group, pixels, part, label)."""
     return [
-        Row(RawImage(f"{n:03d}", part, label), n, 16, 16, "L", f"{pixels:04d}", group=f"group {group}", order=n)
+        Row(n, f"{n:03d}", part, label, f"group {group}", sha256=f"{pixels:04d}")
         for n, (group, pixels, part, label) in enumerate(places)
     ]
 
@@ -58,9 +58,9 @@ def test_no_group_and_no_image_is_in_two_splits(
 ) -> None:
     data = DATA.model_copy(update={"calibration_time": "later" if later else "random"})
     rows = rows_of(places)
-    before = {row.image.path: row.group for row in rows}
+    before = {row.path: row.group_name for row in rows}
     try:
-        splits, dropped = assign(rows, data, seed, by_groups=True)
+        splits, dropped = assigned(rows, data, seed, by_groups=True)
     except DataError as error:
         if "too few" not in str(error):
             raise
@@ -68,7 +68,7 @@ def test_no_group_and_no_image_is_in_two_splits(
     where: dict[str, set[str]] = defaultdict(set)
     for name, members in splits.items():
         for row in members:
-            for key in (row.sha256, before[row.image.path], row.group):
+            for key in (row.sha256, before[row.path], row.group):
                 where[key].add(name)
     assert {len(names) for names in where.values()} == {1}
     assert len(dropped) + sum(map(len, splits.values())) == len(rows)
@@ -81,7 +81,7 @@ def test_a_large_group_is_as_likely_to_calibrate_as_a_small_one() -> None:
     places = [(group, 100 * group + n, "", -1) for group, size in enumerate(sizes) for n in range(size)]
     chosen: Counter[bool] = Counter()
     for seed in range(200):
-        splits, _ = assign(rows_of(places), DATA, seed, by_groups=True)
+        splits, _ = assigned(rows_of(places), DATA, seed, by_groups=True)
         groups = {row.group for row in splits["calibration"]}
         assert len(groups) == 18
         chosen.update(int(group.removeprefix("group ")) >= 30 for group in groups)
@@ -92,12 +92,12 @@ def test_a_large_group_is_as_likely_to_calibrate_as_a_small_one() -> None:
 def test_later_calibration_takes_the_last_groups_for_test_and_those_before_for_calibration() -> None:
     places = [(group, 100 * group + n, "", -1) for group in range(50) for n in range(3)]
     later = DATA.model_copy(update={"calibration_time": "later"})
-    splits, _ = assign(rows_of(places), later, seed=1, by_groups=True)
+    splits, _ = assigned(rows_of(places), later, seed=1, by_groups=True)
     groups = {name: sorted({int(row.group.split()[1]) for row in rows}) for name, rows in splits.items()}
     assert groups["test"] == list(range(40, 50))
     assert groups["calibration"] == list(range(25, 40))
     assert max(groups["train"] + groups["validation"] + groups["gate"]) == 24
-    plain, _ = assign(rows_of(places), DATA, seed=1, by_groups=True)
+    plain, _ = assigned(rows_of(places), DATA, seed=1, by_groups=True)
     assert {row.group for row in plain["test"]} != {row.group for row in splits["test"]}
 
 

@@ -347,7 +347,8 @@ def _raw(folder: Path) -> Enter:
             shutil.copyfile(kept / name, raw / name)
         (raw / case[0]).write_bytes(case[1])
         found = open_raw(params.data, raw)
-        list(found.read(range(len(found.images))))
+        list(found.images())
+        list(found.read(range(found.count)))
 
     return enter
 
@@ -409,8 +410,9 @@ def _accepted(folder: Path) -> Enter:
 
     def enter(case: bytes) -> None:
         (target / "a.parquet").write_bytes(case)
-        raw = with_accepted(Raw([], (), lambda _: iter(())), params.data, folder)
-        list(raw.read(range(len(raw.images))))
+        raw = with_accepted(Raw(lambda: iter(()), 0, (), lambda _: iter(())), params.data, folder)
+        list(raw.images())
+        list(raw.read(range(raw.count)))
 
     return enter
 

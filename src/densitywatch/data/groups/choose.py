@@ -8,14 +8,15 @@ neighbours in different groups are no more alike than random pairs.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
+import numpy as np
+
+from densitywatch.arrays import Numbers
 from densitywatch.data.groups import rules
-from densitywatch.data.groups.likeness import CLOSE, Looks, Neighbours, name_key, neighbours
-from densitywatch.data.groups.rules import Known
+from densitywatch.data.groups.likeness import CLOSE, Neighbours, neighbours
+from densitywatch.data.image_table import Table, one_value
 from densitywatch.errors import DataError
 
 FEWEST_GROUPS = 20
@@ -32,31 +33,24 @@ DUPLICATED = 0.05
 
 @dataclass(frozen=True)
 class Grouping:
-    """The groups of N images."""
+    """How the images are grouped; the table `named` has the names of their groups."""
 
     setting: str | None
     """data.group of params.yaml."""
     rule: str | None
     """The rule that was used, as data.group would name it; None: the images are not grouped."""
-    names: list[str]
-    """(N,) names of groups; all empty without a rule, none empty with one."""
-    order: list[int]
-    """(N,) the place of each image in time, or in the order of the names where times are not used."""
     words: str
     """What was found and why, in one or two sentences."""
     warning: str = ""
     """One line where images are alike and no rule is in force."""
 
 
-def grouped(setting: str | None, images: Sequence[Known], looks: Looks | None) -> Grouping:
-    """The groups of `images` by `setting`. `looks`: None for built-in sources, which have no groups.
+def grouped(setting: str | None, table: Table) -> Grouping:
+    """Group the images by `setting`: a name for every image where a rule is in force, and none elsewhere.
 
     Raises DataError when the rule finds no group at all.
     """
-    if looks is None:
-        return Grouping(setting, None, [""] * len(images), list(range(len(images))), "A built-in source has no groups.")
-    strata = [(image.source, image.label) for image in images]
-    near = neighbours(looks, [image.path for image in images], strata)
+    near = neighbours(table)
     if setting is None:
         warning = ""
         if near.alike:
@@ -64,94 +58,113 @@ def grouped(setting: str | None, images: Sequence[Known], looks: Looks | None) -
                 f"{near.share:.0%} of neighbours in name order are nearly equal ({CLOSE:.0%} of random pairs are), and"
                 " data.group is not set: rates that are promised may not hold; try data.group: auto"
             )
-        words = f"data.group is not set: every image counts by itself. {_likeness(near)}"
-        return Grouping(None, None, [""] * len(images), _by_name(images), words, warning)
-    if setting != "auto":
-        names = _named(setting, images, looks, near)
-        alone = sum(not name for name in names)
-        if alone == len(images):
-            raise DataError(f"data.group: {setting} finds no group in {len(images):,} images; {_advice(setting)}")
-        words = f"data.group is {setting}: {_sizes(names)}. {_across(near, names)}"
-        return _grouping(setting, setting, images, names, words)
-    return _auto(images, looks, near)
+        return Grouping(None, None, f"data.group is not set: every image counts by itself. {_likeness(near)}", warning)
+    if setting == "auto":
+        return _auto(table, near)
+    _name(table, _by(setting, table, near))
+    if one_value(table, "SELECT count(*) FROM named") == 0:
+        count = one_value(table, "SELECT count(*) FROM image")
+        raise DataError(f"data.group: {setting} finds no group in {count:,} images; {_advice(setting)}")
+    words = f"data.group is {setting}: {_sizes(table)}. {_across(near, table)}"
+    return _grouping(setting, setting, table, words)
 
 
-def _auto(images: Sequence[Known], looks: Looks, near: Neighbours) -> Grouping:
+def _auto(table: Table, near: Neighbours) -> Grouping:
     likeness = _likeness(near)
     if not near.alike:
-        names = rules.by_likeness(images, looks, near)
-        shared = sum(bool(name) for name in names) / len(names)
-        if shared < DUPLICATED or not _usable(names):
-            words = f"auto: {likeness} So the images are not grouped."
-            return Grouping("auto", None, [""] * len(images), _by_name(images), words)
-        words = f"auto: {likeness} But {shared:.0%} of the images have near-duplicates: {_sizes(names)}."
-        return _grouping("auto", "near_duplicates", images, names, words)
-    for rule, names in _candidates(images, looks, near):
-        if _usable(names) and not near.alike_across(_each(names)):
-            words = f"auto: {likeness} data.group: {rule} explains it: {_sizes(names)}. {_across(near, names)}"
-            return _grouping("auto", rule, images, names, words)
+        _name(table, rules.by_likeness(table, near))
+        shared = one_value(table, "SELECT count(*) FROM named") / one_value(table, "SELECT count(*) FROM image")
+        if shared < DUPLICATED or not _usable(table):
+            _name(table, iter(()))
+            return Grouping("auto", None, f"auto: {likeness} So the images are not grouped.")
+        words = f"auto: {likeness} But {shared:.0%} of the images have near-duplicates: {_sizes(table)}."
+        return _grouping("auto", "near_duplicates", table, words)
+    for rule in _candidates(table):
+        _name(table, _by(rule, table, near))
+        if rule == "folder" and not _finer_than_labels(table):
+            continue
+        if _usable(table) and not near.alike_across(table):
+            words = f"auto: {likeness} data.group: {rule} explains it: {_sizes(table)}. {_across(near, table)}"
+            return _grouping("auto", rule, table, words)
+    _name(table, iter(()))
     warning = (
         f"data.group: auto finds neighbours in name order alike ({likeness.rstrip('.').lower()}) and no rule that"
         " explains it: rates that are promised may not hold; set data.group to a rule of your own"
     )
-    words = f"auto: {likeness} No rule explains it, so the images are not grouped."
-    return Grouping("auto", None, [""] * len(images), _by_name(images), words, warning)
+    return Grouping("auto", None, f"auto: {likeness} No rule explains it, so the images are not grouped.", warning)
 
 
-def _candidates(images: Sequence[Known], looks: Looks, near: Neighbours) -> Iterator[tuple[str, list[str]]]:
-    folders = rules.by_folder(images)
-    if len(set(folders)) > len({(image.source, image.label) for image in images}):  # finer than the labels
-        yield "folder", folders
-    for pattern in NAME_PATTERNS:
-        yield pattern, rules.by_pattern(images, pattern)
-    if sum(rules.taken(image.taken) is not None for image in images) >= TIMED * len(images):
-        for minutes in MINUTES:
-            yield f"exif:{minutes}", rules.by_time(images, minutes)
-    yield "near_duplicates", rules.by_likeness(images, looks, near)
+def _candidates(table: Table) -> Iterator[str]:
+    yield "folder"
+    yield from NAME_PATTERNS
+    images, timed = table.execute("SELECT count(*), sum(taken != '') FROM image").fetchone()
+    if timed >= TIMED * images:
+        yield from (f"exif:{minutes}" for minutes in MINUTES)
+    yield "near_duplicates"
 
 
-def _named(setting: str, images: Sequence[Known], looks: Looks, near: Neighbours) -> list[str]:
-    if setting == "folder":
-        return rules.by_folder(images)
-    if setting.startswith("exif:"):
-        return rules.by_time(images, float(setting.removeprefix("exif:")))
-    if setting == "near_duplicates":
-        return rules.by_likeness(images, looks, near)
-    return rules.by_pattern(images, setting)
+def _finer_than_labels(table: Table) -> bool:
+    folders = one_value(
+        table, "SELECT count(DISTINCT coalesce(name, '')) FROM image LEFT JOIN named ON named.number = image.number"
+    )
+    labels = one_value(table, "SELECT count(*) FROM (SELECT DISTINCT source, label FROM image)")
+    return bool(folders > labels)
 
 
-def _grouping(setting: str, rule: str, images: Sequence[Known], names: Sequence[str], words: str) -> Grouping:
+def _by(rule: str, table: Table, near: Neighbours) -> rules.Names:
+    if rule == "folder":
+        return rules.by_folder(table)
+    if rule.startswith("exif:"):
+        return rules.by_time(table, float(rule.removeprefix("exif:")))
+    if rule == "near_duplicates":
+        return rules.by_likeness(table, near)
+    return rules.by_pattern(table, rule)
+
+
+def _name(table: Table, names: rules.Names) -> None:
+    """These names in the table `named`, and no others."""
+    table.execute("DELETE FROM named")
+    table.executemany("INSERT INTO named VALUES (?, ?)", names)
+
+
+def _grouping(setting: str, rule: str, table: Table, words: str) -> Grouping:
+    """Make the rule's names those of the groups: an image that has none is a group by itself."""
     # two sources may use the same names; a group does not span them
-    several = len({image.source for image in images}) > 1
-    whole = [
-        (f"{image.source}: {name}" if several else name) if name else image.path
-        for image, name in zip(images, names, strict=True)
-    ]
-    order = _by_time(images) if rule.startswith("exif:") else _by_name(images)
-    return Grouping(setting, rule, whole, order, words)
+    if one_value(table, "SELECT count(DISTINCT source) FROM image") > 1:
+        table.execute(
+            "UPDATE named SET name = (SELECT source FROM image WHERE image.number = named.number) || ': ' || name"
+        )
+    table.execute(
+        "INSERT INTO named SELECT number, plain(path) FROM image WHERE number NOT IN (SELECT number FROM named)"
+    )
+    return Grouping(setting, rule, words)
 
 
-def _usable(names: Sequence[str]) -> bool:
-    counts = Counter(name for name in names if name)
-    groups = len(counts) + sum(not name for name in names)
-    return groups >= FEWEST_GROUPS and max(counts.values(), default=1) <= LARGEST_SHARE * len(names)
+def put_in_order(table: Table, rule: str | None) -> None:
+    """Fill the table `in_order`: by time where the rule goes by times, else by name.
+
+    Images without a time that can be read come first.
+    """
+    table.execute(
+        """INSERT INTO in_order SELECT number, row_number() OVER (
+            ORDER BY CASE WHEN ? THEN taken ELSE '' END, name_key(plain(path)), plain(path), number
+        ) FROM image""",
+        (rule is not None and rule.startswith("exif:"),),
+    )
 
 
-def _by_name(images: Sequence[Known]) -> list[int]:
-    return _places(sorted(range(len(images)), key=lambda index: (name_key(images[index].path), images[index].path)))
+def _usable(table: Table) -> bool:
+    sizes = _group_sizes(table)
+    images = one_value(table, "SELECT count(*) FROM image")
+    groups = len(sizes) + images - int(sizes.sum())
+    largest = int(sizes[-1]) if len(sizes) else 1
+    return bool(groups >= FEWEST_GROUPS and largest <= LARGEST_SHARE * images)
 
 
-def _by_time(images: Sequence[Known]) -> list[int]:
-    """Images without a time that can be read come first."""
-    times = [rules.taken(image.taken) or datetime.min for image in images]
-    return _places(sorted(range(len(images)), key=lambda index: (times[index], name_key(images[index].path))))
-
-
-def _places(order: Sequence[int]) -> list[int]:
-    places = [0] * len(order)
-    for place, index in enumerate(order):
-        places[index] = place
-    return places
+def _group_sizes(table: Table) -> Numbers:
+    """Number of images in each group, ascending."""
+    counted = table.execute("SELECT count(*) AS size FROM named GROUP BY name ORDER BY size")
+    return np.fromiter((size for (size,) in counted), dtype=np.int64)
 
 
 def _likeness(near: Neighbours) -> str:
@@ -160,22 +173,17 @@ def _likeness(near: Neighbours) -> str:
     return f"{near.share:.0%} of neighbours in name order are nearly equal; of random pairs it is {CLOSE:.0%}."
 
 
-def _across(near: Neighbours, names: Sequence[str]) -> str:
+def _across(near: Neighbours, table: Table) -> str:
     if math.isnan(near.limit):
         return ""
-    return f"Of neighbours in different groups {near.share_across(_each(names)):.0%} are nearly equal."
+    return f"Of neighbours in different groups {near.share_across(table):.0%} are nearly equal."
 
 
-def _each(names: Sequence[str]) -> list[str]:
-    """The names, and a different one for every image that has none."""
-    return [name or f"{index}" for index, name in enumerate(names)]
-
-
-def _sizes(names: Sequence[str]) -> str:
-    counts = sorted(Counter(name for name in names if name).values())
-    middle = counts[len(counts) // 2] if counts else 0
-    found = f"{len(counts):,} groups, {middle:,} images in the middle one, {max(counts, default=0):,} in the largest"
-    alone = sum(not name for name in names)
+def _sizes(table: Table) -> str:
+    sizes = _group_sizes(table)
+    middle, largest = (int(sizes[len(sizes) // 2]), int(sizes[-1])) if len(sizes) else (0, 0)
+    found = f"{len(sizes):,} groups, {middle:,} images in the middle one, {largest:,} in the largest"
+    alone = one_value(table, "SELECT count(*) FROM image") - int(sizes.sum())
     return f"{found}; {alone:,} images are in none and count by themselves" if alone else found
 
 

@@ -1,46 +1,39 @@
-"""The rules that give each image the name of its group; an empty name: no group is known, the image is alone."""
+"""The rules that give images the names of their groups: pairs of an image's number and a name.
+
+An image without a pair is alone: no group of it is known.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 
-import numpy as np
+from densitywatch.data.groups.likeness import Neighbours, alike_pairs, near_duplicates
+from densitywatch.data.groups.union import union_of_images
+from densitywatch.data.image_table import Table
 
-from densitywatch.data.groups.likeness import Looks, Neighbours, distances, near_duplicates
-from densitywatch.data.groups.union import Union
+Names = Iterator[tuple[int, str]]
 
-WINDOW = 5
-"""Images this many places apart in the name order are compared when runs of alike images are looked for."""
 TIME = "%Y:%m:%d %H:%M:%S"
 """How EXIF writes a time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of an image before it is grouped."""
-
-    path: str
-    source: str = ""
-    """The address that it came from, where there are several. No group spans two."""
-    label: int = -1
-    taken: str = ""
-    """Its EXIF time, or empty."""
-
-
-def by_folder(images: Sequence[Known]) -> list[str]:
+def by_folder(table: Table) -> Names:
     """The folder that an image is in; none at the top of its source, whose name begins the path of joined sources."""
-    folders = [image.path.rpartition("/")[0] for image in images]
-    return ["" if folder == image.source else folder for folder, image in zip(folders, images, strict=True)]
+    for number, path, source in table.execute("SELECT number, plain(path), source FROM image"):
+        folder = path.rpartition("/")[0]
+        if folder and folder != source:
+            yield number, folder
 
 
-def by_pattern(images: Sequence[Known], pattern: str) -> list[str]:
+def by_pattern(table: Table, pattern: str) -> Names:
     """What the regular expression's one capture finds in the path without its extension."""
     compiled = re.compile(pattern)
-    found = [compiled.search(without_extension(image.path)) for image in images]
-    return ["" if match is None else match.group(1) or "" for match in found]
+    for number, path in table.execute("SELECT number, plain(path) FROM image"):
+        found = compiled.search(without_extension(path))
+        if found is not None and found.group(1):
+            yield number, found.group(1)
 
 
 def without_extension(path: str) -> str:
@@ -48,51 +41,41 @@ def without_extension(path: str) -> str:
     return re.sub(r"(?<=[^/])\.[^./]*$", "", path)
 
 
-def by_time(images: Sequence[Known], minutes: float) -> list[str]:
+def by_time(table: Table, minutes: float) -> Names:
     """Blocks of EXIF time: a block begins with its first image and lasts `minutes`. Each source has its own."""
-    names = [""] * len(images)
-    timed = sorted((image.source, time, index) for index, image in enumerate(images) if (time := taken(image.taken)))
     before, begin = None, datetime.min
-    for source, time, index in timed:
+    timed = table.execute("SELECT number, source, taken FROM image WHERE taken != '' ORDER BY source, taken, number")
+    for number, source, taken in timed:
+        time = datetime.fromisoformat(taken)
         if source != before or time - begin >= timedelta(minutes=minutes):
             before, begin = source, time
-        names[index] = begin.strftime("%Y-%m-%d %H:%M:%S")
-    return names
+        yield number, begin.strftime("%Y-%m-%d %H:%M:%S")
 
 
-def taken(text: str) -> datetime | None:
-    """EXIF's text as a time; None where it is none."""
+def taken(text: str) -> str:
+    """EXIF's text as a time that sorts as text, YYYY-MM-DD HH:MM:SS; empty where it is none."""
     try:
-        return datetime.strptime(text, TIME)
+        return datetime.strptime(text, TIME).isoformat(" ")
     except ValueError:
-        return None
+        return ""
 
 
-def by_likeness(images: Sequence[Known], looks: Looks, near: Neighbours) -> list[str]:
+def by_likeness(table: Table, near: Neighbours) -> Names:
     """Near-duplicates anywhere, and runs of nearly equal images in the name order; named after their first image.
 
     Runs are looked for only where neighbours are more often nearly equal than random pairs. Images up to WINDOW places
     apart are compared, so one frame that differs does not end a run.
     """
-    joined = Union(len(images))
-    sources = np.array([image.source for image in images])
-    for source in np.unique(sources):  # pairs of one source connect its images; through another one's they might not
-        rows = np.flatnonzero(sources == source)
-        for one, other in near_duplicates(looks.hashes[rows]):
-            joined.join(int(rows[one]), int(rows[other]))
+    joined = union_of_images(table)
+    for one, other in near_duplicates(table):
+        joined.join(one, other)
     if near.alike:
-        for apart in range(1, WINDOW + 1):
-            first, second = near.order[:-apart], near.order[apart:]
-            together = near.stratum[first] == near.stratum[second]
-            first, second = first[together], second[together]
-            close = distances(looks.coarse, first, second) < near.limit
-            for one, other in zip(first[close].tolist(), second[close].tolist(), strict=True):
-                joined.join(one, other)
-    sets = joined.sets()
-    names = [""] * len(images)
-    for members in sets:
-        if len(members) > 1:
-            name = min(images[index].path for index in members)
-            for index in members:
-                names[index] = name
-    return names
+        for one, other in alike_pairs(table, near):
+            joined.join(one, other)
+    joined.write(table)
+    yield from table.execute(
+        """SELECT number, name FROM (
+            SELECT number, min(plain(path)) OVER same AS name, count(*) OVER same AS size
+            FROM image JOIN joined USING (number) WINDOW same AS (PARTITION BY first)
+        ) WHERE size > 1"""
+    )
