@@ -125,6 +125,20 @@ def test_the_bytes_of_a_file_are_kept_as_they_are(images: Path, tmp_path: Path, 
     assert stored == [path.read_bytes() for path in sorted(images.iterdir())]
 
 
+def test_small_files_share_a_row_group_and_large_ones_fill_several(
+    images: Path, tmp_path: Path, fetched: Fetch
+) -> None:
+    """The index of the row groups is in the memory of whoever opens the file."""
+    for number in range(200):
+        Image.new("L", (8, 8), number).save(images / f"a{number:03d}.png")
+    for number in range(70):
+        Image.new("RGB", (190, 190), (number, 0, 0)).save(images / f"b{number:03d}.bmp")
+    fetched()
+    told = pq.read_metadata(tmp_path / "data/raw/images.parquet")
+    assert [told.row_group(number).num_rows for number in range(told.num_row_groups)] == [256, 14]
+    assert pq.read_table(tmp_path / "data/raw/entries.parquet").column("row").to_pylist() == list(range(270))
+
+
 def test_what_cannot_be_used_is_listed_with_its_reason_and_shown(
     images: Path, tmp_path: Path, png: Png, fetched: Fetch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -312,6 +312,16 @@ def test_a_disk_that_fills_up_under_the_table_of_images_is_the_same_sentence(
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["prepared", "raw"]
 
 
+def test_a_folder_whose_name_means_something_in_an_address_is_a_folder(
+    tmp_path: Path, garments: npt.NDArray[np.uint8], make_params: MakeParams
+) -> None:
+    root = tmp_path / "a?mode=ro#b%41 ü"
+    fake_fashion(root / "data/raw", garments[:200], garments[200:300])
+    prepare(make_params(), root)
+    assert read_info(root / "data/prepared").counts["test"] == 100
+    assert sorted(path.name for path in tmp_path.iterdir()) == [root.name]
+
+
 def test_batches_come_in_order_and_are_copies(prepared: Path) -> None:
     split = open_split(prepared / "data/prepared", "validation")
     assert isinstance(split.images, np.memmap)

@@ -1,19 +1,24 @@
 """`source: folder`: the user's own images, from a folder, an archive or any fsspec address, into one Parquet file.
 
 Nothing is trusted. Names become text, never paths. Links that lead out of the folder are not followed unless params
-say so. A file that cannot be decoded is listed in rejected.json with its reason. A few files are in memory at a time.
+say so. A file that cannot be decoded is listed in rejected.json with its reason. A few files are in memory at a time,
+and of the images their folders and labels: what decides about parts is on disk until all files are read.
 """
 
 from __future__ import annotations
 
 import glob
 import json
-import sys
+import tempfile
+from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TextIO
 
 from densitywatch.data.decoding.images import decode_images
 from densitywatch.data.inputs.archives import ARCHIVE, archive_kind
@@ -42,14 +47,39 @@ Read = tuple[Entry, bytes | str]
 """An entry, and its bytes or, as text, the reason why there are none."""
 
 
-class Kept(NamedTuple):
-    """What stays of an image that is used. An entry of an archive holds the image's bytes, so no entry stays."""
+ROWS = 1 << 14
+"""Rows of entries.parquet that are in memory at a time."""
 
-    path: str
-    place: str
-    """What decides its part and its label."""
-    label: str | None
-    """The label in a column of a Parquet file."""
+
+@dataclass(frozen=True)
+class Fetched:
+    """The images of one source that can be used, in the order of images.parquet."""
+
+    source: str
+    """The name of the source; empty where it is the only one."""
+    kept: TextIO
+    """A line of JSON for each image: its path, its place, and its label in a column of a Parquet file."""
+    kinds: array[int]
+    """Images of one folder with one label are a kind: the number of each image's kind, 4 bytes."""
+    arrangement: Arrangement
+    """Part and label of each kind."""
+
+    def paths(self) -> Iterator[str]:
+        """The images' paths."""
+        return (path for path, _, _ in _lines(self.kept))
+
+    def left_out(self) -> list[dict[str, str]]:
+        """Path and reason of those that the arrangement leaves out."""
+        reasons = self.arrangement.left_out
+        if not reasons:
+            return []
+        named = zip(self.paths(), self.kinds, strict=True)
+        return [{"path": path, "reason": reasons[kind]} for path, kind in named if kind in reasons]
+
+
+def _lines(kept: TextIO) -> Iterator[tuple[str, str, str | None]]:
+    kept.seek(0)
+    return map(json.loads, kept)
 
 
 def fetch_folder(
@@ -67,9 +97,10 @@ def fetch_folder(
     import pyarrow.parquet as pq
 
     rejected: list[dict[str, str]] = []
-    found: list[tuple[str, list[str], Arrangement]] = []
+    found: list[Fetched] = []
     schema = pa.schema([("path", pa.string()), ("bytes", pa.binary())])
-    with pq.ParquetWriter(target / "images.parquet", schema, compression="none") as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(pq.ParquetWriter(target / "images.parquet", schema, compression="none"))
         waiting: list[tuple[str, bytes]] = []
 
         def write(usable: Sequence[tuple[str, bytes]], least: int = ROW_GROUP) -> None:
@@ -80,29 +111,36 @@ def fetch_folder(
                 waiting.clear()
 
         for address, source in zip(addresses, source_names(addresses), strict=True):
-            names, arrangement = _fetch_one(address, source, root, follow_links, by_folder, rejected, write)
-            found.append((source, names, arrangement))
+            # a file without a name, which is gone when it is closed
+            kept = stack.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8", dir=target))
+            unusable, tables = _read_all(address, source, root, follow_links, kept, write)
+            fetched = _arranged(address, source, kept, tables, by_folder)
+            found.append(fetched)
+            rejected += unusable + fetched.left_out()
         write((), least=0)
-    _refuse_some_labels(addresses, [arrangement for _, _, arrangement in found])
-    _write_entries(target / "entries.parquet", found)
-    (target / "rejected.json").write_text(json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    for source, names, arrangement in found:
-        _tell(source, names, arrangement)
-    _tell_counts([arrangement for _, _, arrangement in found], len(rejected))
+        _refuse_some_labels(addresses, [each.arrangement for each in found])
+        _write_entries(target / "entries.parquet", found)
+        (target / "rejected.json").write_text(
+            json.dumps(rejected, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+        )
+        for each in found:
+            _tell(each)
+    _tell_counts([each.arrangement for each in found], len(rejected))
 
 
-def _fetch_one(
+def _read_all(
     address: str,
     source: str,
     root: Path,
     follow_links: bool,
-    by_folder: bool,
-    rejected: list[dict[str, str]],
+    kept: TextIO,
     write: Callable[[Sequence[tuple[str, bytes]]], None],
-) -> tuple[list[str], Arrangement]:
-    """Read one address: usable images go to `write`, the others to `rejected`. Returns names and arrangement."""
+) -> tuple[list[dict[str, str]], dict[str, bytes | str]]:
+    """Read one address: usable images go to `write`, what is known of them to `kept`.
+
+    Returns path and reason of the other files, which rejected.json lists, and the tables of labels.
+    """
     skipped: Counter[str] = Counter()
-    kept: list[Kept] = []
     unusable: list[dict[str, str]] = []
     tables: dict[str, bytes | str] = {}
     before = f"{source}/" if source else ""
@@ -117,35 +155,47 @@ def _fetch_one(
                 unusable.append({"path": before + entry.path, "reason": content})
             else:
                 usable.append((before + entry.path, content))
-                label = None if entry.label is None else sys.intern(entry.label)
-                kept.append(Kept(before + entry.path, entry.place or entry.path, label))
-        if usable:
-            write(usable)
+                kept.write(json.dumps([before + entry.path, entry.place or entry.path, entry.label]) + "\n")
+        write(usable)
     if (line := skipped_line(skipped)) is not None:
         say(line)
     for problem in unusable[:SHOWN]:
         say(f"not usable: {problem['path']!r}: {problem['reason']}")
     if len(unusable) > SHOWN:
         say(f"not usable: {len(unusable) - SHOWN} more, see data/raw/rejected.json")
-    shown = without_secrets(address)
-    if not kept:
+    if kept.tell() == 0:
+        shown = without_secrets(address)
         first = f"; the first, {unusable[0]['path']!r}: {unusable[0]['reason']}" if unusable else ""
         raise DataError(
             f"data.address: none of the {len(unusable)} files in {shown} is a usable image{first}"
             if unusable
             else f"data.address: {shown} holds no files; put images into it or correct the address"
         )
-    names = [image.path for image in kept]
-    places = [image.place for image in kept]
-    last = shown.rstrip("/").rpartition("/")[2]
-    given, remarks = _given(kept, tables)
-    if by_folder:
-        places = [_without_innermost(place) for place in places]
-    arrangement = arrange(places, given, ARCHIVE.sub("", last) if archive_kind(last) else None)
+    return unusable, tables
+
+
+def _arranged(address: str, source: str, kept: TextIO, tables: Mapping[str, bytes | str], by_folder: bool) -> Fetched:
+    """Parts and labels of one source, by kind."""
+    labels, remarks = _labels(tables)
+    kinds = array("i")
+    known: dict[tuple[str, str | None], int] = {}
+    places: list[str] = []
+    counts: list[int] = []
+    for _, place, label in _lines(kept):
+        given = labels.of(place) or label
+        kind = known.setdefault((place[: place.rfind("/") + 1], given), len(known))
+        if kind == len(places):
+            places.append(_without_innermost(place) if by_folder else place)
+            counts.append(0)
+        counts[kind] += 1
+        kinds.append(kind)
+    all_given = [given for _, given in known]
+    remarks += _unknown(labels, tables, all_given)
+    last = without_secrets(address).rstrip("/").rpartition("/")[2]
+    wrapper = ARCHIVE.sub("", last) if archive_kind(last) else None
+    arrangement = arrange(places, all_given, wrapper, counts)
     arrangement.remarks[:0] = remarks
-    rejected += unusable
-    rejected += [{"path": names[index], "reason": reason} for index, reason in sorted(arrangement.left_out.items())]
-    return names, arrangement
+    return Fetched(source, kept, kinds, arrangement)
 
 
 def _without_innermost(place: str) -> str:
@@ -240,8 +290,8 @@ def _batches(found: Iterator[Read], tables: dict[str, bytes | str]) -> Iterator[
         yield batch
 
 
-def _given(kept: Sequence[Kept], tables: Mapping[str, bytes | str]) -> tuple[list[str | None], list[str]]:
-    """The label that a table or a Parquet file gives to each image, and remarks for the user."""
+def _labels(tables: Mapping[str, bytes | str]) -> tuple[Labels, list[str]]:
+    """The labels that tables give, and remarks for the user."""
     labels, remarks = Labels(), []
     for name, content in tables.items():
         try:
@@ -252,46 +302,53 @@ def _given(kept: Sequence[Kept], tables: Mapping[str, bytes | str]) -> tuple[lis
             if name.rpartition("/")[2].lower() in MUST_BE_LABELS:
                 raise DataError(f"data.address: {name}: {error}") from None
             remarks.append(f"{name} is not used for labels: {error}")
-    given = [labels.of(image.place) or image.label for image in kept]
+    return labels, remarks
+
+
+def _unknown(labels: Labels, tables: Mapping[str, bytes | str], given: Sequence[str | None]) -> list[str]:
+    """A remark about files that the tables name and that are no images here."""
     unknown = labels.unknown()
-    if unknown and not any(given):
+    if not unknown:
+        return []
+    if not any(given):
         raise DataError(
             f"data.address: none of the {len(unknown):,} files that {', '.join(tables)} names is a usable image (the "
             f"first is {unknown[0][:100]!r}); write their paths below the folder of the table"
         )
-    if unknown:
-        shown = ", ".join(repr(name[:100]) for name in unknown[:SHOWN])
-        more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
-        remarks.append(f"{', '.join(tables)}: {len(unknown):,} of the files are not usable images here: {shown}{more}")
-    return given, remarks
+    shown = ", ".join(repr(name[:100]) for name in unknown[:SHOWN])
+    more = f" and {len(unknown) - SHOWN:,} more" if len(unknown) > SHOWN else ""
+    return [f"{', '.join(tables)}: {len(unknown):,} of the files are not usable images here: {shown}{more}"]
 
 
-def _write_entries(path: Path, found: Sequence[tuple[str, list[str], Arrangement]]) -> None:
+def _write_entries(path: Path, found: Sequence[Fetched]) -> None:
     """One row for each image that is used: its path, its row in images.parquet, its part, its label and its source."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows: list[tuple[str, int, str, str | None, str]] = []
-    start = 0
-    for source, names, arrangement in found:
-        rows += [
-            (name, start + index, arrangement.parts[index], arrangement.labels[index], source)
-            for index, name in enumerate(names)
-            if index not in arrangement.left_out
-        ]
-        start += len(names)
     kinds = {"path": pa.string(), "row": pa.int64(), "part": pa.string(), "label": pa.string(), "source": pa.string()}
-    columns = zip(*rows, strict=True) if rows else [[] for _ in kinds]
-    table = {name: pa.array(column, kind) for (name, kind), column in zip(kinds.items(), columns, strict=True)}
-    pq.write_table(pa.table(table), path)
+    schema = pa.schema(list(kinds.items()))
+    rows = _entry_rows(found)
+    with pq.ParquetWriter(path, schema) as writer:
+        while some := list(islice(rows, ROWS)):
+            writer.write_table(pa.table([list(column) for column in zip(*some, strict=True)], schema=schema))
 
 
-def _tell(source: str, names: Sequence[str], arrangement: Arrangement) -> None:
-    for remark in arrangement.remarks:
-        say(f"{source}: {remark}" if source else remark)
+def _entry_rows(found: Sequence[Fetched]) -> Iterator[tuple[str, int, str, str | None, str]]:
+    row = 0
+    for each in found:
+        arrangement = each.arrangement
+        for path, kind in zip(each.paths(), each.kinds, strict=True):
+            if kind not in arrangement.left_out:
+                yield path, row, arrangement.parts[kind], arrangement.labels[kind], each.source
+            row += 1
+
+
+def _tell(fetched: Fetched) -> None:
+    for remark in fetched.arrangement.remarks:
+        say(f"{fetched.source}: {remark}" if fetched.source else remark)
     by_reason: dict[str, list[str]] = {}
-    for index, reason in sorted(arrangement.left_out.items()):
-        by_reason.setdefault(reason, []).append(names[index])
+    for image in fetched.left_out():
+        by_reason.setdefault(image["reason"], []).append(image["path"])
     for reason, left_out in list(by_reason.items())[:SHOWN]:
         shown = ", ".join(map(repr, left_out[:SHOWN]))
         more = f" and {len(left_out) - SHOWN:,} more" if len(left_out) > SHOWN else ""
@@ -301,14 +358,14 @@ def _tell(source: str, names: Sequence[str], arrangement: Arrangement) -> None:
 
 
 def _tell_counts(arrangements: Sequence[Arrangement], rejected: int) -> None:
-    used = [
-        (part, label)
-        for each in arrangements
-        for index, (part, label) in enumerate(zip(each.parts, each.labels, strict=True))
-        if index not in each.left_out
-    ]
-    parts = Counter(part for part, _ in used)
-    classes = len({label for _, label in used} - {None})
+    parts = Counter[str]()
+    labels = set[str | None]()
+    for each in arrangements:
+        for kind, (part, label) in enumerate(zip(each.parts, each.labels, strict=True)):
+            if kind not in each.left_out:
+                parts[part] += each.counts[kind]
+                labels.add(label)
+    classes = len(labels - {None})
     own = f"parts: {', '.join(f'{part} {count:,}' for part, count in parts.items())}" if any(parts) else "no parts"
     classes_in_words = "1 class" if classes == 1 else f"{classes or 'no'} classes"
-    say(f"{len(used):,} images, {classes_in_words}, {own}; files not usable or left out: {rejected:,}")
+    say(f"{parts.total():,} images, {classes_in_words}, {own}; files not usable or left out: {rejected:,}")

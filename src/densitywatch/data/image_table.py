@@ -38,7 +38,6 @@ SETTINGS = (
     # the file is removed after an error too, so nothing of it has to be safe
     "PRAGMA journal_mode = OFF",
     "PRAGMA synchronous = OFF",
-    "PRAGMA locking_mode = EXCLUSIVE",
 )
 SCHEMA = (
     """CREATE TABLE found (
@@ -85,8 +84,10 @@ def image_table(file: Path | None) -> Iterator[Table]:
 
     A disk that is full raises sqlite3.OperationalError, which files.full_disk_as_error knows.
     """
+    # no lock is taken: nobody else opens the file, and not every network disk has locks
+    address = ":memory:" if file is None else f"{file.absolute().as_uri()}?nolock=1"
     try:
-        with closing(sqlite3.connect(":memory:" if file is None else file, isolation_level=None)) as table:
+        with closing(sqlite3.connect(address, uri=True, isolation_level=None)) as table:
             for setting in SETTINGS:
                 table.execute(setting)
             table.execute("BEGIN")  # one transaction: none that ends writes its pages at once

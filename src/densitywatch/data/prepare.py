@@ -38,6 +38,7 @@ from densitywatch.sizes import for_json, height_width
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
 PREPARED = Path("data/prepared")
 BLOCK = 1024
@@ -309,10 +310,20 @@ def _write_manifest(path: Path, table: Table) -> None:
         FROM placed CROSS JOIN image USING (number)
         CROSS JOIN (SELECT split, min(place) AS first FROM placed GROUP BY split) USING (split) ORDER BY place"""
     )
+    batches = _batches(rows, schema)
     with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        batches = _batches(rows, schema)
-        while len(group := pa.Table.from_batches(islice(batches, ROW_GROUP // ROWS), schema).combine_chunks()):
-            writer.write_table(group, ROW_GROUP)
+        while _write_group(writer, batches, schema):
+            pa.default_memory_pool().release_unused()  # or each group would be laid next to the one before
+
+
+def _write_group(writer: pq.ParquetWriter, batches: Iterator[pa.RecordBatch], schema: pa.Schema) -> int:
+    """Write the next row group; returns the number of its rows."""
+    import pyarrow as pa
+
+    group = pa.Table.from_batches(islice(batches, ROW_GROUP // ROWS), schema).combine_chunks()
+    if len(group):
+        writer.write_table(group, ROW_GROUP)
+    return len(group)
 
 
 def _batches(rows: sqlite3.Cursor, schema: pa.Schema) -> Iterator[pa.RecordBatch]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import unicodedata
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from densitywatch.data.inputs.parts_and_labels import Arrangement, arrange, strays_of
 from densitywatch.errors import DataError
@@ -227,3 +229,43 @@ def test_labels_of_a_table_count_instead_of_the_folders() -> None:
     assert arrange(places, [*labels[:19], None]).left_out == {19: "not in the table of labels: it has no label"}
     sentence = refusal(places, [*labels[:15], *[None] * 5])
     assert "5 of 20 are not in the table of labels (the first is 'images/015.png')" in sentence
+
+
+@given(
+    kinds=st.lists(
+        st.tuples(
+            st.sampled_from(
+                ["", "a/", "b/", "train/", "train/a/", "train/b/", "test/a/", "test/c/", "val/a/", "x/train/a/"]
+            ),
+            st.sampled_from([None, None, "a", "b"]),
+        ),
+        min_size=1,
+        max_size=6,
+        unique=True,
+    ),
+    counts=st.lists(st.integers(1, 60), min_size=6, max_size=6),
+    tabled=st.booleans(),
+)
+def test_a_place_that_stands_for_several_images_is_as_these_images(
+    kinds: list[tuple[str, str | None]], counts: list[int], tabled: bool
+) -> None:
+    counts = counts[: len(kinds)]
+    numbers = [kind for kind, count in enumerate(counts) for _ in range(count)]
+
+    def arranged(chosen: list[int], counts: list[int] | None) -> Arrangement | str:
+        told = [kinds[kind][1] for kind in chosen] if tabled else None
+        try:
+            return arrange([f"{kinds[kind][0]}1.png" for kind in chosen], told, counts=counts)
+        except DataError as error:
+            return str(error)
+
+    each, together = arranged(numbers, None), arranged(list(range(len(kinds))), counts)
+    if isinstance(each, str) or isinstance(together, str):
+        assert each == together
+        return
+    assert each.parts == [together.parts[kind] for kind in numbers]
+    assert each.labels == [together.labels[kind] for kind in numbers]
+    assert each.left_out == {
+        index: together.left_out[kind] for index, kind in enumerate(numbers) if kind in together.left_out
+    }
+    assert each.remarks == together.remarks

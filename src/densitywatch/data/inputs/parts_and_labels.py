@@ -31,8 +31,10 @@ INVISIBLE = frozenset("\u200c\u200d\ufe0e\ufe0f") | {chr(code) for code in range
 
 @dataclass
 class Arrangement:
-    """For each place its part (empty: none) and its label; the images left out, with reasons; remarks for the user."""
+    """For each place its part (empty: none) and its label; the places left out, with reasons; remarks for the user."""
 
+    counts: Sequence[int]
+    """Number of images at each place."""
     parts: list[str]
     labels: list[str | None]
     left_out: dict[int, str] = field(default_factory=dict)
@@ -41,32 +43,39 @@ class Arrangement:
     def members(self, part: str) -> list[int]:
         return [index for index, its in enumerate(self.parts) if its == part and index not in self.left_out]
 
+    def images(self, indices: Iterable[int]) -> int:
+        """Number of images at these places."""
+        return sum(self.counts[index] for index in indices)
+
 
 def arrange(
-    places: Sequence[str], given: Sequence[str | None] | None = None, wrapper: str | None = None
+    places: Sequence[str],
+    given: Sequence[str | None] | None = None,
+    wrapper: str | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Arrangement:
     """Parts and labels of `places`.
 
     `given`: labels from a table; they count instead of the folders' names. `wrapper`: the archive's name; a single top
-    folder of that name is ignored even when the images are right in it.
+    folder of that name is ignored even when the images are right in it. `counts`: number of images that each place
+    stands for, those in its folder with its label; by default one.
     Raises DataError, with what to do, where parts and labels could only be guessed.
     """
-    pieces = _look_through([place.split("/") for place in places], wrapper)
+    found = Arrangement([1] * len(places) if counts is None else counts, [""] * len(places), [None] * len(places))
+    pieces = _look_through([place.split("/") for place in places], wrapper, found)
     _refuse_several_datasets(pieces)
-    found = Arrangement([""] * len(pieces), [None] * len(pieces))
     pieces = _take_parts(pieces, found)
     by_folder = not any(given or ())
     found.labels = [piece[0] if len(piece) > 1 else None for piece in pieces] if by_folder else list(given or ())
     _leave_strays_out(found, pieces, by_folder)
     _check_labels(label for index, label in enumerate(found.labels) if label and index not in found.left_out)
     _compare_parts(found)
-    counts = Counter(
-        label
-        for index, label in enumerate(found.labels)
-        if label is not None and found.parts[index] not in HELD_OUT and index not in found.left_out
-    )
-    few = [f"{label!r} ({count})" for label, count in sorted(counts.items()) if count < FEW]
-    if few and len(counts) > 1:
+    sizes = Counter[str]()
+    for index, label in enumerate(found.labels):
+        if label is not None and found.parts[index] not in HELD_OUT and index not in found.left_out:
+            sizes[label] += found.counts[index]
+    few = [f"{label!r} ({size})" for label, size in sorted(sizes.items()) if size < FEW]
+    if few and len(sizes) > 1:
         found.remarks.append(
             f"classes with too few images to be in every split: {_some(few)}; add images or move the folder away"
         )
@@ -82,17 +91,18 @@ def strays_of(count: int) -> int:
     return max(1, count // 10) if count >= FEW else 0
 
 
-def _look_through(pieces: list[list[str]], wrapper: str | None) -> list[list[str]]:
+def _look_through(pieces: list[list[str]], wrapper: str | None, found: Arrangement) -> list[list[str]]:
     """The places without folders around everything, such as the top folder of a zip or the name of an export."""
+    total = sum(found.counts)
     while True:
         tops = {piece[0] for piece in pieces if len(piece) > 1}
         if len(tops) != 1 or min(tops).startswith("."):
             return pieces
-        loose = sum(len(piece) == 1 for piece in pieces)
-        shallow = sum(len(piece) <= 2 for piece in pieces)
+        loose = found.images(index for index, piece in enumerate(pieces) if len(piece) == 1)
+        shallow = found.images(index for index, piece in enumerate(pieces) if len(piece) <= 2)
         # a single folder of images is a class, unless it has the archive's name
-        around = shallow < len(pieces) and shallow <= strays_of(len(pieces))
-        if not (around or (min(tops) == wrapper and loose <= strays_of(len(pieces)))):
+        around = shallow < total and shallow <= strays_of(total)
+        if not (around or (min(tops) == wrapper and loose <= strays_of(total))):
             return pieces
         pieces = [piece[1:] if len(piece) > 1 else piece for piece in pieces]
 
@@ -122,10 +132,11 @@ def _take_parts(pieces: list[list[str]], found: Arrangement) -> list[list[str]]:
         return pieces
     _refuse_doubles(known, "folders")
     outside = [index for index, piece in enumerate(pieces) if len(piece) < 2 or piece[0] not in known]
-    if len(outside) > strays_of(len(pieces)):
+    strays, total = found.images(outside), sum(found.counts)
+    if strays > strays_of(total):
         shown = "/".join(pieces[outside[0]])[:MAX_LABEL]
         raise DataError(
-            f"data.address: {', '.join(known)} are parts of the data, and {len(outside):,} of {len(pieces):,} images "
+            f"data.address: {', '.join(known)} are parts of the data, and {strays:,} of {total:,} images "
             f"are in none (the first is {shown!r}); move them into a part or away"
         )
     if "train" in known.values():
@@ -141,23 +152,24 @@ def _leave_strays_out(found: Arrangement, pieces: list[list[str]], by_folder: bo
     for part in dict.fromkeys(found.parts):
         members = found.members(part)
         bare = [index for index in members if found.labels[index] is None]
-        labelled = len(members) - len(bare)
+        total, unlabelled = found.images(members), found.images(bare)
+        labelled = total - unlabelled
         if labelled == 0 or not bare:
             continue
-        if len(bare) <= strays_of(len(members)):
+        if unlabelled <= strays_of(total):
             reason = "outside of the class folders" if by_folder else "not in the table of labels"
             found.left_out.update(dict.fromkeys(bare, f"{reason}: it has no label"))
-        elif by_folder and labelled <= strays_of(len(members)):
+        elif by_folder and labelled <= strays_of(total):
             for index in set(members) - set(bare):
                 found.left_out[index] = f"in the folder {found.labels[index]!r}, where nearly all others are in none"
         else:
             where = f"the part {part}" if part else "the images"
             shown = "/".join(pieces[bare[0]])[:MAX_LABEL]
             raise DataError(
-                f"data.address: of {where}, {len(bare):,} of {len(members):,} are in no class folder (the first is "
+                f"data.address: of {where}, {unlabelled:,} of {total:,} are in no class folder (the first is "
                 f"{shown!r}) and the others are; give each a class folder, or put all of them into one"
                 if by_folder
-                else f"data.address: of {where}, {len(bare):,} of {len(members):,} are not in the table of labels (the "
+                else f"data.address: of {where}, {unlabelled:,} of {total:,} are not in the table of labels (the "
                 f"first is {shown!r}); add them to it, or rename the table to use none"
             )
 
@@ -183,14 +195,15 @@ def _compare_parts(found: Arrangement) -> None:
         if known and not labels[part]:
             found.left_out.update(dict.fromkeys(members, f"the part {part} has no labels, and train has"))
             found.remarks.append(
-                f"the part {part} has no labels and train has: its {len(members):,} images are left out, and "
+                f"the part {part} has no labels and train has: its {found.images(members):,} images are left out, and "
                 f"{part} is cut from train"
             )
         elif foreign := labels[part] - known:
             strangers = [index for index in members if found.labels[index] in foreign]
+            counts = Counter[str]()
             for index in strangers:
                 found.left_out[index] = f"of the class {found.labels[index]!r}, which train does not have"
-            counts = Counter(str(found.labels[index]) for index in strangers)
+                counts[str(found.labels[index])] += found.counts[index]
             shown = _some(f"{label!r} ({count:,})" for label, count in sorted(counts.items()))
             found.remarks.append(
                 f"the part {part} has classes that train does not have: {shown}. They are not taken for normal images "
