@@ -36,6 +36,8 @@ BATCH_FILES = 64
 BATCH_BYTES = 64 << 20
 ROW_GROUP = 1 << 20
 """Least bytes in a row group of images.parquet: the more there are, the more of the file's index is in memory."""
+ROWS = 1 << 14
+"""Rows of entries.parquet that are in memory at a time."""
 SHOWN = 5
 READERS = 8
 """Number of files of a remote store that are read at once."""
@@ -45,10 +47,6 @@ UNREACHABLE = "cannot be read: "
 
 Read = tuple[Entry, bytes | str]
 """An entry, and its bytes or, as text, the reason why there are none."""
-
-
-ROWS = 1 << 14
-"""Rows of entries.parquet that are in memory at a time."""
 
 
 @dataclass(frozen=True)
