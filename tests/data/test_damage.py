@@ -12,6 +12,7 @@ import pytest
 from densitywatch.data.accepted import schema, with_accepted
 from densitywatch.data.dataset import open_split
 from densitywatch.data.folder import fetch_folder
+from densitywatch.data.image_table import on_disk
 from densitywatch.data.raw import Raw, open_raw
 from densitywatch.data.validation.validate import read_manifest
 from densitywatch.errors import DataError
@@ -83,15 +84,15 @@ def test_an_array_with_a_damaged_header_asks_for_prepare(tmp_path: Path, text: b
 def test_a_manifest_with_damaged_pages_asks_for_prepare(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": [f"{i}.png" for i in range(50)]}), tmp_path / "manifest.parquet")
     flip(tmp_path / "manifest.parquet", 6)
-    with pytest.raises(DataError, match="not a whole Parquet file; run `dvc repro -f prepare`"):
-        read_manifest(tmp_path)
+    with on_disk(None) as table, pytest.raises(DataError, match="not a whole Parquet file; run `dvc repro -f prepare`"):
+        read_manifest(tmp_path, table)
 
 
 def test_a_manifest_whose_texts_are_no_utf_8_asks_for_prepare(tmp_path: Path) -> None:
     bad = pa.array([b"\x80.png"], pa.binary()).cast(pa.string(), safe=False)
     pq.write_table(pa.table({"path": bad}), tmp_path / "manifest.parquet")
-    with pytest.raises(DataError, match="not a whole Parquet file; run `dvc repro -f prepare`"):
-        read_manifest(tmp_path)
+    with on_disk(None) as table, pytest.raises(DataError, match="not a whole Parquet file; run `dvc repro -f prepare`"):
+        read_manifest(tmp_path, table)
 
 
 def test_accepted_images_with_damaged_bytes_ask_for_a_checkout(tmp_path: Path, make_params: MakeParams) -> None:

@@ -6,25 +6,22 @@ the transfer is broken. No score of a single image shows that.
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-import pyarrow.parquet as pq
-
 from densitywatch.batches.results_folder import CHECKS, SCORES
-from densitywatch.data.validation.manifest_suite import Check
-from densitywatch.data.validation.page import Outcome
-from densitywatch.data.validation.validate import great_expectations, run
+from densitywatch.data.image_table import Table, on_disk, one_value
+from densitywatch.data.validation.expectations import Check, NotATable, Outcome, add_parquet, great_expectations, run
 from densitywatch.errors import DataError, ValidationFailed
-from densitywatch.files import write_whole
+from densitywatch.files import full_disk_as_error, write_whole
 from densitywatch.params import Params
 
 COLUMNS = ["path", "sha256", "status", "reason", "bits_per_dim", "score", "p_value", "outlier"]
 USED = ["path", "sha256", "status", "reason", "score", "p_value"]
 """Columns that are needed before any expectation can be looked at."""
 LABELS = ["label", "label_probability", "label_p_value"]
+FINDINGS = {"whole": "BOOLEAN", "copies": "INTEGER"}
 
 
 def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
@@ -33,18 +30,15 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     An empty batch meets every expectation. Raises ValidationFailed after the page is written: it names the first
     expectation that fails and what was found. Raises DataError when there are no whole results.
     """
-    try:
-        with (folder / SCORES).open("rb") as file:
-            pq.read_table(file).validate(full=True)  # texts that are no UTF-8 are an error only when they are read
-            file.seek(0)
-            scores = pd.read_parquet(file)
-        if missing := [name for name in USED if name not in scores.columns]:
-            raise ValueError(f"no column {missing[0]}")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}: no whole results of a batch here ({' '.join(str(error).split())[:100]})") from None
-    if scores.empty and not files:
-        return []
-    outcomes, documents = run(batch_suite(files, list(scores.columns), params), with_findings(scores))
+    # the table is on disk, so memory does not grow with the batch
+    with tempfile.TemporaryDirectory() as temporary, full_disk_as_error(Path(temporary)):
+        file = Path(temporary) / "scores.sqlite"
+        with on_disk(file) as table:
+            columns = _read_scores(folder, table)
+            if not files and not one_value(table, "SELECT count(*) FROM images"):
+                return []
+            find(table)
+            outcomes, documents = run(batch_suite(files, columns, params), table, file)
     write_whole(folder / CHECKS, documents)
     failed = [outcome for outcome in outcomes if not outcome.holds]
     if failed:
@@ -56,19 +50,34 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     return outcomes
 
 
-def with_findings(scores: pd.DataFrame) -> pd.DataFrame:
-    """The table with two more columns that the expectations need: `whole` and `copies`."""
-    scored = scores["status"] == "scored"
-    valid = np.isfinite(scores["score"].astype(float)) & scores["p_value"].between(0, 1, inclusive="right")
-    copies = scores.groupby("sha256")["sha256"].transform("size").fillna(1)
-    return scores.assign(whole=np.where(scored, valid, scores["reason"].notna()), copies=copies)
+def _read_scores(folder: Path, table: Table) -> list[str]:
+    """The results in `folder` as a new table `images`; the names of their columns."""
+    try:
+        with (folder / SCORES).open("rb") as file:
+            columns = add_parquet(table, file, FINDINGS)
+        if missing := [name for name in USED if name not in columns]:
+            raise NotATable(f"no column {missing[0]}")
+    except (OSError, NotATable) as error:
+        raise DataError(f"{folder}: no whole results of a batch here ({' '.join(str(error).split())[:100]})") from None
+    return columns
+
+
+def find(table: Table) -> None:
+    """Fill two columns that the expectations need: `whole` and `copies`."""
+    # what is no number is NULL here, and infinity lies beyond the largest number
+    table.execute("""UPDATE images SET copies = 1, whole = CASE WHEN status = 'scored'
+        THEN coalesce(abs(score) <= 1.7976931348623157e308 AND p_value > 0 AND p_value <= 1, FALSE)
+        ELSE reason IS NOT NULL END""")
+    table.execute("CREATE TEMP TABLE same AS SELECT sha256, count(*) AS copies FROM images GROUP BY sha256")
+    table.execute("CREATE INDEX temp.by_sha256 ON same (sha256)")
+    table.execute("UPDATE images SET copies = same.copies FROM same WHERE same.sha256 = images.sha256")
 
 
 def batch_suite(files: int, columns: list[str], params: Params) -> list[Check]:
     """The expectations, the most basic ones first; limits from params.yaml (`inbox:`)."""
     gxe: Any = great_expectations().expectations
     limits = params.inbox
-    wanted = [*COLUMNS, *(LABELS if "label" in columns else []), "whole", "copies"]
+    wanted = ["position", *COLUMNS, *(LABELS if "label" in columns else []), *FINDINGS]
     return [
         Check("schema", "the table has its columns", gxe.ExpectTableColumnsToMatchOrderedList(column_list=wanted)),
         Check("rows", "every file has its row", gxe.ExpectTableRowCountToEqual(value=files)),

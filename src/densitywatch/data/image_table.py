@@ -80,9 +80,22 @@ class Image(NamedTuple):
 
 @contextmanager
 def image_table(file: Path | None) -> Iterator[Table]:
-    """A new table of images in `file`, which is removed at the end; None: in memory.
+    """A new table of images in `file`, which is removed at the end; None: in memory."""
+    with on_disk(file) as table:
+        for statement in SCHEMA:
+            table.execute(statement)
+        # names say the same of scenes, folders and order with and without the mark
+        table.create_function("plain", 1, without_mark, deterministic=True)
+        table.create_function("for_training_only", 1, for_training_only, deterministic=True)
+        yield table
 
-    A disk that is full raises sqlite3.OperationalError, which files.full_disk_as_error knows.
+
+@contextmanager
+def on_disk(file: Path | None) -> Iterator[Table]:
+    """A new SQLite file for what does not fit into memory; it is removed at the end. None: in memory.
+
+    A transaction is open: nothing is sure to be in the file before COMMIT. A disk that is full raises
+    sqlite3.OperationalError, which files.full_disk_as_error knows.
     """
     # no lock is taken: nobody else opens the file, and not every network disk has locks
     address = ":memory:" if file is None else f"{file.absolute().as_uri()}?nolock=1"
@@ -91,11 +104,6 @@ def image_table(file: Path | None) -> Iterator[Table]:
             for setting in SETTINGS:
                 table.execute(setting)
             table.execute("BEGIN")  # one transaction: none that ends writes its pages at once
-            for statement in SCHEMA:
-                table.execute(statement)
-            # names say the same of scenes, folders and order with and without the mark
-            table.create_function("plain", 1, without_mark, deterministic=True)
-            table.create_function("for_training_only", 1, for_training_only, deterministic=True)
             yield table
     finally:
         if file is not None:

@@ -124,6 +124,22 @@ def extra_column(frame: pd.DataFrame) -> None:
     frame["colour"] = 1
 
 
+def hostile_column(frame: pd.DataFrame) -> None:
+    frame['x" --, "\'; %s $y'] = 1
+
+
+def worded(frame: pd.DataFrame) -> None:
+    frame["width"] = "wide"
+
+
+def unknown_means(frame: pd.DataFrame) -> None:
+    frame["mean"] = np.nan
+
+
+def beyond_64_bits(frame: pd.DataFrame) -> None:
+    frame["height"] = np.uint64(2**64 - 1)
+
+
 def out_of_range(frame: pd.DataFrame) -> None:
     frame.loc[3, "max"] = 300
 
@@ -142,6 +158,10 @@ def out_of_range(frame: pd.DataFrame) -> None:
         (other_split, "split_names"),
         (nameless, "path_given"),
         (extra_column, "schema"),
+        (hostile_column, "schema"),
+        (worded, "width"),
+        (beyond_64_bits, "height"),
+        (unknown_means, "mean_given"),
         (out_of_range, "intensity_max"),
     ],
 )
@@ -215,6 +235,8 @@ def test_file_names_from_outside_are_text_on_both_pages(dataset: Path, make_para
         frame.loc[:4, "path"] = "<img src=x onerror=alert(1)>\n'\""
         flat(frame)
         frame.loc[0, "mode"] = "<script>alert(2)</script>"
+        frame.loc[1, "mode"] = "<b onclick=alert(3)>"
+        frame["<b onclick=alert(4)>"] = 1
 
     change_manifest(dataset, hostile)
     with pytest.raises(ValidationFailed) as error:
@@ -223,8 +245,23 @@ def test_file_names_from_outside_are_text_on_both_pages(dataset: Path, make_para
     for path in (dataset / "reports/data").iterdir():
         text = path.read_text(encoding="utf-8")
         assert "<img src=x" not in text
+        assert "<b onclick" not in text
         assert "<script" not in text.lower()
     assert "&lt;img src=x onerror=alert(1)&gt;" in page(dataset)
+
+
+@pytest.mark.parametrize("name", ["position", "INTACT", "Path", "a\0b"])
+def test_a_column_that_no_table_can_have_is_a_sentence(dataset: Path, make_params: MakeParams, name: str) -> None:
+    change_manifest(dataset, lambda frame: frame.assign(**{name: 1}))
+    with pytest.raises(DataError, match="not a whole Parquet file"):
+        validate(make_params(limit=600, expectations=SMALL), dataset)
+
+
+def test_a_checkout_may_lie_in_a_folder_of_any_name(dataset: Path, make_params: MakeParams) -> None:
+    other = dataset.parent / "a b$HOME%d#e?f'g\"ü"
+    dataset.rename(other)
+    validate(make_params(limit=600, expectations=SMALL), other)
+    assert "All 21 expectations" in page(other)
 
 
 def test_without_labels_nothing_is_expected_of_them(dataset: Path, make_params: MakeParams) -> None:

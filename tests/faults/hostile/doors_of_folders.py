@@ -26,6 +26,7 @@ from densitywatch.batches.score_batch import score_source
 from densitywatch.batches.verdicts import read_verdicts
 from densitywatch.data.accepted import with_accepted
 from densitywatch.data.dataset import open_split, read_info
+from densitywatch.data.image_table import on_disk
 from densitywatch.data.prepare import prepare
 from densitywatch.data.raw import Raw, open_raw
 from densitywatch.data.validation.validate import read_manifest
@@ -383,7 +384,8 @@ def _prepared(folder: Path) -> Enter:
         split = open_split(data, "train")
         assert split.images.dtype == np.uint8  # type: ignore[attr-defined]
         split.images[: min(3, len(split))].sum()
-        read_manifest(data)
+        with on_disk(None) as table:
+            read_manifest(data, table)
         assert info.digest is not None
 
     return enter

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from densitywatch.data.dataset import SPLITS, DatasetInfo
 from densitywatch.data.decoding.images import MAX_PIXELS
+from densitywatch.data.validation.expectations import Check
 from densitywatch.params import Params
 
 COLUMNS = ("path", "split", "row", "label", "group", "width", "height", "mode", "mean", "std", "min", "max", "sha256")
+FINDINGS = {
+    "intact": "BOOLEAN",
+    "repeats": "BOOLEAN",
+    "splits_of_image": "INTEGER",
+    "splits_of_group": "INTEGER",
+    "label_share": "REAL",
+}
+"""What a row of the manifest alone does not say, and their types: validate.find."""
 MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16",
          "I;16B", "I;16L", "I;16N")  # fmt: skip
 SOURCE_SHAPES = {"fashion_mnist": (28, 28, "L"), "mnist": (28, 28, "L")}
-
-
-@dataclass(frozen=True)
-class Check:
-    """One expectation: its name in messages and pages, its meaning in words, and Great Expectations' object."""
-
-    name: str
-    means: str
-    expectation: Any
 
 
 def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
@@ -35,7 +34,7 @@ def suite(params: Params, info: DatasetInfo, gxe: Any) -> list[Check]:
         Check(
             "schema",
             "the manifest has its columns in their order",
-            gxe.ExpectTableColumnsToMatchOrderedList(column_list=[*COLUMNS, *_added(info)]),
+            gxe.ExpectTableColumnsToMatchOrderedList(column_list=["position", *COLUMNS, *FINDINGS]),
         ),
         *(
             Check(f"{column}_given", f"every image has its {name}", gxe.ExpectColumnValuesToNotBeNull(column=column))
@@ -142,7 +141,3 @@ def _shape_checks(gxe: Any, source: str) -> list[Check]:
             gxe.ExpectColumnValuesToBeInSet(column="mode", value_set=modes),
         ),
     ]
-
-
-def _added(info: DatasetInfo) -> list[str]:
-    return ["intact", "repeats", "splits_of_image", "splits_of_group", *(["label_share"] if info.class_names else [])]
