@@ -26,10 +26,14 @@ def project(root: Path) -> Path:
     """A project whose VAE trains for some seconds, with a checkpoint every few steps."""
     root.mkdir()
     make_project(root)
-    raw = yaml.safe_load((root / "params.yaml").read_text())
-    raw["models"]["vae"]["training"] |= {"steps": 300, "evaluate_every": 40, "checkpoint_every": 25}
-    (root / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
+    measured_every(root, 40, 25)
     return root
+
+
+def measured_every(root: Path, steps: int, checkpoint: int) -> None:
+    raw = yaml.safe_load((root / "params.yaml").read_text())
+    raw["models"]["vae"]["training"] |= {"steps": 300, "evaluate_every": steps, "checkpoint_every": checkpoint}
+    (root / "params.yaml").write_text(yaml.safe_dump(raw, sort_keys=False))
 
 
 def outputs(root: Path) -> dict[str, str]:
@@ -85,9 +89,12 @@ def test_a_training_killed_before_its_first_resume_point_leaves_no_run_that_seem
     reference, _ = undisturbed
     root = project(tmp_path / "struck")
     environment = struck.of_project(root)
+    measured_every(root, 300, 300)  # no resume point before the end, on the fastest machine too
     with tally.tried("SIGKILL of a training before its first resume point"):
-        struck.strike(TRAIN, root, environment, struck.SIGNALS[0], 3.0, seen=root / "mlflow.db")
+        struck.strike(TRAIN, root, environment, struck.SIGNALS[0], 2.0, seen=root / "mlflow.db")
         assert not (root / "checkpoints").exists()
+        assert [status for status, _ in runs(root)] == ["RUNNING"]
+        measured_every(root, 40, 25)
         struck.finish(TRAIN, root, environment)
         assert outputs(root) == outputs(reference)
         assert sorted(status for status, _ in runs(root) if status != "KILLED") == ["FINISHED"]
