@@ -62,6 +62,13 @@ def test_real_data_pass_and_leave_pages_and_figures(dataset: Path, make_params: 
     assert sorted(path.name for path in dataset.iterdir()) == ["data", "metrics", "reports"], "no gx folder is left"
 
 
+def test_great_expectations_says_nothing_of_its_own(
+    dataset: Path, make_params: MakeParams, caplog: pytest.LogCaptureFixture
+) -> None:
+    validate(make_params(limit=600, expectations=SMALL), dataset)
+    assert [record.name for record in caplog.records if record.name.startswith("great_expectations")] == []
+
+
 def test_the_same_data_give_the_same_pages(dataset: Path, make_params: MakeParams) -> None:
     digests = []
     for _ in range(2):

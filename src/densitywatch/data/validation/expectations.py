@@ -168,4 +168,6 @@ def great_expectations() -> Any:
     import great_expectations as gx
     import great_expectations.expectations
 
+    # which sets its own level when it is imported, and tells of folders that it makes
+    logging.getLogger("great_expectations.data_context.types.base").setLevel(logging.CRITICAL)
     return gx

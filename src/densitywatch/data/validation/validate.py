@@ -14,10 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from densitywatch.data.dataset import SPLITS, DatasetInfo, SplitName, batches, open_split, read_facts, read_info
+from densitywatch.data.dataset import SPLITS, DatasetInfo, Split, SplitName, open_split, read_facts, read_info
 from densitywatch.data.image_table import Table, on_disk, one_value
 from densitywatch.data.prepare import PREPARED
-from densitywatch.data.reading import PART, images_within
 from densitywatch.data.validation.expectations import NotATable, Outcome, add_parquet, great_expectations, run
 from densitywatch.data.validation.manifest_suite import COLUMNS, FINDINGS, suite
 from densitywatch.data.validation.page import validation_page
@@ -113,10 +112,19 @@ def _intact(table: Table, folder: Path, name: SplitName) -> Iterator[int]:
     if table.execute(numbers, (name,)).fetchone() != (count, count, 0, count - 1):
         return
     rows = table.execute("SELECT position, sha256, label FROM images WHERE split = ? ORDER BY row", (name,))
-    for images, labels in batches(split, images_within(1024, int(np.prod(split.images.shape[1:])), PART)):
-        for image, its_label, (position, sha256, label) in zip(images, labels.tolist(), rows, strict=False):
-            if hashlib.sha256(image.data).hexdigest() == sha256 and its_label == label:
-                yield position
+    for image, its_label, (position, sha256, label) in zip(_images(split), split.labels, rows, strict=True):
+        if hashlib.sha256(image).hexdigest() == sha256 and its_label == label:
+            yield position
+
+
+def _images(split: Split) -> Iterator[bytes]:
+    """The pixels of each image. Ordinary reads: pages of a mapped file count as memory."""
+    images = split.images
+    assert isinstance(images, np.memmap)
+    with Path(str(images.filename)).open("rb") as file:
+        file.seek(images.offset)
+        for _ in range(len(images)):
+            yield file.read(images.nbytes // len(images))
 
 
 def describe(table: Table, position: int) -> str:
