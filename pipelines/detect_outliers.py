@@ -17,6 +17,7 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.runtime import deployment
 from prefect.states import Failed
 
 from densitywatch import environment
@@ -29,6 +30,7 @@ from pipelines.batch_words import in_figures, last_state, name_run, row
 from pipelines.device_slots import device_slot, ensure_device_limit
 from pipelines.drift_loop import follow_alarm
 from pipelines.prefect_text import leave_artifact, verbatim, without_markup
+from pipelines.vanished_runs import crash_vanished
 from pipelines.waiting_looks import one_waits
 
 ALARM = "Drift alarm"
@@ -53,6 +55,9 @@ def detect_outliers(root: Path = Path(), batches: list[str] | None = None) -> li
     """
     root = root.resolve()
     with stoppable_runs.stoppable(root), one_waits():
+        if deployment.id is not None:
+            with suppress(Exception):  # httpx's errors and Prefect's own: the next look asks again
+                crash_vanished(root)
         try:
             summaries = _detect_outliers(root, batches)
             ended: Any = last_state(summaries)

@@ -52,6 +52,9 @@ def settle(root: Path) -> str | None:
         os.environ["PREFECT_API_AUTH_STRING"] = login(root)
     elif team is not None:  # the server is on another machine of the team
         os.environ.setdefault("PREFECT_API_AUTH_STRING", team)
+    if "PREFECT_API_URL" in os.environ:
+        # a server whose database starts anew answers 500: a run waits up to a minute for it, in place of dying untold
+        os.environ.setdefault("PREFECT_CLIENT_RETRY_EXTRA_CODES", "500")
     return os.environ.get("PREFECT_API_URL")
 
 

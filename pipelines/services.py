@@ -40,6 +40,7 @@ def up(root: Path) -> None:
     if _all_running(root):
         _use(root, str(prefect_home.prefect_address(root)))
         _deploy(root, params)
+        _tell_of_vanished_runs(root)
     else:
         ports = (
             os.environ.get("PREFECT_PORT", prefect_home.PREFECT_PORT),
@@ -136,6 +137,13 @@ def _tell_what_became_of_the_runs(root: Path) -> None:
             settle_runs()
         except Exception as error:  # a server that has lost its database is ended too
             print(f"pipelines: the states of its runs could not be set: {error}", file=sys.stderr)
+
+
+def _tell_of_vanished_runs(root: Path) -> None:
+    from pipelines.vanished_runs import crash_vanished  # imports prefect, as in _deploy
+
+    for name in crash_vanished(root):
+        print(f"run {name} has crashed: its process is gone, and told nothing of its end")
 
 
 def _deploy(root: Path, params: Params) -> None:

@@ -197,6 +197,28 @@ def test_of_many_looks_that_wait_one_is_left(site: Site) -> None:
     until(lambda: site.state(by_hand) == "Completed")
 
 
+def test_a_run_whose_process_is_gone_is_told_as_crashed_by_make_up_and_by_the_next_look(site: Site) -> None:
+    def gone() -> str:
+        """A run that says that it goes on, and that no process works on."""
+        asked = site.ask("POST", f"deployments/{site.deployment('inbox')['id']}/create_flow_run", {})["id"]
+        site.ask("POST", f"flow_runs/{asked}/set_state", {"state": {"type": "RUNNING"}, "force": True})
+        return str(asked)
+
+    site.ask("PATCH", "work_pools/gpu", {"is_paused": True})
+    first, second = gone(), ""
+    try:
+        done = site.services("up")
+        assert done.returncode == 0, done.stdout
+        assert site.state(first) == "Crashed"
+        assert done.stdout.count("has crashed: its process is gone") == 1
+        second = gone()
+    finally:
+        site.ask("PATCH", "work_pools/gpu", {"is_paused": False})
+    look = site.ask("POST", f"deployments/{site.deployment('inbox')['id']}/create_flow_run", {})["id"]
+    until(lambda: site.state(look) == "Completed")
+    assert site.state(second) == "Crashed"
+
+
 def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
     at = f"http://127.0.0.1:{site.environment['REPORTS_PORT']}"
     assert f"Reports {at}" in site.said
