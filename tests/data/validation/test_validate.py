@@ -293,17 +293,21 @@ def test_what_was_left_out_is_on_the_page(dataset: Path, make_params: MakeParams
     assert "10 more in data/prepared/dataset.json" in page(dataset)
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "column"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "column", "empty"])
 def test_a_missing_or_damaged_manifest_is_a_sentence(dataset: Path, make_params: MakeParams, damage: str) -> None:
     path = dataset / "data/prepared/manifest.parquet"
     if damage == "column":
         change_manifest(dataset, lambda frame: frame.drop(columns="sha256"))
+    elif damage == "empty":
+        change_manifest(dataset, lambda frame: frame[:0])
     else:
         data = path.read_bytes()
         path.unlink()
         if damage == "cut":
             path.write_bytes(data[:100])
-    with pytest.raises((DataError, ValidationFailed), match=r"no manifest|not a whole Parquet|lacks the column sha256"):
+    with pytest.raises(
+        (DataError, ValidationFailed), match=r"no manifest|not a whole Parquet|the column sha256|no images"
+    ):
         validate(make_params(limit=600, expectations=SMALL), dataset)
 
 

@@ -71,6 +71,8 @@ def read_manifest(folder: Path, table: Table) -> None:
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
         raise ValidationFailed(f"expectation 'schema' failed: the manifest lacks the column {missing[0]}")
+    if not one_value(table, "SELECT count(*) FROM images"):
+        raise ValidationFailed("expectation 'row_count' failed: the manifest has no images")
 
 
 def find(table: Table, folder: Path, info: DatasetInfo) -> None:
