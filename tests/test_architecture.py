@@ -147,7 +147,7 @@ def test_src_imports_neither_prefect_nor_dvc_nor_pipelines() -> None:
         ),
         (
             "great_expectations",
-            ("data/validation/validate.py", "data/validation/manifest_suite.py", "data/validation/page.py"),
+            ("data/validation/expectations.py", "data/validation/data_docs.py"),
         ),
     ],
 )
