@@ -84,6 +84,47 @@ def test_a_lost_row_or_a_row_without_reason_is_noticed(params: Params, batch: Pa
         validate_batch(tmp_path / "out", summary["files"], params)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "whole"),
+    [
+        ("score", "abc", False), ("score", float("inf"), False), ("score", None, False), ("score", -(2**63), True),
+        ("p_value", "0 is no p", False), ("p_value", 0.0, False), ("p_value", float("nan"), False),
+    ],
+)  # fmt: skip
+def test_a_score_or_p_value_that_is_no_number_is_noticed(
+    params: Params, batch: Path, tmp_path: Path, column: str, value: Any, whole: bool
+) -> None:
+    summary = scored(params, tmp_path)
+    file = tmp_path / "out" / "scores.parquet"
+    table = pq.read_table(file)
+    changed = table.set_column(table.schema.get_field_index(column), column, pa.array([value] * len(table)))
+    pq.write_table(changed, file)
+    if whole:
+        assert all(outcome.holds for outcome in validate_batch(tmp_path / "out", summary["files"], params))
+    else:
+        with pytest.raises(ValidationFailed, match="'whole' failed"):
+            validate_batch(tmp_path / "out", summary["files"], params)
+
+
+def test_a_table_without_rows_of_a_batch_with_files_is_noticed(params: Params, batch: Path, tmp_path: Path) -> None:
+    summary = scored(params, tmp_path)
+    file = tmp_path / "out" / "scores.parquet"
+    pq.write_table(pq.read_table(file).slice(0, 0), file)
+    with pytest.raises(ValidationFailed, match="'rows' failed: every file has its row, but found 0"):
+        validate_batch(tmp_path / "out", summary["files"], params)
+
+
+def test_a_check_leaves_no_file_and_keeps_none_open(params: Params, batch: Path, tmp_path: Path) -> None:
+    summary = scored(params, tmp_path)
+    validate_batch(tmp_path / "out", summary["files"], params)
+    before = {path.name for path in (tmp_path / "out").iterdir()}
+    (tmp_path / "out" / "validation.html").unlink()
+    validate_batch(tmp_path / "out", summary["files"], params)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == before
+    links = [path for path in Path("/proc/self/fd").iterdir() if path.is_symlink()]
+    assert not [link for link in links if "scores.parquet" in str(link.readlink())]
+
+
 def test_a_row_that_is_lost_on_the_way_to_the_table_is_noticed(
     params: Params, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import tracemalloc
 from collections.abc import Callable, Sequence
@@ -50,6 +51,7 @@ def growth(run: Callable[[int], None]) -> float:
     peaks = []
     run(FEW)  # what it imports is no matter
     for count in (FEW, MANY):
+        gc.collect()
         tracemalloc.start()
         run(count)
         peaks.append(tracemalloc.get_traced_memory()[1])

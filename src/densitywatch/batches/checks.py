@@ -6,7 +6,7 @@ the transfer is broken. No score of a single image shows that.
 
 from __future__ import annotations
 
-import tempfile
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +30,16 @@ def validate_batch(folder: Path, files: int, params: Params) -> list[Outcome]:
     An empty batch meets every expectation. Raises ValidationFailed after the page is written: it names the first
     expectation that fails and what was found. Raises DataError when there are no whole results.
     """
-    # the table is on disk, so memory does not grow with the batch
-    with tempfile.TemporaryDirectory() as temporary, full_disk_as_error(Path(temporary)):
-        file = Path(temporary) / "scores.sqlite"
-        with on_disk(file) as table:
-            columns = _read_scores(folder, table)
-            if not files and not one_value(table, "SELECT count(*) FROM images"):
-                return []
-            find(table)
-            outcomes, documents = run(batch_suite(files, columns, params), table, file)
+    # the table is on disk, so memory does not grow with the batch; by its name a killed process's file is known
+    file = folder / f".{SCORES}.densitywatch.partial-{os.getpid()}"
+    if not (folder / SCORES).is_file():
+        raise DataError(f"{folder}: no whole results of a batch here (no {SCORES})")
+    with full_disk_as_error(folder / CHECKS), on_disk(file) as table:
+        columns = _read_scores(folder, table)
+        if not files and not one_value(table, "SELECT count(*) FROM images"):
+            return []
+        find(table)
+        outcomes, documents = run(batch_suite(files, columns, params), table, file)
     write_whole(folder / CHECKS, documents)
     failed = [outcome for outcome in outcomes if not outcome.holds]
     if failed:
@@ -64,9 +65,10 @@ def _read_scores(folder: Path, table: Table) -> list[str]:
 
 def find(table: Table) -> None:
     """Fill two columns that the expectations need: `whole` and `copies`."""
-    # what is no number is NULL here, and infinity lies beyond the largest number
+    # NaN is NULL here, infinity lies beyond the largest number, and a text is more than any number
     table.execute("""UPDATE images SET copies = 1, whole = CASE WHEN status = 'scored'
-        THEN coalesce(abs(score) <= 1.7976931348623157e308 AND p_value > 0 AND p_value <= 1, FALSE)
+        THEN coalesce(score BETWEEN -1.7976931348623157e308 AND 1.7976931348623157e308
+            AND p_value > 0 AND p_value <= 1 AND typeof(score) <> 'text' AND typeof(p_value) <> 'text', FALSE)
         ELSE reason IS NOT NULL END""")
     table.execute("CREATE TEMP TABLE same AS SELECT sha256, count(*) AS copies FROM images GROUP BY sha256")
     table.execute("CREATE INDEX temp.by_sha256 ON same (sha256)")

@@ -135,6 +135,15 @@ def hostile_column(frame: pd.DataFrame) -> None:
     frame['x" --, "\'; %s $y'] = 1
 
 
+def named_like_ours(frame: pd.DataFrame) -> None:
+    frame["first"], frame["splits"] = "a", "b"
+
+
+def half_a_row(frame: pd.DataFrame) -> None:
+    frame["row"] = frame["row"].astype(float)
+    frame.loc[3, "row"] = 2.5
+
+
 def worded(frame: pd.DataFrame) -> None:
     frame["width"] = "wide"
 
@@ -166,6 +175,8 @@ def out_of_range(frame: pd.DataFrame) -> None:
         (nameless, "path_given"),
         (extra_column, "schema"),
         (hostile_column, "schema"),
+        (named_like_ours, "schema"),
+        (half_a_row, "intact"),
         (worded, "width"),
         (beyond_64_bits, "height"),
         (unknown_means, "mean_given"),
@@ -183,6 +194,7 @@ def test_a_broken_dataset_stops_at_the_expectation_it_breaks(
     assert "see reports/data/index.html" in sentence
     assert not (dataset / "metrics/data.json").exists()
     assert "do not hold" in page(dataset)
+    assert "Traceback" not in (dataset / "reports/data/data-docs.html").read_text()
     failed = re.findall(r'<b class="fails">(\w+)</b>', page(dataset))
     assert name in failed
     assert sentence.startswith(f"expectation '{failed[0]}' failed: ")
@@ -257,9 +269,17 @@ def test_file_names_from_outside_are_text_on_both_pages(dataset: Path, make_para
     assert "&lt;img src=x onerror=alert(1)&gt;" in page(dataset)
 
 
-@pytest.mark.parametrize("name", ["position", "INTACT", "Path", "a\0b"])
-def test_a_column_that_no_table_can_have_is_a_sentence(dataset: Path, make_params: MakeParams, name: str) -> None:
-    change_manifest(dataset, lambda frame: frame.assign(**{name: 1}))
+@pytest.mark.parametrize("name", ["position", "INTACT", "Path", "a\0b", "many", "lists", "a folder"])
+def test_a_manifest_that_no_table_can_hold_is_a_sentence(dataset: Path, make_params: MakeParams, name: str) -> None:
+    file = dataset / "data/prepared/manifest.parquet"
+    if name == "a folder":
+        file.unlink()
+        file.mkdir()
+    elif name == "many":
+        more = pd.DataFrame(np.zeros((1200, 2000), np.int8)).rename(columns=str)
+        change_manifest(dataset, lambda frame: pd.concat([frame, more], axis=1))
+    else:
+        change_manifest(dataset, lambda frame: frame.assign(**{name: [[1]] * len(frame) if name == "lists" else 1}))
     with pytest.raises(DataError, match="not a whole Parquet file"):
         validate(make_params(limit=600, expectations=SMALL), dataset)
 
@@ -296,6 +316,7 @@ def test_what_was_left_out_is_on_the_page(dataset: Path, make_params: MakeParams
 @pytest.mark.parametrize("damage", ["missing", "cut", "column", "empty"])
 def test_a_missing_or_damaged_manifest_is_a_sentence(dataset: Path, make_params: MakeParams, damage: str) -> None:
     path = dataset / "data/prepared/manifest.parquet"
+    validate(make_params(limit=600, expectations=SMALL), dataset)
     if damage == "column":
         change_manifest(dataset, lambda frame: frame.drop(columns="sha256"))
     elif damage == "empty":

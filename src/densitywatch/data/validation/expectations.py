@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,12 @@ from typing import Any, BinaryIO
 from densitywatch import environment
 from densitywatch.data.image_table import Table, one_value
 from densitywatch.data.validation.data_docs import data_docs
+from densitywatch.files import is_full_disk
 
 SAMPLE = 5
 """Rows that are kept of those that break a check."""
 ROWS = 4096
-"""Rows of a Parquet file that are Python objects at a time."""
+"""Rows of a Parquet file that are read at a time."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +45,11 @@ class Outcome:
 
 
 class NotATable(ValueError):
-    """A Parquet file that is damaged, or whose columns no table can have."""
+    """A Parquet file that is damaged, or that SQLite cannot hold."""
 
 
 def add_parquet(table: Table, source: BinaryIO, added: Mapping[str, str]) -> list[str]:
-    """Copy a Parquet file into the new table `images`, as it is read; returns the names of the file's columns.
+    """Copy a Parquet file into the new table `images`, some rows at a time; returns the names of the file's columns.
 
     The column `position` counts the rows from 0. `added`: further columns and their SQL types. Raises NotATable.
     """
@@ -60,13 +62,20 @@ def add_parquet(table: Table, source: BinaryIO, added: Mapping[str, str]) -> lis
         raise NotATable(" ".join(str(error).split())[:100]) from None
     every = ["position", *schema.names, *added]
     if len({column.lower() for column in every}) < len(every) or any("\0" in column for column in every):
-        raise NotATable("a column is there twice, or has a name that no table can have")
+        raise NotATable("two columns have the same name, but for capitals, or one that no table can have")
+    if nested := [column.name for column in schema if column.type.num_fields]:
+        raise NotATable(f"the column {nested[0]} holds lists or tables")
     kinds = [_kind(column.type) for column in schema]
     columns = [f"{_quoted(column)} {kind or 'TEXT'}" for column, kind in zip(schema.names, kinds, strict=True)]
     columns += [f"{_quoted(column)} {kind}" for column, kind in added.items()]
-    table.execute(f"CREATE TABLE images (position INTEGER PRIMARY KEY, {', '.join(columns)})")
     values = ", ".join([*"?" * (1 + len(kinds)), *["NULL"] * len(added)])
-    table.executemany(f"INSERT INTO images VALUES ({values})", _rows(file, kinds))  # noqa: S608 - marks alone
+    try:
+        table.execute(f"CREATE TABLE images (position INTEGER PRIMARY KEY, {', '.join(columns)})")
+        table.executemany(f"INSERT INTO images VALUES ({values})", _rows(file, kinds))  # noqa: S608 - marks alone
+    except sqlite3.Error as error:  # too many columns, or a text of gigabytes
+        if is_full_disk(error):
+            raise
+        raise NotATable(" ".join(str(error).split())[:100]) from None
     return list(schema.names)
 
 
@@ -109,15 +118,14 @@ def run(checks: list[Check], table: Table, file: Path) -> tuple[list[Outcome], s
     `table` is the connection to `file` by which its table `images` was written; a new transaction is open afterwards.
     """
     gx = great_expectations()
+    context = gx.get_context(mode="ephemeral")
+    context.variables.progress_bars = {"globally": False, "metric_calculations": False}
     table.execute("COMMIT")
+    # nobody writes to it now: so no locks, which not every network disk has
+    address = f"sqlite:///{file.absolute().as_uri()}?immutable=1&uri=true"
+    source = context.data_sources.add_sqlite("file", connection_string=address)
     try:
-        context = gx.get_context(mode="ephemeral")
-        context.variables.progress_bars = {"globally": False, "metric_calculations": False}
-        # nobody writes to it now: so no locks, which not every network disk has
-        address = f"sqlite:///{file.absolute().as_uri()}?immutable=1&uri=true"
-        asset = context.data_sources.add_sqlite("file", connection_string=address).add_table_asset(
-            "images", table_name="images"
-        )
+        asset = source.add_table_asset("images", table_name="images")
         definition = gx.ValidationDefinition(
             name="manifest",
             data=asset.add_batch_definition_whole_table("all"),
@@ -131,6 +139,9 @@ def run(checks: list[Check], table: Table, file: Path) -> tuple[list[Outcome], s
             result_format={"result_format": "SUMMARY", "unexpected_index_column_names": ["position"]}
         )
     finally:
+        # the file is removed soon, and whoever has it open keeps its space
+        source.get_execution_engine().close()
+        source.get_engine().dispose()
         table.execute("BEGIN")
     found = {item.expectation_config.meta["check"]: item for item in result.results}
     total = one_value(table, "SELECT count(*) FROM images")
@@ -143,7 +154,7 @@ def _outcome(check: Check, item: Any, total: int) -> Outcome:
     if raised is not None:
         found = f"it could not be evaluated: {raised}"
     elif "unexpected_count" in facts:
-        count = facts["unexpected_count"]
+        count = facts["unexpected_count"] or 0  # of no rows
         found = f"{count:,} of {total:,} images ({100 * count / max(1, total):.3g} %) break this"
     else:
         value = facts.get("observed_value")

@@ -65,14 +65,20 @@ def _pictures(table: Table, folder: Path, info: DatasetInfo) -> list[tuple[str, 
     """A strip of the first training images of each label, as (name, the picture's data address)."""
     images = open_split(folder, "train").images
     names = dict(enumerate(info.class_names)) if info.class_names else {-1: "images"}
+    first = table.execute(
+        """SELECT label, row FROM (
+            SELECT label, row, row_number() OVER (PARTITION BY label ORDER BY position) AS turn
+            FROM images WHERE split = 'train' AND typeof(row) = 'integer' AND row BETWEEN 0 AND ?
+        ) WHERE turn <= ? ORDER BY row""",
+        (len(images) - 1, PER_CLASS),
+    )
+    rows: dict[object, list[int]] = {}
+    for label, row in first:
+        rows.setdefault(label, []).append(row)
     strips = []
     for label, name in names.items():
-        first = table.execute(
-            "SELECT row FROM images WHERE split = 'train' AND label = ? ORDER BY position LIMIT ?", (label, PER_CLASS)
-        )
-        rows = sorted(row for (row,) in first if isinstance(row, int) and 0 <= row < len(images))
-        if rows:
-            strip = np.concatenate(list(_shown(images[rows])), axis=2)
+        if label in rows:
+            strip = np.concatenate(list(_shown(images[rows[label]])), axis=2)
             strips.append((name, data_uri(png(strip))))
     return strips
 

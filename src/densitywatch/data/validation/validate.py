@@ -32,14 +32,15 @@ METRICS = Path("metrics/data.json")
 def validate(params: Params, root: Path) -> None:
     """Check `root`/data/prepared; write reports/data (pages) and metrics/data.json.
 
-    Raises ValidationFailed, naming the first expectation that fails and some of its rows, after the pages are written.
-    metrics/data.json is only there when all expectations hold. Raises DataError when there is no whole dataset.
+    Raises ValidationFailed, naming the first expectation that fails and some of its rows, after the pages are written;
+    without pages where the manifest lacks a column or has no rows. metrics/data.json is only there when all
+    expectations hold. Raises DataError when there is no whole dataset.
     """
     folder = root / PREPARED
     info = read_info(folder)
+    (root / METRICS).unlink(missing_ok=True)
     with whole_folder(root / PAGES) as pages, on_disk(pages / "manifest.sqlite") as table:
         read_manifest(folder, table)
-        (root / METRICS).unlink(missing_ok=True)
         find(table, folder, info)
         checks = suite(params, info, great_expectations().expectations)
         outcomes, documents = run(checks, table, pages / "manifest.sqlite")
@@ -66,7 +67,7 @@ def read_manifest(folder: Path, table: Table) -> None:
             columns = add_parquet(table, file, FINDINGS)
     except FileNotFoundError:
         raise DataError(f"{folder}: no manifest.parquet here; run `dvc repro prepare`") from None
-    except NotATable:
+    except (OSError, NotATable):
         raise DataError(f"{folder}/manifest.parquet: not a whole Parquet file; run `dvc repro -f prepare`") from None
     missing = [column for column in COLUMNS if column not in columns]
     if missing:
@@ -90,12 +91,13 @@ def find(table: Table, folder: Path, info: DatasetInfo) -> None:
     table.execute("""CREATE TEMP TABLE same_pixels AS
         SELECT sha256, min(position) AS first, count(DISTINCT split) AS splits FROM images GROUP BY sha256""")
     table.execute("CREATE INDEX temp.by_sha256 ON same_pixels (sha256)")
-    table.execute("""UPDATE images SET repeats = position > first, splits_of_image = splits
+    table.execute("""UPDATE images
+        SET repeats = images.position > same_pixels.first, splits_of_image = same_pixels.splits
         FROM same_pixels WHERE same_pixels.sha256 = images.sha256""")
     table.execute("""CREATE TEMP TABLE in_group AS
         SELECT "group", count(DISTINCT split) AS splits FROM images WHERE "group" <> '' GROUP BY "group" """)
     table.execute('CREATE INDEX temp.by_group ON in_group ("group")')
-    table.execute("""UPDATE images SET splits_of_group = splits
+    table.execute("""UPDATE images SET splits_of_group = in_group.splits
         FROM in_group WHERE in_group."group" = images."group" """)
     if info.class_names:
         even = one_value(table, "SELECT count(*) FROM images") / len(info.class_names)
@@ -109,9 +111,10 @@ def find(table: Table, folder: Path, info: DatasetInfo) -> None:
 def _intact(table: Table, folder: Path, name: SplitName) -> Iterator[int]:
     """The positions of the rows whose pixels and label are in the arrays; none where rows are missing or too many."""
     split = open_split(folder, name)
-    numbers = "SELECT count(*), count(DISTINCT row), min(row), max(row) FROM images WHERE split = ?"
+    numbers = """SELECT count(*), count(DISTINCT row), min(row), max(row), total(typeof(row) = 'integer')
+        FROM images WHERE split = ?"""
     count = len(split)
-    if table.execute(numbers, (name,)).fetchone() != (count, count, 0, count - 1):
+    if table.execute(numbers, (name,)).fetchone() != (count, count, 0, count - 1, count):
         return
     rows = table.execute("SELECT position, sha256, label FROM images WHERE split = ? ORDER BY row", (name,))
     for image, its_label, (position, sha256, label) in zip(_images(split), split.labels, rows, strict=True):
@@ -152,11 +155,11 @@ def figures(table: Table, info: DatasetInfo, folder: Path, outcomes: list[Outcom
         "classes": len(info.class_names),
         **({"smallest_label_share": round(smallest or 0.0, 6)} if info.class_names else {}),
         "duplicates": int(repeats),
-        "duplicate_share": round(repeats / max(1, images), 6),
+        "duplicate_share": round(repeats / images, 6),
         "duplicates_with_other_labels": other_labels,
         "images_in_two_splits": int(in_two),
         "flat_images": int(flat),
-        "flat_share": round(flat / max(1, images), 6),
+        "flat_share": round(flat / images, 6),
         "mean_intensity": round(mean or 0.0, 4),
         **({f"{name}_groups": info.groups[name] for name in SPLITS} if info.groups else {}),
         "left_out_of_training": len(facts.dropped),
