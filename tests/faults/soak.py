@@ -17,6 +17,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 import socket
 import statistics
 import subprocess
@@ -255,6 +256,7 @@ def plot(readings: list[Reading], file: Path) -> None:
 
 def main(hours: float, every: float) -> None:
     environment.settle(os.environ)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are stopped then as well
     out = Path("var") / "soak"
     out.mkdir(parents=True, exist_ok=True)
     group = limited()
