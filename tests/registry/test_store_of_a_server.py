@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def test_versions_are_registered_promoted_rolled_back_and_told_of_through_a_serv
     address, home = server
     monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     root = tmp_path / "project"
     write_data(root)
     first = write_model(root, NAME, steps=1)
@@ -73,6 +77,7 @@ def test_versions_are_registered_promoted_rolled_back_and_told_of_through_a_serv
     assert "better than the champion's" in decision.reason
     assert len(files_of(home)) == 2
     assert not (root / "mlartifacts").exists(), "the files are the server's"
+    assert list(temporary.glob("*/MLmodel")) == [], "what was read back from the server is gone"
 
     assert (registry.download_model(CHAMPION, params, root) / WEIGHTS).read_bytes() == better
     assert registry.rollback(NAME, params, root, actor=ANNA) == 1

@@ -139,7 +139,9 @@ def _log_version(
             model_config={"resize": params.data.resize},
             pip_requirements=[f"{package}=={installed(package)}" for package in REQUIREMENTS],
         )
-        mlflow.pyfunc.load_model(info.model_uri).predict(example)
+        read_back = packed.with_name("read back")  # by default MLflow leaves what it gets from a server in /tmp
+        read_back.mkdir()
+        mlflow.pyfunc.load_model(info.model_uri, dst_path=str(read_back)).predict(example)
         with suppress(MlflowException):  # it exists already from the second version on
             client.create_registered_model(registered, description=DESCRIPTION.format(registered=registered))
         version = client.create_model_version(
