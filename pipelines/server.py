@@ -36,6 +36,7 @@ HEALTH = "/health"
 START_SECONDS = 180.0  # a first start on a busy machine makes a database before it answers
 STOP_SECONDS = 10.0
 LOG_SECONDS = 5
+VACUUM = "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED"
 LEAST_FREE = 1 << 20
 """Bytes without which no server writes its database."""
 
@@ -112,6 +113,7 @@ def variables(root: Path, port: int | str) -> dict[str, str]:
         "PREFECT_SERVER_API_AUTH_STRING": prefect_home.login(root),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{listening.reached()}:{port}",
         "PREFECT_UI_API_URL": "/api",  # the page works under either name and through a tunnel
+        VACUUM: os.environ.get(VACUUM, "events,flow_runs"),  # else the database grows with every look
         **database.prefect_variables(),
     }
 

@@ -88,7 +88,7 @@ def _start(root: Path, params: Params, prefect_port: str, mlflow_port: str, repo
     service_processes.wait_until_it_answers(root, "prefect", f"{address}/health", prefect_port)
     _tell_what_became_of_the_runs(root)  # of a worker that was killed
     _deploy(root, params)
-    own = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "gpu", "--name", "densitywatch"]
+    own = [sys.executable, "-m", "pipelines.prefect_worker", "--pool", "gpu", "--name", "densitywatch"]
     service_processes.start(root, "worker", own)
     if "MLflow" in addresses:
         service_processes.wait_until_it_answers(

@@ -124,7 +124,7 @@ def serve(name: str) -> None:
     watch = run_processes.start_watch(os.environ[run_processes.MARK])
     assert watch.stdin is not None
     os.set_inheritable(watch.stdin.fileno(), True)  # the watch waits for its other end to be closed
-    worker = ["-m", "prefect", "worker", "start", "--pool", POOL, "--name", name, "--limit", "1"]
+    worker = ["-m", "pipelines.prefect_worker", "--pool", POOL, "--name", name, "--limit", "1"]
     os.execv(sys.executable, [sys.executable, *worker])  # noqa: S606
 
 

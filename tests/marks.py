@@ -18,7 +18,8 @@ PROGRAMS = {
     "browser": re.compile(r"(^|/)(chromium|chrome)[\w-]*( |$)|/playwright/driver/"),
     "server": re.compile(
         r"-m pipelines( |$)|pipelines\.(server|services|mlflow_server)|\bstoppable_run\.py|start_temporary|\buvicorn\b"
-        r"|mlflow(\.\w+)? (server|models serve)|prefect (server|worker)|densitywatch review|-m http\.server"
+        r"|mlflow(\.\w+)? (server|models serve)|prefect (server|worker)|-m pipelines\.prefect_worker"
+        r"|densitywatch review|-m http\.server"
         r"|/(initdb|pg_ctl|postgres)( |$)"
     ),
 }
