@@ -61,6 +61,7 @@ def site(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), nowhere)
     kept = {name: value for name, value in own_environment(root).items() if name.lower() != "no_proxy"}
     ports = {"PREFECT_PORT": str(prefect), "MLFLOW_PORT": str(mlflow), "PREFECT_WORKER_QUERY_SECONDS": "2"}
+    kept["PREFECT_SERVER_SERVICES_DB_VACUUM_LOOP_SECONDS"] = "5"
     made = Site(root, kept | proxies | ports, prefect, mlflow)
     try:
         started = made.services("up")
@@ -217,6 +218,28 @@ def test_a_run_whose_process_is_gone_is_told_as_crashed_by_make_up_and_by_the_ne
     look = site.ask("POST", f"deployments/{site.deployment('inbox')['id']}/create_flow_run", {})["id"]
     until(lambda: site.state(look) == "Completed")
     assert site.state(second) == "Crashed"
+
+
+def test_runs_that_ended_90_days_ago_are_forgotten(site: Site) -> None:
+    def ended(days: int) -> str:
+        run = site.ask("POST", f"deployments/{site.deployment('inbox')['id']}/create_flow_run", {})["id"]
+        site.ask("POST", f"flow_runs/{run}/set_state", {"state": {"type": "COMPLETED"}, "force": True})
+        then = datetime.now(UTC) - timedelta(days=days)
+        with closing(sqlite3.connect(site.root / "var" / "prefect" / "prefect.db", timeout=60)) as database, database:
+            row = (then.strftime("%Y-%m-%d %H:%M:%S.%f"), run.replace("-", ""))
+            changed = database.execute("UPDATE flow_run SET end_time = ? WHERE replace(id, '-', '') = ?", row)
+            assert changed.rowcount == 1
+        return str(run)
+
+    site.ask("PATCH", "work_pools/gpu", {"is_paused": True})
+    young, old = ended(89), ended(91)
+    site.ask("PATCH", "work_pools/gpu", {"is_paused": False})
+
+    def kept() -> set[str]:
+        found = site.ask("POST", "flow_runs/filter", {"flow_runs": {"id": {"any_": [young, old]}}})
+        return {one["id"] for one in found}
+
+    until(lambda: kept() == {young})
 
 
 def test_the_results_are_served_and_every_page_leads_to_them(site: Site, browser: Any) -> None:
