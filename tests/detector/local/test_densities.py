@@ -92,6 +92,58 @@ def test_an_image_that_is_left_out_is_as_far_as_from_gaussians_that_were_fitted_
     assert float(distance.mean()) < 0.97 * float(new.mean())
 
 
+def with_codes(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features at 60 places whose means follow the codes of their images, in another way at each place."""
+    rng = np.random.default_rng(seed)
+    code = rng.normal(size=(count, 3)) * [1.0, 2.0, 0.5]
+    slope = np.random.default_rng(97).normal(size=(60, 5, 3))
+    return features(count, 60, 5, seed) + torch.tensor(np.einsum("bk,pdk->bpd", code, slope)).float(), torch.tensor(
+        code
+    ).float()
+
+
+def moments_with(x: torch.Tensor, code: torch.Tensor) -> PlaceMoments:
+    moments = PlaceMoments(x.shape[1], x.shape[2], code.shape[1])
+    for part, its in zip(x.split(7), code.split(7), strict=True):
+        moments.add(part, its)
+    return moments
+
+
+def test_given_its_code_an_image_has_the_conditional_density_of_the_joint_gaussian() -> None:
+    (x, code), strength = with_codes(40), 10.0
+    fitted = densities.place_gaussian(moments_with(x, code), strength)
+    together = np.concatenate([x.numpy(), np.broadcast_to(code.numpy()[:, None], (40, 60, 3))], 2)
+    own = np.stack([np.cov(together[:, place], rowvar=False, bias=True) for place in range(60)])
+    shrunk = (40 * own + strength * own.mean(0)) / (40 + strength)
+    for block in (slice(0, 5), slice(5, 8)):
+        floor = densities.FLOOR * np.trace(own.mean(0)[block, block]) / (block.stop - block.start) + densities.TINY
+        shrunk[:, block, block] += floor * np.eye(block.stop - block.start)
+    new, of_new = with_codes(6, seed=2)
+    nll = densities.place_nll(new, fitted, of_new) + 0.5 * 5 * np.log(2 * np.pi)
+    for place in (0, 31, 59):
+        mean = together[:, place].mean(0)
+        both = np.concatenate([new[:, place].numpy(), of_new.numpy()], 1)
+        joint = stats.multivariate_normal(mean, shrunk[place]).logpdf(both)
+        of_code = stats.multivariate_normal(mean[5:], shrunk[place, 5:, 5:]).logpdf(of_new.numpy())
+        np.testing.assert_allclose(nll[:, place], of_code - joint, rtol=1e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("strength", [3.0, 100.0])
+def test_with_codes_too_an_image_that_is_left_out_is_as_far_as_without_it(strength: float) -> None:
+    x, code = with_codes(40)
+    fitted = densities.place_gaussian(moments_with(x, code), strength)
+    distance = densities.place_distance(x, fitted, code)
+    without = densities.left_out(distance, 40, strength, densities.code_distance(code, fitted))
+    for image in range(0, 40, 5):
+        others = torch.arange(40) != image
+        rest = densities.place_gaussian(moments_with(x[others], code[others]), strength)
+        wanted = densities.place_distance(x[image : image + 1], rest, code[image : image + 1])[0]
+        # the mean covariance owes a little to the image, and with strong shrinkage to its code
+        torch.testing.assert_close(without[image], wanted, rtol=0.1, atol=0.0)
+        assert float(without[image].mean()) == pytest.approx(float(wanted.mean()), rel=0.03)
+        assert (without[image] > distance[image]).all()
+
+
 def test_permuted_places_permute_the_distances() -> None:
     x, new = features(60, 7, 4), features(3, 7, 4, seed=5)
     order = torch.tensor([3, 0, 6, 1, 5, 2, 4])

@@ -374,6 +374,34 @@ def test_rough_images_do_not_hide_a_scratch_on_a_smooth_one(monkeypatch: pytest.
     assert found() < 0.7
 
 
+def checkered(count: int, seed: int) -> Pixels:
+    """64 squares, each light or dark: in every picture the upper half and the lower half show the same."""
+    rng = np.random.default_rng(seed)
+    half = rng.choice([-15, 15], (count, 1, 4, 8))
+    squares = np.kron(np.concatenate([half, half], 2), np.ones((SIZE // 8, SIZE // 8), int))
+    return np.clip(120 + squares + rng.normal(0, 4, squares.shape), 0, 255).astype(np.uint8)
+
+
+def test_what_is_usual_in_another_picture_is_found_in_this_one() -> None:
+    caches = [FeatureCache(checkered(count, count), Models(), size=SIZE) for count in (320, 40, 60)]
+    data = replace(fitting_data(), train=caches[0], sample=caches[1], validation=caches[2])
+    good, bad = checkered(40, 7), checkered(40, 8)
+    for number, image in enumerate(bad):  # one square is dark where its counterpart is light, or light where it is dark
+        y, x = np.divmod(number, 8)
+        square = (slice(None), slice(8 * y, 8 * y + 8), slice(8 * x, 8 * x + 8))
+        image[square] = 240 - image[square]
+
+    def found(source: sources.Source) -> float:
+        fresh = replace(data, validation=FeatureCache(caches[2].source, Models(), size=SIZE))
+        fitted = local_map.fit_local(fresh, source, "place")
+        # the code is among what was fitted: a detector that was calibrated without one scores as it did
+        scores = [local_map.local_score(FeatureCache(x, Models(), size=SIZE), sources.OWN, fitted) for x in (good, bad)]
+        return auroc(*scores)
+
+    assert found(sources.OWN) > 0.8
+    assert found(replace(sources.OWN, of_picture=None)) < 0.7
+
+
 @pytest.mark.parametrize("name", ["own_place", "lite0_place"])
 def test_a_detector_whose_maps_were_not_taken_less_their_median_is_refused(name: str) -> None:
     made_now = made(fitting_data(), (name,), plates(19, seed=50))

@@ -1,12 +1,14 @@
 """Densities over local features: a Gaussian for each place, and one mixture for all places.
 
 Objects that lie in the same way in every image want the first, textures the second. Features are (B, P, D): B images,
-P places, D dimensions.
+P places, D dimensions. A place's Gaussian may be one of what the image shows as a whole: its code, (B, K). Then the
+mean is a linear function of the code, and the covariance is what the code leaves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -25,19 +27,30 @@ COMPONENTS, MIXTURE_DIMENSIONS = 10, 100
 
 
 class PlaceMoments:
-    """Mean and covariance at every place, from one pass over the images; memory does not grow with their number."""
+    """Mean and covariance at every place, from one pass over the images; memory does not grow with their number.
 
-    def __init__(self, places: int, dimensions: int) -> None:
-        self.count = 0
+    With codes of K > 0 numbers, theirs too, and the covariance of each place's features with them.
+    """
+
+    def __init__(self, places: int, dimensions: int, codes: int = 0) -> None:
+        self.count, self.codes = 0, codes
         self.total = torch.zeros(places, dimensions, dtype=torch.float64)
         self.products = torch.zeros(places, dimensions, dimensions, dtype=torch.float64)
+        self.code_total = torch.zeros(codes, dtype=torch.float64)
+        self.code_products = torch.zeros(codes, codes, dtype=torch.float64)
+        self.cross_products = torch.zeros(places, dimensions, codes, dtype=torch.float64)
 
-    def add(self, features: Tensor) -> None:
-        """Count in features (B, P, D)."""
+    def add(self, features: Tensor, code: Tensor | None = None) -> None:
+        """Count in features (B, P, D) and, where there are codes, those of their images, (B, K)."""
         x = features.transpose(0, 1).double()
         self.count += x.shape[1]
         self.total += x.sum(1)
         self.products.baddbmm_(x.transpose(1, 2), x)
+        if code is not None:
+            c = code.double()
+            self.code_total += c.sum(0)
+            self.code_products += c.T @ c
+            self.cross_products += torch.matmul(x.transpose(1, 2), c)
 
     def mean(self) -> Tensor:
         """(P, D)."""
@@ -48,6 +61,19 @@ class PlaceMoments:
         mean = self.mean()
         return self.products / self.count - mean[:, :, None] * mean[:, None, :]
 
+    def code_mean(self) -> Tensor:
+        """(K,)."""
+        return self.code_total / self.count
+
+    def code_covariance(self) -> Tensor:
+        """(K, K)."""
+        mean = self.code_mean()
+        return self.code_products / self.count - torch.outer(mean, mean)
+
+    def cross_covariance(self) -> Tensor:
+        """Of each place's features with the code, (P, D, K)."""
+        return self.cross_products / self.count - self.mean()[:, :, None] * self.code_mean()
+
 
 def place_gaussian(moments: PlaceMoments, strength: float) -> Arrays:
     """A Gaussian at each place: its mean, and L^-1 of its covariance C = L L'.
@@ -55,58 +81,110 @@ def place_gaussian(moments: PlaceMoments, strength: float) -> Arrays:
     C = (n S + k W) / (n + k): S is the covariance of the n images at the place, W the mean of S over places and k the
     `strength`, the number of images that W counts as. This is the mean of the posterior under an inverse Wishart prior
     around W, up to its constant; n images in D > n dimensions give an invertible C.
+
+    With codes, S and W are those of features and code together. The features' Gaussian given the code c has the mean
+    m + B (c - c0), where B (`slope`) is their covariance with the code times the inverse of the code's own, and what is
+    left of C. `code_whitening` is L^-1 of the code's covariance, which is the same at every place.
     """
-    own = moments.covariance()
-    within = own.mean(0)
+    shrunk = _shrunk(moments.covariance(), moments.count, strength)
+    _add_floor(shrunk, float(torch.diagonal(shrunk, dim1=1, dim2=2).mean()))
+    fitted = {"mean": moments.mean().float().numpy()}
+    if moments.codes:
+        codes, cross = moments.code_covariance(), _shrunk(moments.cross_covariance(), moments.count, strength)
+        _add_floor(codes, float(torch.diagonal(codes).mean()))
+        slope = torch.linalg.solve(codes, cross.transpose(1, 2)).transpose(1, 2)
+        shrunk -= slope @ cross.transpose(1, 2)
+        fitted |= {
+            "slope": slope.float().numpy(),
+            "code_mean": moments.code_mean().float().numpy(),
+            "code_whitening": _whitening(codes).numpy(),
+        }
+    return fitted | {"whitening": _whitening(shrunk).numpy()}
+
+
+def _shrunk(own: Tensor, count: int, strength: float) -> Tensor:
+    """(n S + k W) / (n + k) of S at each place, (P, ...)."""
+    return (count * own + strength * own.mean(0)) / (count + strength)
+
+
+def _add_floor(covariance: Tensor, spread: float) -> None:
+    covariance.diagonal(dim1=-2, dim2=-1).add_(FLOOR * spread + TINY)
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    """L^-1 of C = L L', (..., D, D)."""
     # single precision halves the memory of what follows; the floor keeps every variance far above its error
-    shrunk = ((moments.count * own + strength * within) / (moments.count + strength)).float()
-    spread = float(torch.diagonal(within).mean())
-    shrunk.diagonal(dim1=1, dim2=2).add_(FLOOR * spread + TINY)
-    lower = torch.linalg.cholesky(shrunk)
-    identity = torch.eye(shrunk.shape[1], dtype=lower.dtype).expand_as(lower)
-    inverse = torch.linalg.solve_triangular(lower, identity, upper=False)
-    return {"mean": moments.mean().float().numpy(), "whitening": inverse.float().numpy()}
+    lower = torch.linalg.cholesky(covariance.float())
+    identity = torch.eye(lower.shape[-1], dtype=lower.dtype).expand_as(lower)
+    whitening: Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+    return whitening
 
 
-def place_distance(features: Tensor, fitted: Arrays) -> Tensor:
-    """Mahalanobis distance of features (B, P, D) from the mean of their place: |L^-1 (x - m)|, (B, P)."""
+def place_distance(features: Tensor, fitted: Arrays, code: Tensor | None = None) -> Tensor:
+    """Mahalanobis distance of features (B, P, D) from the mean of their place: |L^-1 (x - m - B (c - c0))|, (B, P)."""
     mean, whitening = torch.as_tensor(fitted["mean"]), torch.as_tensor(fitted["whitening"])
-    white = torch.bmm((features - mean).transpose(0, 1), whitening.transpose(1, 2))
+    x = (features - mean).transpose(0, 1)
+    if code is not None:
+        x = x - torch.matmul(code - torch.as_tensor(fitted["code_mean"]), torch.as_tensor(fitted["slope"]).mT)
+    white = torch.bmm(x, whitening.transpose(1, 2))
     distance: Tensor = torch.linalg.vector_norm(white, dim=2)
     return distance.T
 
 
-def left_out(distance: Tensor, count: int, strength: float) -> Tensor:
+def code_distance(code: Tensor, fitted: Arrays) -> Tensor:
+    """Mahalanobis distance of codes (B, K) from their mean, (B,)."""
+    centred = code - torch.as_tensor(fitted["code_mean"])
+    distance: Tensor = torch.linalg.vector_norm(centred @ torch.as_tensor(fitted["code_whitening"]).T, dim=1)
+    return distance
+
+
+def left_out(distance: Tensor, count: int, strength: float, code: Tensor | None = None) -> Tensor:
     """The distances that images would have, had each been left out of its places' Gaussians.
 
     `distance`: as `place_distance` gives it, of images that are among the n = `count` ones of `place_gaussian`. Without
     image x the mean is m - (x - m) / (n - 1), and n S is less c (x - m) (x - m)', where c = n / (n - 1). Sherman and
     Morrison's formula inverts what is left. What W and the floor owe to one image is taken for nothing.
+
+    `code`: the distances of the images' codes (B,), where there are any. The square of the distance of features and
+    code together is the sum of both squares, and each of the two sides is known without the image.
     """
+    if code is None:
+        without = _squared_without(distance.double().square(), count, strength)
+    else:
+        of_code = code.double().square()[:, None]
+        together = _squared_without(distance.double().square() + of_code, count, strength)
+        without = together - _squared_without(of_code, count, strength)
+    return without.clamp(min=0).sqrt().to(distance.dtype)
+
+
+def _squared_without(squared: Tensor, count: int, strength: float) -> Tensor:
     c = count / (count - 1)
-    q = distance.double().square() / (count + strength)
+    q = squared / (count + strength)
     # c q < 1 up to rounding, as n S holds c (x - m) (x - m)'
-    return ((count - 1 + strength) * c**2 * q / (1 - c * q).clamp(min=1e-6)).sqrt().to(distance.dtype)
+    return (count - 1 + strength) * c**2 * q / (1 - c * q).clamp(min=1e-6)
 
 
-def place_nll(features: Tensor, fitted: Arrays) -> Tensor:
+def place_nll(features: Tensor, fitted: Arrays, code: Tensor | None = None) -> Tensor:
     """Minus log density of features (B, P, D) under the Gaussian of their place, without log(2 pi) D / 2, (B, P)."""
     # distance^2 / 2 + log |C| / 2, and log |C| / 2 is minus the sum of the logs of L^-1's diagonal
     logs = torch.diagonal(torch.as_tensor(fitted["whitening"]), dim1=1, dim2=2).log().sum(1)
-    return 0.5 * place_distance(features, fitted).square() - logs
+    return 0.5 * place_distance(features, fitted, code).square() - logs
 
 
-def choose_strength(moments: PlaceMoments, held_out: Sequence[Tensor]) -> tuple[float, Arrays]:
+def choose_strength(
+    moments: PlaceMoments, held_out: Sequence[Tensor], codes: Sequence[Tensor] | None = None
+) -> tuple[float, Arrays]:
     """The one of STRENGTHS under which held-out normal images are most probable, and its Gaussians.
 
-    `held_out` are features (B, P, D) that the moments have not seen. Too little shrinkage and too much both make them
-    less probable, so the search starts in the middle and goes on while it gets better: three to five of the seven are
-    tried.
+    `held_out` are features (B, P, D) that the moments have not seen, `codes` those of their images. Too little
+    shrinkage and too much both make them less probable, so the search starts in the middle and goes on while it gets
+    better: three to five of the seven are tried.
     """
 
     def tried(number: int) -> tuple[float, int, Arrays]:
         fitted = place_gaussian(moments, STRENGTHS[number])
-        return float(sum(place_nll(x, fitted).double().sum() for x in held_out)), number, fitted
+        pairs = zip_longest(held_out, codes or ())
+        return float(sum(place_nll(x, fitted, code).double().sum() for x, code in pairs)), number, fitted
 
     start = len(STRENGTHS) // 2
     best = tried(start)

@@ -1,6 +1,7 @@
 """A map of what is unexpected: local features, a density over them, and what normal images show at each place.
 
     projection    features standardised and on their leading principal components, from some training images
+    code          what a picture shows as a whole, in a few numbers (picture_code.py), where the source wants it
     density       place: a Gaussian for each place, from all training and validation images in one pass. anywhere: one
                   mixture, from what the projection is from
     above_median  mean and spread at each place of the map less its median over the image, from validation images
@@ -29,6 +30,7 @@ from densitywatch.arrays import Arrays, Floats
 from densitywatch.data.reading import Images, at_size, images_at_once, images_within
 from densitywatch.detector.feature_cache import FeatureCache
 from densitywatch.detector.local import densities
+from densitywatch.detector.local.picture_code import IMAGES, code_of, fit_code, part_means
 from densitywatch.detector.local.sources import Source
 from densitywatch.detector.local.tiles import read_in_tiles
 from densitywatch.detector.member import FittingData, with_prefix, without_prefix
@@ -74,6 +76,8 @@ def _fit_view(data: FittingData, source: Source, density: Density, fitted: Array
     found = with_prefix("projection", _fit_projection(rows, source.dimensions))
     among = 0
     if density == "place":
+        if source.of_picture is not None:
+            found |= with_prefix("code", fit_code(_part_means(training, source, fitted)))
         places, among = _fit_places(data, training, source, fitted | found)
         found |= with_prefix("place", places)
     else:
@@ -221,24 +225,26 @@ def _raw_maps(features: FeatureCache, source: Source, fitted: Arrays, among: int
     gaussians, mixture = without_prefix("place", fitted), without_prefix("anywhere", fitted)
 
     def surprise(grid: Tensor) -> Tensor:
-        projected = _project(grid, fitted)
-        b, h, w, d = projected.shape
         if mixture:
+            projected = _project(_above_mean(grid), fitted)
+            b, h, w, d = projected.shape
             maps = densities.anywhere_nll(projected.reshape(b, h * w, d), mixture).reshape(b, h, w)
         else:
-            distance = densities.place_distance(to_cells(projected), gaussians)
+            cells, code = _cells(grid, source, fitted)
+            distance = densities.place_distance(cells, gaussians, code)
             if among:
-                distance = densities.left_out(distance, among, float(gaussians["strength"][0]))
-            maps = from_cells(distance, (b, h, w))
+                of_code = None if code is None else densities.code_distance(code, gaussians)
+                distance = densities.left_out(distance, among, float(gaussians["strength"][0]), of_code)
+            maps = from_cells(distance, (len(grid), grid.shape[2], grid.shape[3]))
         return less_median(maps)
 
     def read(images: Tensor) -> Tensor:
-        return surprise(_above_mean(_maps(images, source, fitted)))
+        return surprise(_maps(images, source, fitted))
 
     key = ("local map", TILE in fitted, source.name, _identity(fitted))
     if source.kept and TILE not in fitted:
         kept = kept_features(features, source, without_prefix("weights", fitted))
-        return features.once(key, lambda: _in_parts(kept, lambda part: surprise(_above_mean(part))))
+        return features.once(key, lambda: _in_parts(kept, surprise))
     return features.by_batch(key, read, _size(features, fitted))
 
 
@@ -352,6 +358,24 @@ def from_cells(values: Tensor, shape: tuple[int, int, int]) -> Tensor:
     return values.reshape(b, q, q, n, m).permute(0, 3, 1, 4, 2).reshape(b, n * q, m * q)[:, :h, :w]
 
 
+def _cells(features: Tensor, source: Source, fitted: Arrays) -> tuple[Tensor, Tensor | None]:
+    """Features (B, D, h, w) as the places' Gaussians take them, and the codes of their pictures where these count."""
+    cells, fitted_code = to_cells(_project(_above_mean(features), fitted)), without_prefix("code", fitted)
+    if not fitted_code:
+        return cells, None
+    code = code_of(features[:, source.of_picture], fitted_code)
+    return cells, code.repeat_interleave(len(cells) // len(code), 0)
+
+
+def _part_means(training: list[Images], source: Source, fitted: Arrays) -> Floats:
+    """What the codes of the first training images are made of, (N, M)."""
+    rows: list[Floats] = []
+    for images in training:
+        for batch in _batches(images, IMAGES - len(rows)):
+            rows.extend(part_means(_maps(batch, source, fitted)[:, source.of_picture]).numpy())
+    return np.stack(rows)
+
+
 def _fit_projection(rows: Floats, dimensions: int) -> Arrays:
     """Mean and leading principal components of standardised features (N, D): x -> (x - mean) @ axes.
 
@@ -382,9 +406,6 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
     image would have to be left out; of several images of a scene, all others would have to be.
     """
 
-    def cells(maps: Tensor) -> Tensor:
-        return to_cells(_project(_above_mean(maps), fitted))
-
     kept = source.kept and TILE not in fitted
     moments: densities.PlaceMoments | None = None
     for cache, images in zip((data.train, data.sample), training, strict=True):
@@ -393,9 +414,9 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
             maps = _maps(batch, source, fitted)
             if kept:
                 means.append(maps.mean((2, 3)).numpy())
-            x = cells(maps)
-            moments = moments or densities.PlaceMoments(*x.shape[1:])
-            moments.add(x)
+            x, code = _cells(maps, source, fitted)
+            moments = moments or densities.PlaceMoments(x.shape[1], x.shape[2], 0 if code is None else code.shape[1])
+            moments.add(x, code)
         if means:  # for a member of the means: the images are read once for both
             cache.once(_means_key(source), partial(np.concatenate, means))
     assert moments is not None
@@ -403,17 +424,19 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
     h, w = (-(-side // source.stride) for side in validation.shape[2:])
     few = images_within(STRENGTH_IMAGES, 4 * h * w * source.dimensions)
 
-    def held_out(most: int | None) -> Iterator[Tensor]:
+    def held_out(most: int | None) -> Iterator[tuple[Tensor, Tensor | None]]:
         if kept:
             features = kept_features(data.validation, source, without_prefix("weights", fitted))[:most]
-            yield from (cells(part) for part in torch.split(torch.from_numpy(features), BATCH))
+            yield from (_cells(part, source, fitted) for part in torch.split(torch.from_numpy(features), BATCH))
         else:
-            yield from (cells(_maps(batch, source, fitted)) for batch in _batches(validation, most))
+            yield from (_cells(_maps(batch, source, fitted), source, fitted) for batch in _batches(validation, most))
 
-    strength, gaussians = densities.choose_strength(moments, list(held_out(few)))
+    chosen_by = list(held_out(few))
+    codes = [code for _, code in chosen_by if code is not None]
+    strength, gaussians = densities.choose_strength(moments, [x for x, _ in chosen_by], codes or None)
     if data.grouped or sharing(h, w) > 1:
         return {**gaussians, "strength": np.array([strength])}, 0
     with torch.inference_mode():  # the moments were made in it
-        for x in held_out(None):
-            moments.add(x)
+        for x, code in held_out(None):
+            moments.add(x, code)
     return {**densities.place_gaussian(moments, strength), "strength": np.array([strength])}, moments.count

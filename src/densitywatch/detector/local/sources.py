@@ -35,6 +35,8 @@ class Source:
     """Why this machine cannot fit it, in one line; None where it can."""
     kept: bool = False
     """Whether the features of a batch are held in memory: several members read them, and they are dear."""
+    of_picture: slice | None = None
+    """Which of the features its pictures' codes are made of (picture_code.py); None: places are judged without one."""
     in_tiles: Source | None = None
     """What is read of tiles at the picture's own resolution instead; None: the same."""
 
@@ -79,5 +81,15 @@ def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
 
 
 OWN_ALONE = Source("own alone", _nothing, _own_alone, 8, 36, lambda: None)
-OWN = Source("own", _nothing, _own, 8, 45, lambda: None, in_tiles=OWN_ALONE)
+OWN = Source(
+    # of a place and its neighbours, the place's own features: every ninth
+    "own",
+    _nothing,
+    _own,
+    8,
+    45,
+    lambda: None,
+    of_picture=slice(4, None, 9),
+    in_tiles=OWN_ALONE,
+)
 LITE0 = Source("lite0", _lite0_weights, _lite0, 16, 176, _no_lite0, kept=True)
