@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ RESULT = Path("var") / "retrain" / "result.json"
 OTHER_FORM = "its answer has not the form of Prefect's API; check PREFECT_API_URL"
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 POLL_SECONDS = 5.0
+BUSY_SECONDS, BUSY_POLL_SECONDS = 60.0, 2.0
 GONE_SECONDS = 300.0
 """How long a server that answered once may be gone: long enough for a restart."""
 IDLE_SECONDS = 120.0
@@ -56,7 +58,20 @@ class Server:
         return f"{self.api.removesuffix('/api')}/runs/flow-run/{run_id}"
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """What the server answers; raises AskFailed with one sentence, NoAnswer where it cannot be reached."""
+        """What the server answers; one that is busy (503) is asked again for BUSY_SECONDS.
+
+        Raises AskFailed with one sentence, NoAnswer where the server cannot be reached.
+        """
+        until = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                return self._call(method, path, body)
+            except Busy:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(BUSY_POLL_SECONDS)
+
+    def _call(self, method: str, path: str, body: Any) -> Any:
         headers = {"Content-Type": "application/json"}
         if self._login:
             headers["Authorization"] = f"Basic {base64.b64encode(self._login.encode()).decode()}"
@@ -73,7 +88,7 @@ class Server:
                         " var/prefect.login"
                     ) from None
                 if error.code >= 500:
-                    raise NoAnswer(f"{self.api} answers with {error.code}") from None
+                    raise (Busy if error.code == 503 else NoAnswer)(f"{self.api} answers with {error.code}") from None
                 raise AskFailed(f"{self.api}/{path}: {error.code} {_said(error)}") from None
         except (URLError, HTTPException, OSError, ValueError) as error:
             reason = getattr(error, "reason", error)
@@ -82,6 +97,10 @@ class Server:
 
 class NoAnswer(AskFailed):
     """The server cannot be reached at this moment."""
+
+
+class Busy(NoAnswer):
+    """The server did not come to it: of Prefect's one, another wrote into its database meanwhile."""
 
 
 def _said(error: HTTPError) -> str:
@@ -106,7 +125,9 @@ def ask(server: Server, ref: str) -> str:
     if not isinstance(properties, dict) or "ref" not in properties:
         raise AskFailed(f"the deployment {DEPLOYMENT} of {server.api} takes no commit; run `make up` there again")
     path = f"deployments/{_id(deployment, server)}/create_flow_run"
-    return _id(server.call("POST", path, {"parameters": {"ref": ref}, "tags": ["ci"]}), server)
+    # with a key, asking again makes no second run
+    asked = {"parameters": {"ref": ref}, "tags": ["ci"], "idempotency_key": str(uuid.uuid4())}
+    return _id(server.call("POST", path, asked), server)
 
 
 def _id(answer: Any, server: Server) -> str:

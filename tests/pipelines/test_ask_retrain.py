@@ -5,11 +5,15 @@ A stand-in answers in place of the server; test_services.py asks a real one.
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request
 
 import pytest
 
@@ -216,3 +220,39 @@ def test_a_deployment_that_names_no_parameters_takes_no_commit(
 ) -> None:
     assert run(monkeypatch, StandIn(deployments=[deployment])) == 1
     assert "takes no commit" in capsys.readouterr().err
+
+
+class Opener:
+    """In the place of the network: answers with these codes, one by one, and then with an id."""
+
+    def __init__(self, *codes: int) -> None:
+        self.codes, self.bodies = list(codes), list[Any]()
+
+    def open(self, request: Request, timeout: float) -> io.BytesIO:
+        self.bodies.append(request.data)
+        if self.codes:
+            raise HTTPError(request.full_url, self.codes.pop(0), "busy", Message(), io.BytesIO())
+        return io.BytesIO(b'{"id": "r1"}')
+
+
+def test_a_busy_server_is_asked_again_and_makes_one_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask_retrain, "BUSY_POLL_SECONDS", 0.0)
+    server, opener = Server("http://127.0.0.1:1/api", ""), Opener(503, 503)
+    monkeypatch.setattr(server, "_opener", opener)
+    assert server.call("POST", "deployments/d1/create_flow_run", {"idempotency_key": "k"}) == {"id": "r1"}
+    assert opener.bodies == [b'{"idempotency_key": "k"}'] * 3
+    asked = StandIn(flow_runs=state("COMPLETED"))
+    ask_retrain.ask(asked, "abc1234")
+    assert len(asked.asked[-1][2]["idempotency_key"]) == 36, "so the server makes one run of many askings"
+
+
+@pytest.mark.parametrize(("codes", "seconds"), [((503, 503, 503), 0.0), ((500, 503), 60.0), ((502, 503), 60.0)])
+def test_a_server_that_stays_busy_or_has_failed_is_named_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, codes: tuple[int, ...], seconds: float
+) -> None:
+    monkeypatch.setattr(ask_retrain, "BUSY_SECONDS", seconds)
+    monkeypatch.setattr(ask_retrain, "BUSY_POLL_SECONDS", 0.01)
+    server, opener = Server("http://127.0.0.1:1/api", ""), Opener(*codes)
+    monkeypatch.setattr(server, "_opener", opener)
+    with pytest.raises(NoAnswer, match=f"answers with {codes[0]}"):
+        server.call("GET", "flow_runs/r1")
