@@ -4,7 +4,8 @@
     python benchmarks/photos/defect_sets.py FOLDER... cells      and the package elpv-dataset, where it is installed
     python benchmarks/photos/defect_sets.py FOLDER --detectors own_place own_place,lite0_place
     python benchmarks/photos/defect_sets.py --synthetic FOLDER   to choose by: defects made of images of train/good,
-                                                                 which is all that FOLDER needs
+                                                                 which is all that FOLDER needs; --camera as well:
+                                                                 defects that were before the camera
 
 A member that reads a model, such as pyramid_excess, takes two calls more, with --synthetic in each or in none. The
 model must see no image that is scored:
@@ -66,11 +67,18 @@ def main() -> None:
     parser.add_argument("--write-fit", type=Path, help="a folder for what densities are fitted on; nothing is measured")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--synthetic", action="store_true", help="leave the test part alone")
+    parser.add_argument(
+        "--camera",
+        action="store_true",
+        help="synthetic defects that keep the camera's noise and are no sharper than it",
+    )
     asked = parser.parse_args()
+    if asked.camera and not asked.synthetic:
+        parser.error("--camera is of synthetic defects; add --synthetic")
     for name in asked.sets:
         kinds = cells(asked.size) if name == "cells" else folder_set(Path(name), asked.size, test=not asked.synthetic)
         if asked.synthetic:
-            kinds = made_of_training_images(kinds["train"], asked.seed)
+            kinds = made_of_training_images(kinds["train"], asked.seed, asked.camera)
         if asked.write:
             asked.write.mkdir(parents=True, exist_ok=True)
             np.savez(asked.write / f"{Path(name).name}.npz", allow_pickle=False, **kinds)
@@ -100,11 +108,11 @@ def folder_set(folder: Path, size: int, *, test: bool = True) -> dict[str, Pixel
     return {"train": read(folder / "train/good"), **{part.name: read(part) for part in kinds}}
 
 
-def made_of_training_images(train: Pixels, seed: int) -> dict[str, Pixels]:
+def made_of_training_images(train: Pixels, seed: int, camera: bool) -> dict[str, Pixels]:
     """A quarter of the training images, and defects made of them, in place of a test part."""
     order = np.random.default_rng(seed + 1).permutation(len(train))
     held, rest = order[: len(train) // 4], order[len(train) // 4 :]
-    return {"train": train[rest], "good": train[held], **synthetic_defects(train[held], seed)}
+    return {"train": train[rest], "good": train[held], **synthetic_defects(train[held], seed, camera=camera)}
 
 
 def cells(size: int) -> dict[str, Pixels]:

@@ -4,7 +4,7 @@ Three more are faint and long or large: a stain of an eighth to a third of the p
 straight band from edge to edge. Two are of the whole picture: dimmer by 8 to 25 %, and out of focus by a radius of 0.7
 to 1.5 pixels.
 
-They are made of images of train/good alone. What is chosen by them is in docs/decisions/0033, 0041, 0045 and 0046.
+They are made of images of train/good alone. What was chosen by them: docs/decisions/0033, 0041, 0045, 0046 and 0049.
 """
 
 from __future__ import annotations
@@ -14,22 +14,36 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
+from scipy.ndimage import gaussian_filter
 
 from densitywatch.arrays import Floats, Pixels
 
 Mask = NDArray[np.bool_]
 
+SHARPEST = 1.0
+"""Pixels, the standard deviation of what a point looks like in a sharp photograph, about."""
 
-def synthetic_defects(images: Pixels, seed: int) -> dict[str, Pixels]:
-    """Each kind of defect, once on each of the images (N, C, H, W)."""
+
+def synthetic_defects(images: Pixels, seed: int, *, camera: bool = False) -> dict[str, Pixels]:
+    """Each kind of defect, once on each of the images (N, C, H, W).
+
+    With `camera` a defect was before the camera: no change is sharper than a camera shows, and what is finer, the
+    camera's noise above all, stays that of the image. So the defect is made on a smoothed image, and what it changes
+    there, smoothed again, is added to the image itself. Without, edges are as sharp as arithmetic makes them, and a
+    pasted, blurred or erased part has no noise of its own: a model that reads single pixels is misled by both.
+    """
     generator = np.random.default_rng(seed)
     others = generator.permutation(len(images))
-    return {
-        name: np.stack(
-            [_rounded(put(image, images[other], generator)) for image, other in zip(images, others, strict=True)]
-        )
-        for name, put in KINDS.items()
-    }
+    before = _rounded(_smoothed(images)) if camera else images
+    found = {}
+    for name, put in KINDS.items():
+        changed = np.stack([put(x, before[other], generator) for x, other in zip(before, others, strict=True)])
+        found[name] = _rounded(images + _smoothed(changed - before)) if camera else _rounded(changed)
+    return found
+
+
+def _smoothed(images: Pixels | Floats) -> Floats:
+    return np.asarray(gaussian_filter(images.astype(np.float32), (0, 0, SHARPEST, SHARPEST)))
 
 
 def _rounded(image: Floats) -> Pixels:

@@ -162,20 +162,14 @@ class FeatureCache:
         return self.by_batch(("surprise", name), lambda x: -model.log_prob_map(x), size_of(model, self.size))
 
     def pyramid(self, name: str) -> Floats:
-        """How much too surprised and too little the pyramid `name` is at each place, of every split that is read, (B,
-        J, h, w); see pyramid_surprise.py. The likelihood comes from the same pass, and is kept for `nll`."""
+        """How much too surprised the pyramid `name` is at each place, of every level that is read, (B, J, h, w); see
+        pyramid_surprise.py."""
         model = self.models[name]
-        nats: list[Tensor] = []
 
         def read(x: Tensor) -> Tensor:
-            levels, surprise = pyramid_surprise(model, x, LEVELS)
-            nats.append(surprise)
-            return place_maps(levels, (x.shape[2], x.shape[3]))
+            return place_maps(pyramid_surprise(model, x, LEVELS), (x.shape[2], x.shape[3]))
 
-        maps = self.by_batch(("pyramid", name), read, size_of(model, self.size))
-        if nats:
-            self.once(("nll", name), lambda: torch.cat(nats).float().numpy())
-        return maps
+        return self.by_batch(("pyramid", name), read, size_of(model, self.size))
 
     def vae_terms(self, name: str) -> Floats:
         """Minus log p(x|z) at the mean of q(z|x), and KL(q(z|x) || p(z)), nats, (B, 2); no randomness."""

@@ -1,4 +1,4 @@
-"""Where a pyramid is more or less surprised than it expects, at each of its levels and in windows of several sizes.
+"""Where the coarse levels of a pyramid are more surprised than they expect to be.
 
 Of each difference the model says how surprised it will be on average, and how much that varies. So an image's texture
 is taken into account: what counts is the surprise that is left over, summed over a window and divided by what the sum's
@@ -6,8 +6,8 @@ spread would be. Under the model each term has mean 0 given what came before (a 
 of a window's terms add up.
 
 A level does not see the defect that a coarser one has already shown: it is given the coarse means. So levels are read
-one by one, and the largest value counts, not the sum. The detector reads the finest level alone, in windows of 8
-pixels: more levels and windows found no more (docs/decisions/0048).
+one by one, and the largest value counts, not the sum. The detector reads the coarsest level and the coarsest means: the
+finer ones see the noise of the camera, and no more of defects (docs/decisions/0048).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from densitywatch.detector.pixel_surprise import surprise_statistics
 from densitywatch.errors import ModelError
 
 LEVELS = 1
-"""The finest levels that the detector reads."""
-WINDOWS = (8,)
+"""The coarsest levels that the detector reads, beside the coarsest means."""
+WINDOWS = (32,)
 """Pixels of the image a side."""
 PLACE = 8
 """Pixels a side of a place of the maps."""
@@ -43,26 +43,18 @@ class Level:
     """nats^2."""
 
 
-def pyramid_surprise(model: Any, x: Tensor, levels: int | None = None) -> tuple[list[Level], Tensor]:
-    """The `levels` finest levels of uint8 images (B, C, H, W), the finest first, and -log p of the images, (B,) nats.
+def pyramid_surprise(model: Any, x: Tensor, levels: int | None = None) -> list[Level]:
+    """The `levels` coarsest levels of uint8 images (B, C, H, W), or all: the finest first, the coarsest means last.
 
-    With None: all levels, and the coarsest means as the last one. Raises ModelError for a model that is no pyramid, and
-    for one that takes the images as they are.
+    The surprise of all together is -log p of the images. Raises ModelError for a model that is no pyramid.
     """
     if not hasattr(model, "canvas") or not hasattr(model, "surprise"):
         raise ModelError(f"{type(model).__name__} has no levels; take a model of kind pixelcnn_pyramid")
     coarsest, splits = model.surprise(x, levels)
-    if not splits and levels is not None:
-        raise ModelError(f"the pyramid has no levels for images of {x.shape[2]} x {x.shape[3]}; train a larger one")
-    nats = -model.coarse_log_prob(coarsest).double().sum((1, 2))
-    for _, statistics in splits:
-        nats = nats + statistics[0].double().sum((1, 2))
-    found = [Level(split.scale, *statistics.unbind(0)) for split, statistics in splits if len(statistics) == 3]
-    if levels is None:
-        h, w = coarsest.shape[2:]
-        statistics = surprise_statistics(model.coarse, model.canvas(coarsest))[:, :, :h, :w]
-        found.append(Level(splits[-1][0].scale if splits else (1, 1), *statistics.unbind(0)))
-    return found, nats
+    found = [Level(split.scale, *statistics.unbind(0)) for split, statistics in splits]
+    h, w = coarsest.shape[2:]
+    statistics = surprise_statistics(model.coarse, model.canvas(coarsest))[:, :, :h, :w]
+    return [*found, Level(splits[-1][0].scale if splits else (1, 1), *statistics.unbind(0))]
 
 
 def windows_of(scale: tuple[int, int], windows: tuple[int, ...] = WINDOWS) -> list[int]:
@@ -105,11 +97,11 @@ def to_places(values: Tensor, scale: tuple[int, int], shape: tuple[int, int]) ->
 
 
 def place_maps(levels: list[Level], size: tuple[int, int], windows: tuple[int, ...] = WINDOWS) -> Tensor:
-    """Of every level and window how much too surprised, and too little, each place is, (B, 2 J, ceil(H / 8), ...)."""
+    """Of every level and window how much too surprised each place is, (B, J, ceil(H / 8), ceil(W / 8))."""
     shape = (-(-size[0] // PLACE), -(-size[1] // PLACE))
-    maps = []
-    for level in levels:
-        for window in windows_of(level.scale, windows):
-            z = unusual(level, window)
-            maps += [to_places(sign, level.scale, shape) for sign in (z, -z)]
+    maps = [
+        to_places(unusual(level, window), level.scale, shape)
+        for level in levels
+        for window in windows_of(level.scale, windows)
+    ]
     return torch.stack(maps, 1).float()

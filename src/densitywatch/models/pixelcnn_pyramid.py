@@ -156,18 +156,15 @@ class PixelCNNPyramid(nn.Module):
 
     def surprise(self, x: Tensor, levels: int | None = None) -> tuple[Tensor, list[tuple[Split, Tensor]]]:
         """The coarsest means (B, C, h, w), and of the differences of each split, the finest first, -log p, its
-        expectation and its variance, (3, B, h, w) each, one value for each mean. Beyond the `levels` finest levels -log
-        p alone, (1, B, h, w)."""
+        expectation and its variance, (3, B, h, w), one value for each mean. Of the `levels` coarsest levels alone, or
+        of all."""
         splits = self.splits(*x.shape[2:])
         image, parts = take_apart(x, splits)
         found = []
         for split, (means, d) in zip(splits, parts, strict=True):
-            network, reach = self.network(split), split.reach(means)
-            where = positions(split, x.shape[2:], means.shape[2:]).to(x.device)
-            if levels is None or split.level < levels:
-                found.append((split, network.surprise(means, d, reach, where)))
-            else:
-                found.append((split, -network.log_prob(means, d, reach, where)[None]))
+            if levels is None or split.level > splits[-1].level - levels:
+                where = positions(split, x.shape[2:], means.shape[2:]).to(x.device)
+                found.append((split, self.network(split).surprise(means, d, split.reach(means), where)))
         return image, found
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

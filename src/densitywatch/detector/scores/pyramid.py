@@ -1,4 +1,4 @@
-"""What pixelcnn_pyramid sees: more surprise than it expects, or less, in a part of the image."""
+"""What pixelcnn_pyramid sees: more surprise than it expects in a part of the image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = "pixelcnn_pyramid"
 
 
 def _map(features: FeatureCache, fitted: Arrays) -> Floats:
-    """The largest rarity over splits, windows and signs at each place, nats, (B, h, w)."""
+    """The largest rarity over splits and windows at each place, nats, (B, h, w)."""
     maps = features.pyramid(MODEL)
     largest = np.full((len(maps), *maps.shape[2:]), -np.inf)
     for j in range(maps.shape[1]):
@@ -39,7 +39,7 @@ def _places(features: FeatureCache, fitted: Arrays) -> Floats:
 
 
 @member(
-    "a small part of it holds more surprises, or fewer, than the pyramid of densities expects there",
+    "a part of it holds more surprises than the pyramid of densities expects there",
     fit=_fit,
     reads=(MODEL,),
     slow=True,
@@ -47,8 +47,9 @@ def _places(features: FeatureCache, fitted: Arrays) -> Floats:
     smallest=SMALLEST,
 )
 def pyramid_excess(features: FeatureCache, fitted: Arrays) -> Floats:
-    """Surprise less its expectation, in the model's own standard deviations, in windows of 8 pixels at the finest level
-    of pixelcnn_pyramid (residuals of autoregressive models as in Wang et al. 2020, "Further analysis of outlier
-    detection with deep generative models"), less what normal images show at the place, in their spreads. Of each split
-    and sign the largest place counts as -log P(a normal image's is as large), and of these the largest."""
+    """Surprise less its expectation, in the model's own standard deviations, in windows of 32 pixels at the coarsest
+    level of pixelcnn_pyramid and its coarsest means (residuals of autoregressive models as in Wang et al. 2020,
+    "Further analysis of outlier detection with deep generative models"), less what normal images show at the place, in
+    their spreads. Of each split the largest place counts as -log P(a normal image's is as large), and of these the
+    largest."""
     return np.asarray(_map(features, fitted).max((1, 2)))
