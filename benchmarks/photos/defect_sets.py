@@ -150,13 +150,19 @@ def parts_of(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def fitted_detector(
-    train: Pixels, members: list[str], seed: int, folder: Path | None = None
+    train: Pixels,
+    members: list[str],
+    seed: int,
+    folder: Path | None = None,
+    parts: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None,
+    grouped: bool = False,
 ) -> tuple[Detector, Pixels]:
     """A detector of 60 % of the images, tails and spreads of 20 %, and the other 20 %, which it has not seen.
 
-    The detector has no p-values yet. `folder`: of the models that members read.
+    The detector has no p-values yet. `folder`: of the models that members read. `parts`: the images, in the place of
+    those of `parts_of`. `grouped`: they were drawn by groups.
     """
-    validation, calibration, rest = parts_of(len(train), seed)
+    validation, calibration, rest = parts or parts_of(len(train), seed)
     models, size = Models(*([] if folder is None else [folder])), train.shape[-1]
 
     def cache(rows: Pixels) -> FeatureCache:
@@ -172,6 +178,7 @@ def fitted_detector(
         declared=(),
         small_network_steps=1,
         declared_steps=1,
+        grouped=grouped,
     )
     arrays: Arrays = fit_members([find_member(name) for name in members], data)
     facts = {
