@@ -33,6 +33,7 @@ OTHER_FORM = "its answer has not the form of Prefect's API; check PREFECT_API_UR
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "CRASHED")
 POLL_SECONDS = 5.0
 BUSY_SECONDS, BUSY_POLL_SECONDS = 60.0, 2.0
+"""How long a busy server is asked again, and how often."""
 GONE_SECONDS = 300.0
 """How long a server that answered once may be gone: long enough for a restart."""
 IDLE_SECONDS = 120.0
@@ -100,7 +101,7 @@ class NoAnswer(AskFailed):
 
 
 class Busy(NoAnswer):
-    """The server did not come to it: of Prefect's one, another wrote into its database meanwhile."""
+    """The server is busy (503). Prefect's says so while another one holds its database."""
 
 
 def _said(error: HTTPError) -> str:

@@ -1,7 +1,7 @@
 """Prefect's worker as this project runs it: `python -m pipelines.prefect_worker --pool gpu --name NAME`.
 
 Each run of a deployment with a limit leaves connections in reference cycles, with memory that Python does not count. So
-Python's own collector comes hours too late: after two hours the worker held 40 MiB of garbage (docs/reliability.md).
+Python's own collector comes hours too late: without this the worker grew by 40 MiB in two hours (docs/reliability.md).
 """
 
 from __future__ import annotations

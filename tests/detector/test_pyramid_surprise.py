@@ -89,7 +89,9 @@ def test_surprise_is_counted_above_its_expectation_in_the_spread_of_the_sum() ->
 def test_windows_hold_a_value_at_least() -> None:
     assert windows_of((1, 2), (4, 8, 16)) == [4, 8, 16]
     assert windows_of((8, 8), (4, 8, 16)) == [8, 16]
-    assert windows_of((128, 128)) == []
+    assert windows_of((64, 128)) == [128]
+    level = Level((64, 64), *torch.rand(3, 1, 2, 3))
+    assert place_maps([level], (100, 150)).shape == (1, 1, 13, 19)
 
 
 @pytest.mark.parametrize("scale", [(1, 2), (8, 8), (16, 16)])

@@ -58,8 +58,8 @@ def pyramid_surprise(model: Any, x: Tensor, levels: int | None = None) -> list[L
 
 
 def windows_of(scale: tuple[int, int], windows: tuple[int, ...] = WINDOWS) -> list[int]:
-    """The windows that hold at least one value of a level whose values cover `scale` pixels."""
-    return [window for window in windows if window >= max(scale)]
+    """The windows for a level whose values cover `scale` pixels: each holds at least one value."""
+    return list(dict.fromkeys(max(window, *scale) for window in windows))
 
 
 def unusual(level: Level, window: int) -> Tensor:

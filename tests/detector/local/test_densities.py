@@ -170,7 +170,7 @@ def test_held_out_images_choose_weak_shrinkage_with_many_images_and_strong_with_
     def drawn(n: int) -> torch.Tensor:
         return torch.tensor(np.einsum("bpd,pde->bpe", rng.normal(size=(n, 6, 8)), mixing)).float()
 
-    strength, fitted = densities.choose_strength(moments_of(drawn(count), 500), [drawn(100)])
+    strength, fitted = densities.choose_strength(moments_of(drawn(count), 500), [(drawn(100), None)])
     assert strength <= 30 if weak else strength >= 1000
     assert set(fitted) == {"mean", "whitening"}
 
@@ -198,5 +198,5 @@ def test_the_search_for_the_strength_finds_the_best_of_all(count: int) -> None:
         float(densities.place_nll(held_out, densities.place_gaussian(moments, k)).double().sum())
         for k in densities.STRENGTHS
     ]
-    strength, _ = densities.choose_strength(moments, [held_out])
+    strength, _ = densities.choose_strength(moments, [(held_out, None)])
     assert strength == densities.STRENGTHS[int(np.argmin(every))]

@@ -8,7 +8,6 @@ mean is a linear function of the code, and the covariance is what the code leave
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -92,14 +91,19 @@ def place_gaussian(moments: PlaceMoments, strength: float) -> Arrays:
     if moments.codes:
         codes, cross = moments.code_covariance(), _shrunk(moments.cross_covariance(), moments.count, strength)
         _add_floor(codes, float(torch.diagonal(codes).mean()))
-        slope = torch.linalg.solve(codes, cross.transpose(1, 2)).transpose(1, 2)
+        slope = torch.linalg.solve(codes, cross, left=False)
         shrunk -= slope @ cross.transpose(1, 2)
         fitted |= {
             "slope": slope.float().numpy(),
             "code_mean": moments.code_mean().float().numpy(),
             "code_whitening": _whitening(codes).numpy(),
         }
-    return fitted | {"whitening": _whitening(shrunk).numpy()}
+    return fitted | {_whitening_name(moments.codes > 0): _whitening(shrunk).numpy()}
+
+
+def _whitening_name(with_code: bool) -> str:
+    # so that a version that knows no codes refuses such Gaussians, and does not score without the code
+    return "whitening_given_code" if with_code else "whitening"
 
 
 def _shrunk(own: Tensor, count: int, strength: float) -> Tensor:
@@ -122,8 +126,8 @@ def _whitening(covariance: Tensor) -> Tensor:
 
 def place_distance(features: Tensor, fitted: Arrays, code: Tensor | None = None) -> Tensor:
     """Mahalanobis distance of features (B, P, D) from the mean of their place: |L^-1 (x - m - B (c - c0))|, (B, P)."""
-    mean, whitening = torch.as_tensor(fitted["mean"]), torch.as_tensor(fitted["whitening"])
-    x = (features - mean).transpose(0, 1)
+    whitening = torch.as_tensor(fitted[_whitening_name(code is not None)])
+    x = (features - torch.as_tensor(fitted["mean"])).transpose(0, 1)
     if code is not None:
         x = x - torch.matmul(code - torch.as_tensor(fitted["code_mean"]), torch.as_tensor(fitted["slope"]).mT)
     white = torch.bmm(x, whitening.transpose(1, 2))
@@ -146,7 +150,7 @@ def left_out(distance: Tensor, count: int, strength: float, code: Tensor | None 
     Morrison's formula inverts what is left. What W and the floor owe to one image is taken for nothing.
 
     `code`: the distances of the images' codes (B,), where there are any. The square of the distance of features and
-    code together is the sum of both squares, and each of the two sides is known without the image.
+    code together is the sum of both squares, and the formula gives it and the code's without the image.
     """
     if code is None:
         without = _squared_without(distance.double().square(), count, strength)
@@ -167,24 +171,22 @@ def _squared_without(squared: Tensor, count: int, strength: float) -> Tensor:
 def place_nll(features: Tensor, fitted: Arrays, code: Tensor | None = None) -> Tensor:
     """Minus log density of features (B, P, D) under the Gaussian of their place, without log(2 pi) D / 2, (B, P)."""
     # distance^2 / 2 + log |C| / 2, and log |C| / 2 is minus the sum of the logs of L^-1's diagonal
-    logs = torch.diagonal(torch.as_tensor(fitted["whitening"]), dim1=1, dim2=2).log().sum(1)
+    whitening = torch.as_tensor(fitted[_whitening_name(code is not None)])
+    logs = torch.diagonal(whitening, dim1=1, dim2=2).log().sum(1)
     return 0.5 * place_distance(features, fitted, code).square() - logs
 
 
-def choose_strength(
-    moments: PlaceMoments, held_out: Sequence[Tensor], codes: Sequence[Tensor] | None = None
-) -> tuple[float, Arrays]:
+def choose_strength(moments: PlaceMoments, held_out: Sequence[tuple[Tensor, Tensor | None]]) -> tuple[float, Arrays]:
     """The one of STRENGTHS under which held-out normal images are most probable, and its Gaussians.
 
-    `held_out` are features (B, P, D) that the moments have not seen, `codes` those of their images. Too little
+    `held_out` are features (B, P, D) that the moments have not seen, with the codes of their images or None. Too little
     shrinkage and too much both make them less probable, so the search starts in the middle and goes on while it gets
     better: three to five of the seven are tried.
     """
 
     def tried(number: int) -> tuple[float, int, Arrays]:
         fitted = place_gaussian(moments, STRENGTHS[number])
-        pairs = zip_longest(held_out, codes or ())
-        return float(sum(place_nll(x, fitted, code).double().sum() for x, code in pairs)), number, fitted
+        return float(sum(place_nll(x, fitted, code).double().sum() for x, code in held_out)), number, fitted
 
     start = len(STRENGTHS) // 2
     best = tried(start)

@@ -431,9 +431,7 @@ def _fit_places(data: FittingData, training: list[Images], source: Source, fitte
         else:
             yield from (_cells(_maps(batch, source, fitted), source, fitted) for batch in _batches(validation, most))
 
-    chosen_by = list(held_out(few))
-    codes = [code for _, code in chosen_by if code is not None]
-    strength, gaussians = densities.choose_strength(moments, [x for x, _ in chosen_by], codes or None)
+    strength, gaussians = densities.choose_strength(moments, list(held_out(few)))
     if data.grouped or sharing(h, w) > 1:
         return {**gaussians, "strength": np.array([strength])}, 0
     with torch.inference_mode():  # the moments were made in it

@@ -82,14 +82,13 @@ def _own_alone(images: Tensor, weights: Arrays) -> Tensor:
 
 OWN_ALONE = Source("own alone", _nothing, _own_alone, 8, 36, lambda: None)
 OWN = Source(
-    # of a place and its neighbours, the place's own features: every ninth
     "own",
     _nothing,
     _own,
     8,
     45,
     lambda: None,
-    of_picture=slice(4, None, 9),
+    of_picture=slice(4, None, 9),  # of a place and its neighbours, the place's own features
     in_tiles=OWN_ALONE,
 )
 LITE0 = Source("lite0", _lite0_weights, _lite0, 16, 176, _no_lite0, kept=True)

@@ -12,6 +12,8 @@ from densitywatch.detector.member import FittingData, member, with_prefix, witho
 from densitywatch.detector.tail_combination import fit_tail
 
 MODEL = "pixelcnn_pyramid"
+LEVEL = "coarse"
+"""Of the names of what was fitted for each map. A detector that read other levels has others, and is refused."""
 
 
 def _map(features: FeatureCache, fitted: Arrays) -> Floats:
@@ -19,7 +21,7 @@ def _map(features: FeatureCache, fitted: Arrays) -> Floats:
     maps = features.pyramid(MODEL)
     largest = np.full((len(maps), *maps.shape[2:]), -np.inf)
     for j in range(maps.shape[1]):
-        one = without_prefix(str(j), fitted)
+        one = without_prefix(f"{LEVEL}{j}", fitted)
         np.maximum(largest, rarity_of_places(standardised(maps[:, j], one), one), out=largest)
     return largest
 
@@ -30,7 +32,7 @@ def _fit(data: FittingData) -> Arrays:
         standard = fit_standard(maps)
         # some maps have far longer tails than others: only what is as rare as each other is compared
         tail = fit_tail(standardised(maps, standard).max((1, 2)))
-        fitted |= with_prefix(str(j), standard | with_prefix("maximum", tail))
+        fitted |= with_prefix(f"{LEVEL}{j}", standard | with_prefix("maximum", tail))
     return fitted | with_prefix("maximum", fit_tail(_map(data.validation, fitted).max((1, 2))))
 
 
