@@ -16,7 +16,7 @@ EVERY_SECONDS = 300.0
 
 
 def main(arguments: list[str], every: float = EVERY_SECONDS) -> None:
-    """Become `prefect worker start` with these arguments; collect garbage every so many seconds meanwhile."""
+    """Become `prefect worker start` with these arguments; collect garbage every `every` seconds meanwhile."""
     threading.Thread(target=_collect, args=(every,), name="garbage", daemon=True).start()
     sys.argv = ["prefect", "worker", "start", *arguments]
     runpy.run_module("prefect", run_name="__main__", alter_sys=True)

@@ -45,6 +45,7 @@ from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import find_member
 from densitywatch.outlier_benchmark.auroc import auroc
 
+Parts = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 IMAGE_FILES = {".png", ".jpg", ".jpeg", ".bmp"}
 LEVELS = (0.01, 0.05, 0.1)
 CHUNK = 50
@@ -142,7 +143,7 @@ def write_pngs(images: Pixels, folder: Path) -> None:
         Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)).save(folder / f"{number:05d}.png")
 
 
-def parts_of(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def parts_of(count: int, seed: int) -> Parts:
     """The images of the validation part, of the calibration part, and those that densities are fitted on."""
     order = np.random.default_rng(seed).permutation(count)
     held = count // 5
@@ -154,7 +155,7 @@ def fitted_detector(
     members: list[str],
     seed: int,
     folder: Path | None = None,
-    parts: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]] | None = None,
+    parts: Parts | None = None,
     grouped: bool = False,
 ) -> tuple[Detector, Pixels]:
     """A detector of 60 % of the images, tails and spreads of 20 %, and the other 20 %, which it has not seen.

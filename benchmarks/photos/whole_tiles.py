@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 
 import numpy as np
-from defect_sets import IMAGE_FILES, fitted_detector, folder_set, possible, scored
+from defect_sets import IMAGE_FILES, Parts, fitted_detector, folder_set, possible, scored
 from numpy.typing import NDArray
 
 from densitywatch.outlier_benchmark.auroc import auroc
@@ -69,7 +69,7 @@ def tiles(files: list[str]) -> NDArray[np.int64]:
     return tile
 
 
-def parts_by(group: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def parts_by(group: NDArray[np.int64], seed: int) -> Parts:
     """Pictures of the validation part, of those that are told from defective ones, and of those to fit on."""
     sizes = np.bincount(group)
     order = np.random.default_rng(seed).permutation(len(sizes))

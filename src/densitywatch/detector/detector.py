@@ -26,7 +26,7 @@ from densitywatch.arrays import Arrays, Floats, Pixels
 from densitywatch.data.reading import size_of
 from densitywatch.detector import conformal, explain
 from densitywatch.detector.feature_cache import FeatureCache, Models
-from densitywatch.detector.local.local_map import enlarged
+from densitywatch.detector.local.map_rarity import enlarged
 from densitywatch.detector.member import Member, without_prefix
 from densitywatch.detector.member_table import find_member
 from densitywatch.detector.tail_combination import combined, tail_surprise

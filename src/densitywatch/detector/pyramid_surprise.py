@@ -23,7 +23,7 @@ from densitywatch.detector.pixel_surprise import surprise_statistics
 from densitywatch.errors import ModelError
 
 LEVELS = 1
-"""The coarsest levels that the detector reads, beside the coarsest means."""
+"""The number of coarsest levels that the detector reads, next to the coarsest means."""
 WINDOWS = (32,)
 """Pixels of the image a side."""
 PLACE = 8

@@ -15,7 +15,7 @@ from densitywatch.detector.calibrate import calibrate, fit_member, fit_members
 from densitywatch.detector.conformal import check_reachable, images_for, place_p_values
 from densitywatch.detector.detector import Detector, load
 from densitywatch.detector.feature_cache import FeatureCache, Models
-from densitywatch.detector.local import lite0, local_map, sources
+from densitywatch.detector.local import lite0, local_map, map_rarity, sources
 from densitywatch.detector.member import FittingData
 from densitywatch.detector.member_table import MEMBERS, find_member
 from densitywatch.errors import ModelError
@@ -415,7 +415,7 @@ def test_a_detector_whose_maps_were_not_taken_less_their_median_is_refused(name:
 
 def test_the_mean_of_the_top_is_over_one_place_in_a_hundred() -> None:
     maps = np.arange(1024, dtype=np.float64).reshape(1, 32, 32)
-    largest, top = local_map.statistics(maps)
+    largest, top = map_rarity.statistics(maps)
     assert largest[0] == 1023
     assert top[0] == np.arange(1014, 1024).mean()
 
@@ -477,9 +477,9 @@ def test_maps_of_different_strides_are_one_map() -> None:
 
 def test_between_places_a_map_is_interpolated_and_exceeds_no_place() -> None:
     coarse = np.random.default_rng(3).normal(size=(2, 4, 5))
-    fine = local_map.interpolated(coarse, 2.0)
+    fine = map_rarity.interpolated(coarse, 2.0)
     assert fine.shape == (2, 8, 10)
     np.testing.assert_allclose(fine[:, 0, 0], coarse[:, 0, 0])  # a corner has no neighbours beyond
     np.testing.assert_allclose(fine[:, 1, 0], 0.75 * coarse[:, 0, 0] + 0.25 * coarse[:, 1, 0])
     assert (fine.max((1, 2)) <= coarse.max((1, 2))).all()
-    np.testing.assert_array_equal(local_map.interpolated(coarse, 1.0), coarse)
+    np.testing.assert_array_equal(map_rarity.interpolated(coarse, 1.0), coarse)

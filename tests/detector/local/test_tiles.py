@@ -15,7 +15,8 @@ from densitywatch.arrays import Arrays, Pixels
 from densitywatch.detector.calibrate import calibrate, fit_members
 from densitywatch.detector.detector import Detector, load
 from densitywatch.detector.feature_cache import FeatureCache, Models
-from densitywatch.detector.local.local_map import enlarged, sharing
+from densitywatch.detector.local.local_map import sharing
+from densitywatch.detector.local.map_rarity import enlarged
 from densitywatch.detector.local.sources import OWN
 from densitywatch.detector.local.tiles import owned, read_in_tiles, starts
 from densitywatch.detector.member import FittingData

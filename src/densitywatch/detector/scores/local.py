@@ -39,7 +39,7 @@ def _local(says: str, source: Source, density: Density) -> Callable[[Score], Mem
 @_local("a small part of it is not as it is at that place in normal images", OWN, "place")
 def own_place(features: FeatureCache, fitted: Arrays) -> Floats:
     """Oriented energies and shades under a Gaussian for each place (Defard et al. 2021, PaDiM, with features that
-    nothing was trained for)."""
+    nothing was trained for), given what the picture shows as a whole."""
     return local_score(features, OWN, fitted)
 
 

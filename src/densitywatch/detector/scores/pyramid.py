@@ -6,7 +6,7 @@ import numpy as np
 
 from densitywatch.arrays import Arrays, Floats
 from densitywatch.detector.feature_cache import FeatureCache
-from densitywatch.detector.local.local_map import fit_standard, rarity_of_places, standardised
+from densitywatch.detector.local.map_rarity import fit_standard, rarity_of_places, standardised
 from densitywatch.detector.local.sources import SMALLEST
 from densitywatch.detector.member import FittingData, member, with_prefix, without_prefix
 from densitywatch.detector.tail_combination import fit_tail
